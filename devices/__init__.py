@@ -1,0 +1,1 @@
+"""What a board can do: one file, one product line."""

@@ -1,0 +1,189 @@
+"""A checkpoint folder in Hugging Face layout, as far as every family reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+
+from vlmedge.errors import CheckpointError
+from vlmedge.image import front_end
+from vlmedge.spec import Generation, ImageFrontEnd
+
+TOKENIZER = "assets/tokenizer.json"
+
+# Tokenized by both sides at export: what breaks tokenizers is rarely plain English.
+GOLDENS = (
+    "",
+    "a photo of a cat",
+    "Question: what colour is the circle? Answer:",
+    "  two  spaces\tand a tab\n",
+    "Ünïcödé, naïve café",
+    "数は三つです。",
+    "🦙👩‍👩‍👧 emoji",
+    "MiXeD CaSe, it's 3.14!",
+    "</s><|endoftext|>",
+)
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any] | None:
+    """Read a JSON file of a checkpoint; none when it is not there."""
+    file = folder / name
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_bytes())
+    except ValueError:
+        raise CheckpointError(f"{file} is no JSON: download it again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is no JSON object: download it again")
+    return data
+
+
+def read_config(folder: Path, needed: Iterable[str]) -> Any:
+    """Read config.json as transformers does, in eager float32, and refuse one with gaps.
+
+    Args:
+        folder: The checkpoint.
+        needed: Fields that have no sane default.
+    """
+    raw = read_json(folder, "config.json") or {}
+    for field in needed:
+        if field not in raw:
+            raise CheckpointError(f"{folder / 'config.json'} has no {field!r}: it is needed")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises what each config class happens to raise
+        line = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{folder / 'config.json'} is refused: {line}") from None
+    _eager_float32(config)
+    return config
+
+
+def _eager_float32(config: Any) -> None:
+    """Trace the plain attention (SDPA's export is a maze), in float32 whatever the disk holds."""
+    config._attn_implementation = "eager"
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = "float32"
+        part._attn_implementation = "eager"
+
+
+def read_image_front_end(folder: Path, default: ImageFrontEnd) -> ImageFrontEnd:
+    """Read the image processor's config: a file of its own, or inside the processor's."""
+    config = read_json(folder, "preprocessor_config.json")
+    if config is None:
+        config = (read_json(folder, "processor_config.json") or {}).get("image_processor")
+    return default if config is None else front_end(config)
+
+
+def read_generation(folder: Path, text_config: Any) -> Generation:
+    """Read generation_config.json; what it leaves out comes from the text config."""
+    config = read_json(folder, "generation_config.json") or {}
+
+    def pick(name: str) -> Any:
+        found = config.get(name)
+        return getattr(text_config, name, None) if found is None else found
+
+    eos = pick("eos_token_id")
+    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    pad = pick("pad_token_id")
+    options = {
+        ours: config[theirs]
+        for ours, theirs in {
+            "max_tokens": "max_new_tokens",
+            "min_tokens": "min_new_tokens",
+            "num_beams": "num_beams",
+            "do_sample": "do_sample",
+            "temperature": "temperature",
+            "top_k": "top_k",
+            "top_p": "top_p",
+            "repetition_penalty": "repetition_penalty",
+            "length_penalty": "length_penalty",
+        }.items()
+        if config.get(theirs) is not None
+    }
+    if config.get("early_stopping") is not None:
+        options["early_stopping"] = bool(config["early_stopping"])
+    return Generation(
+        eos_ids=eos_ids,
+        pad_id=pad if pad is not None else eos_ids[0] if eos_ids else 0,
+        bos_id=pick("bos_token_id"),
+        **options,
+    )
+
+
+def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """Build the fast tokenizer, also from vocab.json and merges.txt alone.
+
+    Its ids are compared with transformers' own on goldens, special tokens included.
+    """
+    sources = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
+    if not any((folder / name).is_file() for name in sources):
+        raise CheckpointError(
+            f"{folder} has no tokenizer: tokenizer.json, or vocab.json and merges.txt, is missing"
+        )
+    try:
+        full = transformers.AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises what each tokenizer happens to raise
+        line = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{folder}: its tokenizer is refused: {line}") from None
+    fast = tokenizers.Tokenizer.from_str(full.backend_tokenizer.to_str())
+    fast.no_padding()
+    fast.no_truncation()
+    for text in GOLDENS:
+        ours, theirs = fast.encode(text).ids, full(text)["input_ids"]
+        if ours != theirs:
+            raise CheckpointError(
+                f"{folder}: tokenizer.json gives {ours} for {text!r}, transformers {theirs}: "
+                "the tokenizer needs code that the runtime does not have"
+            )
+    return fast
+
+
+def goldens(tokenizer: tokenizers.Tokenizer) -> bytes:
+    """Return texts and their ids, for `check` on the device."""
+    table = [{"text": text, "ids": tokenizer.encode(text).ids} for text in GOLDENS]
+    return json.dumps(table, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def check_weights(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    ignored: Iterable[str],
+) -> None:
+    """Refuse missing, extra and misshapen weights by name.
+
+    Args:
+        found: Shapes in the checkpoint.
+        expected: Shapes that the modules need.
+        ignored: Endings of names that checkpoints carry and nobody needs.
+    """
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        raise CheckpointError(f"weight {missing[0]!r} is missing{_more(missing)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(
+                f"weight {name!r} is {list(found[name])}: config.json asks for {list(shape)}"
+            )
+    endings = tuple(ignored)
+    extra = sorted(n for n in set(found) - set(expected) if not n.endswith(endings))
+    if extra:
+        raise CheckpointError(
+            f"weight {extra[0]!r} belongs to no part of the model{_more(extra)}: "
+            "config.json and the weights do not fit together"
+        )
+
+
+def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Compare two weights: a config that calls them tied may be wrong."""
+    return a.shape == b.shape and np.array_equal(a, b)
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,0 +1,143 @@
+"""What every family shares once it has named its components: trace, bind, list, refer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vlmedge.contracts import Array, Graph, Traced
+from vlmedge.spec import Component, EmbeddingTable, ModelSpec
+
+from ._checkpoint import TOKENIZER, check_weights, goldens, read_tokenizer
+from ._graph import bind, clean
+from ._torch import Build, TorchGraph, build_on_meta
+from ._trace import trace
+from ._weights import Weights
+
+EMBEDDINGS = "assets/embed_tokens.bin"
+IGNORED = (".position_ids", ".inv_freq", ".attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class HubExport:
+    """A checkpoint in Hugging Face layout, opened for export.
+
+    Attributes:
+        folder: Where it lies.
+        spec: What the runtime will know.
+        builds: Makes each component's torch module; its parameters carry the checkpoint's names.
+        weights: The tensors on disk.
+        tied: Weights that may be absent, and the one that stands for them.
+        embed_tokens: Name of the token embedding table that the host reads, or none.
+        extra: Weights that are read otherwise (logit_scale), by name.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    builds: Mapping[str, Build]
+    weights: Weights
+    tied: Mapping[str, str] = field(default_factory=dict)
+    embed_tokens: str | None = None
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse weights that do not fit the modules before any work is done."""
+        expected: dict[str, tuple[int, ...]] = {}
+        for build in self.builds.values():
+            module, _ = build_on_meta(build)
+            expected |= {name: tuple(p.shape) for name, p in module.named_parameters()}
+        found = dict(self.weights.shapes())
+        for name, source in self.tied.items():
+            if name in expected and name not in found and source in found:
+                found[name] = found[source]
+        for name in (*self.extra, *([self.embed_tokens] if self.embed_tokens else [])):
+            expected.setdefault(name, found.get(name, ()))
+        check_weights(found, expected, IGNORED)
+
+    def read(self, name: str) -> Array:
+        """Read a weight as float32; a tied one that is absent is its source."""
+        if name not in self.weights.shapes():
+            name = self.tied[name]
+        return self.weights.read(name)
+
+    def trace(self, component: str) -> Traced:
+        """Trace one component and bind its weights lazily."""
+        spec = self.spec.component(component)
+        model, buffers = trace(spec, self.builds[component])
+        bind(model, self.read, buffers, clean(model))
+        return Traced(spec, model)
+
+    def assets(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
+        """Yield what the bundle holds beside graphs."""
+        if self.spec.text is not None:
+            tokenizer = read_tokenizer(self.folder)
+            yield TOKENIZER, lambda file: tokenizer.save(str(file))
+            yield "assets/goldens.json", lambda file: _write(file, goldens(tokenizer))
+        if self.embed_tokens is not None:
+            yield EMBEDDINGS, self._write_embeddings
+
+    def embeddings(self) -> EmbeddingTable | None:
+        """Describe the embedding table, in the precision that it has on disk."""
+        if self.embed_tokens is None:
+            return None
+        vocabulary, width = self.weights.shapes()[self.embed_tokens]
+        return EmbeddingTable(EMBEDDINGS, 0, self._table_dtype(), (vocabulary, width))
+
+    def open(self, component: str, dtype: str = "float32") -> Graph:
+        """Load one component in PyTorch, as the gate's and the benchmark's reference."""
+        spec = self.spec.component(component)
+        return TorchGraph(spec, self.builds[component], self.read, getattr(torch, dtype))
+
+    def _table_dtype(self) -> str:
+        assert self.embed_tokens is not None
+        half = self.weights.dtype(self.embed_tokens) == "float16"
+        return "float16" if half else "float32"  # numpy has no bfloat16; float32 holds it exactly
+
+    def _write_embeddings(self, file: Path) -> None:
+        assert self.embed_tokens is not None
+        table = self.weights.read(self.embed_tokens).astype(self._table_dtype())
+        with file.open("wb") as stream:
+            np.ascontiguousarray(table).tofile(stream)
+
+
+def state_pairs(layers: int) -> tuple[tuple[str, str], ...]:
+    """Pair each present.i.key with the past_key_values.i.key that it becomes."""
+    return tuple(
+        (f"present.{i}.{part}", f"past_key_values.{i}.{part}")
+        for i in range(layers)
+        for part in ("key", "value")
+    )
+
+
+def causal_mask(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Turn a padding mask into what is added to the attention scores.
+
+    Written out, since transformers' own masks trace into GatherND, which few engines love.
+
+    Args:
+        attention_mask: int64 [batch, total], 1 for a token and 0 for padding.
+        tokens: How many of the last positions ask.
+
+    Returns:
+        float32 [batch, 1, tokens, total]: 0 where a position may look, else the lowest float.
+    """
+    total = attention_mask.shape[1]
+    asks = torch.arange(tokens, device=attention_mask.device) + (total - tokens)
+    looks = torch.arange(total, device=attention_mask.device)
+    causal = looks[None, :] <= asks[:, None]  # [tokens, total]
+    allowed = causal[None, None] & (attention_mask[:, None, None, :] > 0)
+    lowest = torch.finfo(torch.float32).min
+    return torch.where(allowed, 0.0, lowest)
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+
+
+def components_of(spec: ModelSpec) -> dict[str, Component]:
+    """Return the components by name."""
+    return {component.name: component for component in spec.components}

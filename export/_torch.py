@@ -1,0 +1,130 @@
+"""Torch modules without weights, and with one component's weights at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# transformers' run-time checks leave aten::_is_all_true in a trace, which ONNX does not have
+os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from vlmedge.contracts import Array
+from vlmedge.graph import CheckedGraph
+from vlmedge.spec import Component
+
+Build = Callable[[], torch.nn.Module]
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Send torch.empty to the meta device: parameters get no memory, while buffers, which are
+    made with arange and the like, keep their values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def build_on_meta(build: Build) -> tuple[torch.nn.Module, dict[str, Array]]:
+    """Build a module whose parameters and buffers have no data.
+
+    Returns:
+        The module in eval mode, and the values of its buffers that no checkpoint holds.
+    """
+    with _EmptyOnMeta(), torch.device("cpu"):
+        module = build()
+    values = {
+        name: buffer.numpy().copy()
+        for name, buffer in module.named_buffers()
+        if buffer.device.type != "meta"
+    }
+    return module.to("meta").eval().requires_grad_(False), values
+
+
+@contextmanager
+def threads(count: int | None = None) -> Iterator[None]:
+    """Use `count` threads in torch, for a fair comparison with an engine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class TorchGraph(CheckedGraph):
+    """A component in PyTorch: the reference of the gate, behind an engine's interface."""
+
+    def __init__(
+        self,
+        component: Component,
+        build: Build,
+        read: Callable[[str], Array],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Load the weights that the component needs, one by one.
+
+        Args:
+            component: Its spec.
+            build: Makes its torch module.
+            read: Reads a weight as float32 by its name in the module.
+            dtype: What to compute in.
+        """
+        super().__init__(component)
+        self._dtype = dtype
+        module, buffers = build_on_meta(build)
+        weights = {name: torch.from_numpy(value) for name, value in buffers.items()}
+        for name, _ in module.named_parameters():
+            weights[name] = torch.from_numpy(read(name)).to(dtype)
+        _assign(module, weights)
+        self._module: torch.nn.Module | None = module
+
+    def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run the module on numpy arrays; float inputs in the graph's dtype."""
+        if self._module is None:
+            raise RuntimeError(f"{self.component.name} is closed")
+        state = {into for _, into in self.component.state}
+        tensors = {name: self._tensor(value) for name, value in feeds.items()}
+        plain = [tensors[spec.name] for spec in self.component.inputs if spec.name not in state]
+        past = [tensors[into] for _, into in self.component.state]
+        with torch.inference_mode():
+            outputs = self._module(*plain, *([past] if past else []))
+        return {
+            spec.name: value.float().numpy() if value.is_floating_point() else value.numpy()
+            for spec, value in zip(self.component.outputs, flat(outputs), strict=True)
+        }
+
+    def close(self) -> None:
+        """Free the weights."""
+        super().close()
+        self._module = None
+
+    def _tensor(self, value: Array) -> torch.Tensor:
+        tensor = torch.from_numpy(value)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def flat(outputs: Any) -> list[torch.Tensor]:
+    """Flatten what a component's forward returns: tensors, or tensors and a list of them."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    return [tensor for part in outputs for tensor in flat(part)]
+
+
+def _assign(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put tensors in place of the parameters and buffers of the same names."""
+    for name, tensor in weights.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+        else:
+            owner._buffers[leaf] = tensor

@@ -1,0 +1,91 @@
+"""From a torch module without weights to a portable ONNX graph without weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+
+from vlmedge.contracts import Array
+from vlmedge.errors import CheckpointError
+from ._torch import Build, build_on_meta
+from vlmedge.spec import Component, TensorSpec
+
+OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
+
+# Sizes to trace at. All differ, and none is 0 or 1, which torch.export would take for constants.
+AXES = {"batch": 2, "tokens": 3, "past": 5, "total": 8}
+
+
+def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array]]:
+    """Trace one component.
+
+    Args:
+        component: Names and shapes of inputs and outputs, in the order of the module's forward;
+            state inputs come last, as one list.
+        build: Makes the module; its parameters carry the checkpoint's names.
+
+    Returns:
+        The graph, whose weights are initializers without data, and the values of buffers.
+    """
+    module, buffers = build_on_meta(build)
+    state = {into for _, into in component.state}
+    specs = {spec.name: spec for spec in component.inputs}
+    plain = [spec for spec in component.inputs if spec.name not in state]
+    past = [specs[into] for _, into in component.state]
+    args: list[object] = [_example(spec) for spec in plain]
+    axes: list[object] = [_dynamic(spec) for spec in plain]
+    if past:
+        args.append([_example(spec) for spec in past])
+        axes.append([_dynamic(spec) for spec in past])
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(args),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=tuple(axes),
+            input_names=[spec.name for spec in (*plain, *past)],
+            output_names=[spec.name for spec in component.outputs],
+            optimize=False,  # it would read the weights
+            verbose=False,
+        )
+        if program is None:
+            raise CheckpointError(f"{component.name}: torch.onnx gave no graph")
+        model: ir.Model = program.model
+        for value in model.graph.initializers.values():
+            raw = getattr(value.const_value, "raw", None)
+            if isinstance(raw, torch.Tensor) and raw.device.type == "meta":
+                value.const_value = None
+        onnxscript.optimizer.optimize_ir(model)
+    return model, buffers
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    shape = [axis if isinstance(axis, int) else AXES[axis] for axis in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device="meta")
+
+
+def _dynamic(spec: TensorSpec) -> dict[int, str]:
+    return {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's chatter about what is normal here: weights without data."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,140 @@
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) with a ViT image tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from vlmedge.spec import (
+    Component,
+    EmbedTask,
+    ImageFrontEnd,
+    MatchTask,
+    ModelSpec,
+    TensorSpec,
+    TextFrontEnd,
+)
+
+from ._checkpoint import TOKENIZER, read_config, read_image_front_end, read_tokenizer
+from ._family import HubExport, causal_mask
+from ._weights import open_weights
+
+ARCHITECTURES = ("CLIPModel",)
+ALIASES = {
+    "clip": "openai/clip-vit-base-patch32",
+    "clip-b16": "openai/clip-vit-base-patch16",
+    "clip-l14": "openai/clip-vit-large-patch14",
+}
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TEMPLATE = "a photo of a {}"
+
+
+class VisionEncoder(torch.nn.Module):
+    """Image tower and projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        model = transformers.CLIPModel(config)
+        self.vision_model = model.vision_model
+        self.visual_projection = model.visual_projection
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Map float [batch, 3, height, width] to image_embeds [batch, width]."""
+        pooled = self.vision_model(pixel_values=pixel_values).pooler_output
+        embeds: torch.Tensor = self.visual_projection(pooled)
+        return embeds
+
+
+class TextEncoder(torch.nn.Module):
+    """Text tower and projection; the row at the end token is the text."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        model = transformers.CLIPModel(config)
+        self.text_model = model.text_model
+        self.text_projection = model.text_projection
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Map int64 [batch, tokens] to text_embeds float [batch, width]."""
+        mask = causal_mask(attention_mask, input_ids.shape[1])
+        pooled = self.text_model(input_ids=input_ids, attention_mask=mask).pooler_output
+        embeds: torch.Tensor = self.text_projection(pooled)
+        return embeds
+
+
+def describe(config: Any, image: ImageFrontEnd, logit_scale: float) -> ModelSpec:
+    """Name the graphs and tasks of one checkpoint, with its numbers."""
+    text, size, width = config.text_config, config.vision_config.image_size, config.projection_dim
+    vision_encoder = Component(
+        "vision_encoder",
+        inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
+        outputs=(TensorSpec("image_embeds", "float32", ("batch", width)),),
+    )
+    text_encoder = Component(
+        "text_encoder",
+        inputs=(
+            TensorSpec("input_ids", "int64", ("batch", "tokens")),
+            TensorSpec("attention_mask", "int64", ("batch", "tokens")),
+        ),
+        outputs=(TensorSpec("text_embeds", "float32", ("batch", width)),),
+    )
+    pad = text.pad_token_id
+    return ModelSpec(
+        family="clip",
+        components=(vision_encoder, text_encoder),
+        tasks={
+            "classify": MatchTask(
+                image=("vision_encoder",),
+                image_output="image_embeds",
+                text=("text_encoder",),
+                text_output="text_embeds",
+                logit_scale=logit_scale,
+                template=TEMPLATE,
+            ),
+            "embed_image": EmbedTask("image", ("vision_encoder",), "image_embeds"),
+            "embed_text": EmbedTask("text", ("text_encoder",), "text_embeds"),
+        },
+        image=image,
+        text=TextFrontEnd(
+            tokenizer=TOKENIZER,
+            max_tokens=text.max_position_embeddings,
+            pad_id=0 if pad is None else pad,
+            padding_side="right",
+        ),
+    )
+
+
+class Clip:
+    """CLIP checkpoints in transformers' layout."""
+
+    def open(self, folder: Path, *, allow_pickle: bool = False) -> HubExport:
+        """Read a checkpoint folder; no weights but the temperature yet."""
+        config = read_config(folder, needed=("text_config", "vision_config"))
+        weights = open_weights(folder, allow_pickle=allow_pickle)
+        read_tokenizer(folder)
+        size = config.vision_config.image_size
+        default = ImageFrontEnd(
+            resize="shortest_edge",
+            resize_size=(size, size),
+            resample="bicubic",
+            crop_size=(size, size),
+            rescale_factor=1 / 255,
+            image_mean=CLIP_MEAN,
+            image_std=CLIP_STD,
+        )
+        scale = np.exp(weights.read("logit_scale")) if "logit_scale" in weights.shapes() else 1.0
+        spec = describe(config, read_image_front_end(folder, default), float(scale))
+        builds = {
+            "vision_encoder": lambda: VisionEncoder(config),
+            "text_encoder": lambda: TextEncoder(config),
+        }
+        return HubExport(folder, spec, builds, weights, extra=("logit_scale",))
+
+
+FAMILY = Clip()

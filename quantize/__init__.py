@@ -1,0 +1,1 @@
+"""Graphs in, smaller graphs out: one file, one scheme."""

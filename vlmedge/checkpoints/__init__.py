@@ -1,0 +1,1 @@
+"""The built-in trained tiny checkpoints, one folder each in Hugging Face layout."""

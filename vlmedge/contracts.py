@@ -1,0 +1,153 @@
+"""The four things that a file in export/, quantize/, runtimes/ or devices/ can be, and a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.spec import Component, ModelSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vlmedge.bundle import Bundle
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+class Graph(Protocol):
+    """One component, loaded. It keeps its state (a decoder's cache) between calls."""
+
+    @property
+    def component(self) -> Component:
+        """What goes in and comes out."""
+        ...
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        """Run once; state inputs may be left out and then come from the call before.
+
+        Args:
+            feeds: Every input that is not state, by name.
+
+        Returns:
+            Every output that is not state, by name.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the state: the next call starts with an empty cache."""
+        ...
+
+    def reorder(self, rows: NDArray[np.int64]) -> None:
+        """Make state row i the row `rows[i]` of now; may repeat and drop rows (beams)."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the graph cannot run after it."""
+        ...
+
+
+class Engine(Protocol):
+    """`ENGINE` in runtimes/<name>.py: what turns a component on disk into a `Graph`."""
+
+    def open(self, bundle: Bundle, component: str) -> Graph:
+        """Load one component, lowered to what is fastest here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFloat:
+    """A layer that a scheme left in float, and why."""
+
+    component: str
+    layer: str
+    reason: str
+
+
+class Scheme(Protocol):
+    """`SCHEME` in quantize/<name>.py: portable graphs in, smaller portable graphs out."""
+
+    def rewrite(self, component: Component, model: ir.Model) -> list[KeptFloat]:
+        """Make the weights of one graph small, in place, without reading them yet.
+
+        Initializers stay lazy tensors: what was read on demand in float is now read on demand
+        and quantized, so memory stays at a few tensors.
+        """
+        ...
+
+    def calibrate(self, component: Component, model: ir.Model, ranges: Mapping[str, float]) -> None:
+        """Add what needs the activations' ranges; the weights are on disk already.
+
+        Args:
+            component: The graph's spec.
+            model: The graph as `rewrite` left it, in place.
+            ranges: Largest absolute value of each tensor that `watch` named.
+        """
+        ...
+
+    def watch(self, component: Component, model: ir.Model) -> list[str]:
+        """Name the tensors whose ranges `calibrate` wants; none for weight-only components."""
+        ...
+
+
+class Reference(Protocol):
+    """A checkpoint in PyTorch, component by component: what the gate compares with."""
+
+    def open(self, component: str) -> Graph:
+        """Load one component's weights in float32; close it before the next one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """One component of a checkpoint as a portable graph whose weights are read on demand."""
+
+    component: Component
+    model: ir.Model
+
+
+class Export(Protocol):
+    """One checkpoint, opened for export."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the runtime will know."""
+        ...
+
+    def trace(self, component: str) -> Traced:
+        """Trace one component and bind its weights lazily."""
+        ...
+
+    def assets(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
+        """Yield (path inside the bundle, function that writes it there)."""
+        ...
+
+    def reference(self) -> Reference:
+        """Open the same checkpoint in PyTorch."""
+        ...
+
+
+class Family(Protocol):
+    """`FAMILY` in export/<name>.py: how one kind of checkpoint becomes graphs.
+
+    Beside it the file holds two literals that are read without importing torch:
+    ARCHITECTURES (names in config.json) and ALIASES (short name -> hub id).
+    """
+
+    def open(self, folder: Path, *, allow_pickle: bool = False) -> Export:
+        """Read a checkpoint folder in Hugging Face layout; no weights yet."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`DEVICE` in devices/<name>.py: a board, in the numbers that choose an engine."""
+
+    title: str
+    engines: tuple[str, ...]

@@ -1,0 +1,128 @@
+"""The words of manifest.json, beyond the model itself (that is spec.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from vlmedge.spec import EmbeddingTable, ModelSpec, _Data
+
+FORMAT = 1
+
+
+class CheckpointId(_Data):
+    """Where the weights came from.
+
+    Attributes:
+        id: Hub id, built-in name or folder name.
+        revision: Commit on the hub, or none.
+        sha256: Digest of config.json and of every weight file's name and size.
+    """
+
+    id: str
+    revision: str | None
+    sha256: str
+
+
+class StoredFile(_Data):
+    """One file of the bundle, by its path inside it."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class KeptLayer(_Data):
+    """A layer that the scheme left in float, and why."""
+
+    component: str
+    layer: str
+    reason: str
+
+
+class ComponentParity(_Data):
+    """One component against PyTorch, same weights and inputs.
+
+    Attributes:
+        component: Its name.
+        max_abs: Largest absolute difference.
+        max_rel: The same over the largest absolute value of the reference.
+        cosine: Of the flattened outputs, the worst case of all samples.
+        tolerance: What was allowed: max_rel for float32, 1 - cosine for the rest.
+        passed: Whether it was met.
+    """
+
+    component: str
+    max_abs: float
+    max_rel: float
+    cosine: float
+    tolerance: str
+    passed: bool
+
+
+class TaskParity(_Data):
+    """One task end to end against PyTorch.
+
+    Attributes:
+        task: Its name, with how it was run ("caption, 5 beams").
+        samples: How many were compared.
+        agreement: Share of equal answers, 0..1.
+        accuracy: Share of right answers where the data has labels, else none.
+        reference_accuracy: PyTorch's share of right answers, else none.
+        tolerance: What was allowed.
+        passed: Whether it was met.
+    """
+
+    task: str
+    samples: int
+    agreement: float
+    accuracy: float | None
+    reference_accuracy: float | None
+    tolerance: str
+    passed: bool
+
+
+class Parity(_Data):
+    """What the gate found."""
+
+    passed: bool
+    components: tuple[ComponentParity, ...]
+    tasks: tuple[TaskParity, ...]
+
+
+class Manifest(_Data):
+    """manifest.json.
+
+    Attributes:
+        format: Version of this layout.
+        vlmedge: Version that wrote it.
+        checkpoint: Where the weights came from.
+        scheme: float32, int8, ...
+        spec: The model.
+        kept: What the scheme left in float.
+        files: Every file but this one and engines/.
+        provenance: Library versions, opset, calibration data.
+        embeddings: The token embedding table, or none.
+        parity: What the gate found, or none: the bundle is unverified.
+    """
+
+    format: int
+    vlmedge: str
+    checkpoint: CheckpointId
+    scheme: str
+    spec: ModelSpec
+    kept: tuple[KeptLayer, ...]
+    files: tuple[StoredFile, ...]
+    provenance: dict[str, str]
+    embeddings: EmbeddingTable | None = None
+    parity: Parity | None = None
+
+
+def schema() -> dict[str, Any]:
+    """Make the JSON Schema that is published as vlmedge/manifest.schema.json."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"vlmedge bundle manifest, format {FORMAT}",
+        **msgspec.json.schema(Manifest),
+    }

@@ -1,0 +1,70 @@
+"""Read and write the portable graphs of a bundle; weights go through one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmedge.bundle import graph_path
+from vlmedge.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+EXTERNAL_THRESHOLD_BYTES = 1024  # smaller tensors stay readable inside the graph
+
+Progress = Callable[[int, int], None]  # bytes written so far, bytes in all
+
+
+def onnx_ir() -> object:
+    """Import onnx_ir, or say how to get it."""
+    try:
+        import onnx_ir
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"graphs are edited with the package {error.name}: pip install 'vlmedge[cpu]'"
+        ) from error
+    return onnx_ir
+
+
+def load_graph(folder: Path, component: str) -> ir.Model:
+    """Read a component's graph; its weights stay on disk until someone asks for them."""
+    onnx_ir()
+    import onnx_ir as ir
+
+    return ir.load(folder / graph_path(component))
+
+
+def save_graph(
+    model: ir.Model, folder: Path, component: str, progress: Progress | None = None
+) -> None:
+    """Write a component's graph, and its weights into the .bin beside it."""
+    import onnx_ir as ir
+
+    file = folder / graph_path(component)
+    file.parent.mkdir(exist_ok=True)
+    values = model.graph.initializers.values()
+    total = sum(v.const_value.nbytes for v in values if v.const_value is not None)
+    done = 0
+
+    def wrote(tensor: ir.TensorProtocol, info: object) -> None:
+        nonlocal done
+        done += tensor.nbytes
+        if progress:
+            progress(done, total)
+
+    ir.save(
+        model,
+        file,
+        external_data=f"{component}.bin",
+        size_threshold_bytes=EXTERNAL_THRESHOLD_BYTES,
+        callback=wrote,
+    )
+
+
+def save_edited(model: ir.Model, folder: Path, component: str) -> None:
+    """Write a loaded graph again whose big weights have not changed: they are not copied."""
+    import onnx_ir as ir
+
+    ir.save(model, folder / graph_path(component))

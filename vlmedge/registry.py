@@ -1,0 +1,78 @@
+"""Find a family, a scheme, an engine or a device by its file name."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import pkgutil
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from vlmedge.contracts import Device, Engine, Family, Scheme
+from vlmedge.errors import MissingExtraError, UnknownNameError
+
+T = TypeVar("T")
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> UnknownNameError:
+    """Build the error for a name that is not there: the nearest, and all that are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UnknownNameError(f"no {kind} {name!r}: {hint}choose from {', '.join(known) or 'none'}")
+
+
+class Registry(Generic[T]):
+    """The files of one folder, each of which holds one constant."""
+
+    def __init__(self, folder: str, constant: str, kind: str, extra: str) -> None:
+        self.folder = folder
+        self.constant = constant
+        self.kind = kind
+        self.extra = extra
+
+    def names(self) -> list[str]:
+        """List the files, importing none; a leading underscore marks a helper."""
+        found = pkgutil.iter_modules(self._locations())
+        return sorted(m.name for m in found if not m.name.startswith("_"))
+
+    def literal(self, name: str, constant: str) -> Any:
+        """Read a literal constant of the file `name` without importing it (or torch)."""
+        for folder in self._locations():
+            file = Path(folder) / f"{name}.py"
+            if file.is_file():
+                for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                    match node:
+                        case ast.Assign(targets=[ast.Name(id=found)], value=value):
+                            if found == constant:
+                                return ast.literal_eval(value)
+        raise UnknownNameError(f"{self.folder}/{name}.py: it has no literal {constant}")
+
+    def __getitem__(self, name: str) -> T:
+        """Import the one file `name`."""
+        if name not in self.names():
+            raise unknown(self.kind, name, self.names())
+        try:
+            module = import_module(f"vlmedge.{self.folder}.{name}")
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"{self.kind} {name!r} needs the package {error.name}: "
+                f"pip install 'vlmedge[{self.extra}]'"
+            ) from error
+        return cast(T, getattr(module, self.constant))
+
+    def _locations(self) -> Sequence[str]:
+        spec = find_spec(f"vlmedge.{self.folder}")
+        if spec is None or spec.submodule_search_locations is None:
+            raise MissingExtraError(
+                "vlmedge is not installed: run `pip install -e .` in the checkout"
+            )
+        return spec.submodule_search_locations
+
+
+FAMILIES: Registry[Family] = Registry("export", "FAMILY", "family", "export")
+SCHEMES: Registry[Scheme] = Registry("quantize", "SCHEME", "scheme", "export")
+ENGINES: Registry[Engine] = Registry("runtimes", "ENGINE", "engine", "cpu")
+DEVICES: Registry[Device] = Registry("devices", "DEVICE", "device", "cpu")

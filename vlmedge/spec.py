@@ -1,0 +1,223 @@
+"""What a model is made of, as data that no framework or engine has seen.
+
+These structs are the manifest: msgspec reads them from JSON, checks every type on the way, and
+makes the published JSON Schema from them. A task's wiring is a list of components; each takes its
+inputs from what the ones before it gave, by tensor name, so no wire needs naming twice.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from vlmedge.errors import UnknownNameError
+
+
+class _Data(Struct, frozen=True, forbid_unknown_fields=True):
+    """Immutable, comparable, and strict about its fields."""
+
+
+class TensorSpec(_Data):
+    """One input or output.
+
+    Attributes:
+        name: Hugging Face's name where it has one: pixel_values, inputs_embeds, logits, ...
+        dtype: numpy's name: float32, int64, ...
+        shape: Sizes; a string names a dynamic axis: batch, tokens, past, total.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Component(_Data):
+    """One graph: what goes in, what comes out, and what it remembers.
+
+    Attributes:
+        name: vision_encoder, text_encoder, qformer, projector, decoder, ...
+        inputs: In the graph's order, state included.
+        outputs: In the graph's order, state included.
+        state: Pairs (output, the input that it becomes at the next call).
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: tuple[tuple[str, str], ...] = ()
+
+
+class ImageFrontEnd(_Data):
+    """How a picture becomes pixel_values, float32 [batch, 3, height, width].
+
+    Attributes:
+        resize: "exact" to resize_size; "shortest_edge" until the shorter side is resize_size[0].
+        resize_size: (height, width), pixels.
+        resample: PIL's filter, lower case.
+        crop_size: Centre crop (height, width) after the resize, or none.
+        rescale_factor: Multiplies the 0..255 values before mean and std.
+        image_mean: One figure a channel, RGB.
+        image_std: One figure a channel, RGB.
+    """
+
+    resize: Literal["exact", "shortest_edge"]
+    resize_size: tuple[int, int]
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    crop_size: tuple[int, int] | None
+    rescale_factor: float
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+class TextFrontEnd(_Data):
+    """How a text becomes input_ids and attention_mask, int64 [batch, tokens].
+
+    Special tokens are tokenizer.json's own business (its post-processor).
+
+    Attributes:
+        tokenizer: Path of tokenizer.json inside the bundle.
+        max_tokens: The most positions that the model has for text.
+        pad_id: The id that fills up short rows.
+        padding_side: "right" for encoders, "left" for decoders that go on writing.
+        pad_to: Fixed row length, or none: as long as the longest.
+    """
+
+    tokenizer: str
+    max_tokens: int
+    pad_id: int
+    padding_side: Literal["left", "right"]
+    pad_to: int | None = None
+
+
+class Generation(_Data):
+    """Defaults of the decode loop, in transformers' terms; every one can be given per call.
+
+    Attributes:
+        max_tokens: New tokens at most (transformers' max_new_tokens).
+        min_tokens: New tokens before an end token is allowed (min_new_tokens).
+        num_beams: 1 is greedy or sampling.
+        do_sample: Draw from the distribution instead of taking its top.
+        temperature: Divides the logits, > 0.
+        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_p: Keep the smallest set with this probability; 1.0 keeps all.
+        repetition_penalty: > 1 makes tokens that were seen less likely.
+        length_penalty: Exponent of the length that divides a beam's score.
+        early_stopping: Stop when num_beams candidates are finished.
+        bos_id: First token of a decoder's text, or none.
+        eos_ids: Tokens that end a text.
+        pad_id: Fills rows that have ended.
+    """
+
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    bos_id: int | None = None
+    max_tokens: int = 30
+    min_tokens: int = 0
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+
+class EmbeddingTable(_Data):
+    """The token embedding table, the one weight that the host reads: [vocabulary, width].
+
+    Attributes:
+        file: Path inside the bundle; a graph's weight file when the tensor is tied to it.
+        offset_bytes: Where the rows begin in `file`.
+        dtype: numpy's name.
+        shape: (vocabulary, width).
+    """
+
+    file: str
+    offset_bytes: int
+    dtype: str
+    shape: tuple[int, int]
+
+
+class GenerateTask(_Data, tag="generate", tag_field="kind"):
+    """Image in, text out: soft prompt before the prompt's embeddings, then the decode loop.
+
+    Attributes:
+        encode: Components from pixel_values to `soft_prompt`, in order.
+        soft_prompt: The tensor [batch, n, width] that stands before the prompt's embeddings.
+        decoder: The component of the decode loop.
+        prompt: Template; `{prompt}` or `{question}` is the caller's text.
+        image_token_id: Id that stands for the soft prompt in the token history, or none.
+    """
+
+    encode: tuple[str, ...]
+    soft_prompt: str
+    decoder: str
+    prompt: str
+    image_token_id: int | None = None
+
+
+class MatchTask(_Data, tag="match", tag_field="kind"):
+    """Image and texts in, a probability for each text out: softmax(scale * cosine).
+
+    Attributes:
+        image: Components from pixel_values to `image_output`.
+        image_output: The tensor [batch, width] of images.
+        text: Components from input_ids to `text_output`.
+        text_output: The tensor [batch, width] of texts.
+        logit_scale: Multiplies the cosine.
+        template: Around a label; `{}` is the label.
+    """
+
+    image: tuple[str, ...]
+    image_output: str
+    text: tuple[str, ...]
+    text_output: str
+    logit_scale: float
+    template: str
+
+
+class EmbedTask(_Data, tag="embed", tag_field="kind"):
+    """One image or text in, one vector of length 1 out.
+
+    Attributes:
+        modality: What goes in.
+        encode: Components from the front end's tensors to `output`.
+        output: The tensor [batch, width].
+    """
+
+    modality: Literal["image", "text"]
+    encode: tuple[str, ...]
+    output: str
+
+
+Task = GenerateTask | MatchTask | EmbedTask
+
+
+class ModelSpec(_Data):
+    """All that the runtime must know of one checkpoint.
+
+    Attributes:
+        family: The file in export/ that made it.
+        components: The graphs.
+        tasks: By name: caption, ask, classify, embed_image, embed_text.
+        image: The image front end, or none.
+        text: The text front end, or none.
+        generation: Defaults of the decode loop, or none.
+    """
+
+    family: str
+    components: tuple[Component, ...]
+    tasks: dict[str, Task]
+    image: ImageFrontEnd | None = None
+    text: TextFrontEnd | None = None
+    generation: Generation | None = None
+
+    def component(self, name: str) -> Component:
+        """Return the component called `name`."""
+        for component in self.components:
+            if component.name == name:
+                return component
+        known = ", ".join(c.name for c in self.components)
+        raise UnknownNameError(f"no component {name!r}: choose from {known}")

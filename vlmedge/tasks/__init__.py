@@ -1,0 +1,1 @@
+"""What a bundle can do: one file, one kind of task."""

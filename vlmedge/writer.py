@@ -1,0 +1,98 @@
+"""Write a bundle whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from vlmedge.bundle import ENGINES, MANIFEST, Bundle, digest, encode
+from vlmedge.errors import BundleError
+from vlmedge.manifest import Manifest, StoredFile
+
+
+@contextlib.contextmanager
+def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill; it becomes `out` when the block ends well, and vanishes otherwise.
+
+    Ctrl-C, SIGTERM and a full disk leave nothing behind, and `out` as it was.
+
+    Raises:
+        BundleError: `out` exists, cannot be made, or the disk is full.
+    """
+    if out.exists() and not overwrite:
+        raise BundleError(f"{out} exists: give --overwrite, or another folder with --out")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise BundleError(f"{out} exists and is no bundle: give another folder with --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise BundleError(f"{out} cannot be made: {error.strerror}") from None
+    with _terminate_as_interrupt():
+        try:
+            yield partial
+            partial.chmod(0o755)  # mkdtemp's 0700 would hide the bundle from its users
+            _publish(partial, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            free_gib = shutil.disk_usage(out.parent).free / 2**30
+            raise BundleError(
+                f"{out}: the disk is full ({free_gib:.1f} GiB free, nothing was kept): "
+                "free some space or give another --out"
+            ) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def stored_files(folder: Path) -> tuple[StoredFile, ...]:
+    """List every file of a bundle that the manifest must name, with its digest."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    named = [(f.relative_to(folder).as_posix(), f) for f in files]
+    return tuple(
+        StoredFile(name, digest(file), file.stat().st_size)
+        for name, file in named
+        if name != MANIFEST and not name.startswith(f"{ENGINES}/")
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+    """Write manifest.json of a folder that `new_bundle` gave."""
+    (folder / MANIFEST).write_bytes(encode(manifest))
+    return Bundle(folder, manifest)
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Put the finished folder in place of what may be there."""
+    aside = None
+    if out.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+        os.replace(out, aside / out.name)
+    os.replace(partial, out)
+    if aside:
+        shutil.rmtree(aside)
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, so that a killed export cleans up too."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: nothing to catch there
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
