@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
-from vlmedge.contracts import Array, Graph, Traced
-from vlmedge.spec import Component, EmbeddingTable, ModelSpec
+from vlmedge.contracts import Array, Graph
+from vlmedge.spec import EmbeddingTable, ModelSpec
 
 from ._checkpoint import TOKENIZER, check_weights, goldens, read_tokenizer
 from ._graph import bind, clean
@@ -64,12 +65,12 @@ class HubExport:
             name = self.tied[name]
         return self.weights.read(name)
 
-    def trace(self, component: str) -> Traced:
+    def trace(self, component: str) -> ir.Model:
         """Trace one component and bind its weights lazily."""
         spec = self.spec.component(component)
         model, buffers = trace(spec, self.builds[component])
         bind(model, self.read, buffers, clean(model))
-        return Traced(spec, model)
+        return model
 
     def assets(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
         """Yield what the bundle holds beside graphs."""
@@ -136,8 +137,3 @@ def causal_mask(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
 
 def _write(file: Path, data: bytes) -> None:
     file.write_bytes(data)
-
-
-def components_of(spec: ModelSpec) -> dict[str, Component]:
-    """Return the components by name."""
-    return {component.name: component for component in spec.components}

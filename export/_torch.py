@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 # transformers' run-time checks leave aten::_is_all_true in a trace, which ONNX does not have
@@ -21,8 +20,10 @@ Build = Callable[[], torch.nn.Module]
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Send torch.empty to the meta device: parameters get no memory, while buffers, which are
-    made with arange and the like, keep their values."""
+    """Send torch.empty to the meta device.
+
+    Parameters then get no memory, while buffers, made with arange and the like, keep their values.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -47,17 +48,6 @@ def build_on_meta(build: Build) -> tuple[torch.nn.Module, dict[str, Array]]:
         if buffer.device.type != "meta"
     }
     return module.to("meta").eval().requires_grad_(False), values
-
-
-@contextmanager
-def threads(count: int | None = None) -> Iterator[None]:
-    """Use `count` threads in torch, for a fair comparison with an engine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class TorchGraph(CheckedGraph):

@@ -13,8 +13,9 @@ import torch
 
 from vlmedge.contracts import Array
 from vlmedge.errors import CheckpointError
-from ._torch import Build, build_on_meta
 from vlmedge.spec import Component, TensorSpec
+
+from ._torch import Build, build_on_meta
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
 

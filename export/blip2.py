@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import transformers
 from transformers.cache_utils import DynamicCache
@@ -12,8 +13,8 @@ from transformers.cache_utils import DynamicCache
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import (
     Component,
-    Generation,
     GenerateTask,
+    Generation,
     ImageFrontEnd,
     ModelSpec,
     TensorSpec,
@@ -144,8 +145,13 @@ def describe(config: Any, image: ImageFrontEnd, generation: Generation) -> Model
         ),
         state=state,
     )
-    generate = {"encode": ENCODE, "soft_prompt": "soft_prompt", "decoder": "decoder"}
-    image_token_id = config.image_token_index
+    caption = GenerateTask(
+        encode=ENCODE,
+        soft_prompt="soft_prompt",
+        decoder="decoder",
+        prompt="{prompt}",
+        image_token_id=config.image_token_index,
+    )
     return ModelSpec(
         family="blip2",
         components=(
@@ -159,12 +165,8 @@ def describe(config: Any, image: ImageFrontEnd, generation: Generation) -> Model
             decoder,
         ),
         tasks={
-            "caption": GenerateTask(**generate, prompt="{prompt}", image_token_id=image_token_id),
-            "ask": GenerateTask(
-                **generate,
-                prompt="Question: {question} Answer:",
-                image_token_id=image_token_id,
-            ),
+            "caption": caption,
+            "ask": msgspec.structs.replace(caption, prompt="Question: {question} Answer:"),
         },
         image=image,
         text=TextFrontEnd(

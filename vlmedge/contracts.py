@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.spec import Component, ModelSpec
+from vlmedge.manifest import KeptLayer
+from vlmedge.spec import Component, EmbeddingTable, ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -62,32 +63,26 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class KeptFloat:
-    """A layer that a scheme left in float, and why."""
+class Range:
+    """What a tensor did over the calibration data.
 
-    component: str
-    layer: str
-    reason: str
+    Attributes:
+        amax: Largest absolute value.
+        rms: Root of the mean square.
+    """
+
+    amax: float
+    rms: float
 
 
 class Scheme(Protocol):
     """`SCHEME` in quantize/<name>.py: portable graphs in, smaller portable graphs out."""
 
-    def rewrite(self, component: Component, model: ir.Model) -> list[KeptFloat]:
-        """Make the weights of one graph small, in place, without reading them yet.
+    def rewrite(self, component: Component, model: ir.Model) -> list[KeptLayer]:
+        """Make the weights of one graph small, in place.
 
-        Initializers stay lazy tensors: what was read on demand in float is now read on demand
-        and quantized, so memory stays at a few tensors.
-        """
-        ...
-
-    def calibrate(self, component: Component, model: ir.Model, ranges: Mapping[str, float]) -> None:
-        """Add what needs the activations' ranges; the weights are on disk already.
-
-        Args:
-            component: The graph's spec.
-            model: The graph as `rewrite` left it, in place.
-            ranges: Largest absolute value of each tensor that `watch` named.
+        Initializers stay lazy: what was read on demand in float is read on demand and quantized,
+        so memory stays at a few tensors.
         """
         ...
 
@@ -95,41 +90,35 @@ class Scheme(Protocol):
         """Name the tensors whose ranges `calibrate` wants; none for weight-only components."""
         ...
 
-
-class Reference(Protocol):
-    """A checkpoint in PyTorch, component by component: what the gate compares with."""
-
-    def open(self, component: str) -> Graph:
-        """Load one component's weights in float32; close it before the next one."""
+    def calibrate(
+        self, component: Component, model: ir.Model, ranges: Mapping[str, Range]
+    ) -> list[KeptLayer]:
+        """Add what needs the activations' ranges, in place; the weights are on disk already."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """One component of a checkpoint as a portable graph whose weights are read on demand."""
-
-    component: Component
-    model: ir.Model
-
-
 class Export(Protocol):
-    """One checkpoint, opened for export."""
+    """One checkpoint, opened for export and as the reference of the gate."""
 
     @property
     def spec(self) -> ModelSpec:
         """What the runtime will know."""
         ...
 
-    def trace(self, component: str) -> Traced:
-        """Trace one component and bind its weights lazily."""
+    def trace(self, component: str) -> ir.Model:
+        """Trace one component into a portable graph whose weights are read on demand."""
         ...
 
     def assets(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
         """Yield (path inside the bundle, function that writes it there)."""
         ...
 
-    def reference(self) -> Reference:
-        """Open the same checkpoint in PyTorch."""
+    def embeddings(self) -> EmbeddingTable | None:
+        """Describe the token embedding table among the assets, if there is one."""
+        ...
+
+    def open(self, component: str, dtype: str = "float32") -> Graph:
+        """Load one component in PyTorch, computing in `dtype`; close it before the next one."""
         ...
 
 

@@ -11,7 +11,7 @@ from vlmedge.spec import EmbeddingTable, ModelSpec, _Data
 FORMAT = 1
 
 
-class CheckpointId(_Data):
+class CheckpointId(_Data, frozen=True):
     """Where the weights came from.
 
     Attributes:
@@ -25,7 +25,7 @@ class CheckpointId(_Data):
     sha256: str
 
 
-class StoredFile(_Data):
+class StoredFile(_Data, frozen=True):
     """One file of the bundle, by its path inside it."""
 
     path: str
@@ -33,7 +33,7 @@ class StoredFile(_Data):
     bytes: int
 
 
-class KeptLayer(_Data):
+class KeptLayer(_Data, frozen=True):
     """A layer that the scheme left in float, and why."""
 
     component: str
@@ -41,7 +41,7 @@ class KeptLayer(_Data):
     reason: str
 
 
-class ComponentParity(_Data):
+class ComponentParity(_Data, frozen=True):
     """One component against PyTorch, same weights and inputs.
 
     Attributes:
@@ -61,7 +61,7 @@ class ComponentParity(_Data):
     passed: bool
 
 
-class TaskParity(_Data):
+class TaskParity(_Data, frozen=True):
     """One task end to end against PyTorch.
 
     Attributes:
@@ -83,7 +83,7 @@ class TaskParity(_Data):
     passed: bool
 
 
-class Parity(_Data):
+class Parity(_Data, frozen=True):
     """What the gate found."""
 
     passed: bool
@@ -91,7 +91,7 @@ class Parity(_Data):
     tasks: tuple[TaskParity, ...]
 
 
-class Manifest(_Data):
+class Manifest(_Data, frozen=True):
     """manifest.json.
 
     Attributes:

@@ -18,7 +18,7 @@ class _Data(Struct, frozen=True, forbid_unknown_fields=True):
     """Immutable, comparable, and strict about its fields."""
 
 
-class TensorSpec(_Data):
+class TensorSpec(_Data, frozen=True):
     """One input or output.
 
     Attributes:
@@ -32,7 +32,7 @@ class TensorSpec(_Data):
     shape: tuple[int | str, ...]
 
 
-class Component(_Data):
+class Component(_Data, frozen=True):
     """One graph: what goes in, what comes out, and what it remembers.
 
     Attributes:
@@ -48,7 +48,7 @@ class Component(_Data):
     state: tuple[tuple[str, str], ...] = ()
 
 
-class ImageFrontEnd(_Data):
+class ImageFrontEnd(_Data, frozen=True):
     """How a picture becomes pixel_values, float32 [batch, 3, height, width].
 
     Attributes:
@@ -70,7 +70,7 @@ class ImageFrontEnd(_Data):
     image_std: tuple[float, float, float]
 
 
-class TextFrontEnd(_Data):
+class TextFrontEnd(_Data, frozen=True):
     """How a text becomes input_ids and attention_mask, int64 [batch, tokens].
 
     Special tokens are tokenizer.json's own business (its post-processor).
@@ -90,7 +90,7 @@ class TextFrontEnd(_Data):
     pad_to: int | None = None
 
 
-class Generation(_Data):
+class Generation(_Data, frozen=True):
     """Defaults of the decode loop, in transformers' terms; every one can be given per call.
 
     Attributes:
@@ -124,7 +124,7 @@ class Generation(_Data):
     early_stopping: bool = False
 
 
-class EmbeddingTable(_Data):
+class EmbeddingTable(_Data, frozen=True):
     """The token embedding table, the one weight that the host reads: [vocabulary, width].
 
     Attributes:
@@ -140,7 +140,7 @@ class EmbeddingTable(_Data):
     shape: tuple[int, int]
 
 
-class GenerateTask(_Data, tag="generate", tag_field="kind"):
+class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     """Image in, text out: soft prompt before the prompt's embeddings, then the decode loop.
 
     Attributes:
@@ -158,7 +158,7 @@ class GenerateTask(_Data, tag="generate", tag_field="kind"):
     image_token_id: int | None = None
 
 
-class MatchTask(_Data, tag="match", tag_field="kind"):
+class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
     """Image and texts in, a probability for each text out: softmax(scale * cosine).
 
     Attributes:
@@ -178,7 +178,7 @@ class MatchTask(_Data, tag="match", tag_field="kind"):
     template: str
 
 
-class EmbedTask(_Data, tag="embed", tag_field="kind"):
+class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     """One image or text in, one vector of length 1 out.
 
     Attributes:
@@ -195,7 +195,7 @@ class EmbedTask(_Data, tag="embed", tag_field="kind"):
 Task = GenerateTask | MatchTask | EmbedTask
 
 
-class ModelSpec(_Data):
+class ModelSpec(_Data, frozen=True):
     """All that the runtime must know of one checkpoint.
 
     Attributes:

@@ -1,0 +1,275 @@
+"""The decode loop: one for every engine and every family.
+
+The prompt runs once for each image; beams come into being when the cache is reordered after it.
+Beam search is transformers 5.23's `GenerationMixin._beam_search`, row by row: there too no row's
+result depends on another's, so a row leaves the batch as soon as it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.contracts import Graph
+from vlmedge.errors import InputError, VlmEdgeError
+from vlmedge.sampling import Ids, Scores, draw, log_softmax, process, top, warp
+from vlmedge.spec import Generation
+
+Embed = Callable[[Ids], NDArray[np.float32]]
+"""Token ids int64 [rows] -> embeddings float32 [rows, width]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the decoder reads before it writes, padded on the left.
+
+    Attributes:
+        embeds: Soft prompt and text, float32 [batch, tokens, width].
+        attention_mask: 0 where a row is padding, int64 [batch, tokens].
+        history: Ids that the repetition penalty sees, image placeholders included as in
+            transformers, int64 [batch, tokens]; -1 hides a position.
+    """
+
+    embeds: NDArray[np.float32]
+    attention_mask: Ids
+    history: Ids
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that disagree and rows padded on the right."""
+        shape = self.embeds.shape[:2]
+        for name in ("attention_mask", "history"):
+            got = getattr(self, name).shape
+            if got != shape or 0 in shape:
+                raise InputError(
+                    f"prompt: {name} is {list(got)}: it must be the [batch, tokens] of embeds, "
+                    f"{list(shape)}, none of them 0"
+                )
+        ragged = np.flatnonzero(self.attention_mask[:, -1] == 0)
+        if len(ragged):
+            raise InputError(f"prompt: row {ragged[0]} ends in padding: pad on the left")
+
+    def seen(self, room: int) -> Ids:
+        """Return int64 [batch, tokens + room]: the history without padding, room for new ids."""
+        batch, tokens = self.history.shape
+        ids = np.full((batch, tokens + room), -1, np.int64)
+        started = np.maximum.accumulate(self.attention_mask != 0, axis=1)
+        ids[:, :tokens][started] = self.history[started]
+        return ids
+
+
+def generate(
+    decoder: Graph, embed: Embed, prompt: Prompt, options: Generation, seed: int | None = None
+) -> list[list[int]]:
+    """Write on after each row of the prompt.
+
+    Args:
+        decoder: The component of the decode loop; its state is reset first.
+        embed: Looks up the embeddings of token ids.
+        prompt: The rows.
+        options: From `vlmedge.sampling.options`, which validates them.
+        seed: Of the draw, at least 0; the same seed gives the same text. Each row has its own
+            stream of it, so the first row is drawn as if it stood alone.
+
+    Returns:
+        The new ids of each row, without the end token.
+
+    Raises:
+        VlmEdgeError: The decoder gave nan or inf.
+    """
+    if options.num_beams > 1:
+        return _beam_search(_Loop(decoder, embed, prompt, options), prompt, options)
+    written: list[list[int]] = [[] for _ in prompt.embeds]
+    for rows, ids in _steps(decoder, embed, prompt, options, _generators(seed, len(written))):
+        for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
+            written[row].append(token)
+    return written
+
+
+def stream(
+    decoder: Graph, embed: Embed, prompt: Prompt, options: Generation, seed: int | None = None
+) -> Iterator[int]:
+    """Yield the new ids of a prompt of one row as they come, without the end token.
+
+    Args and errors are those of `generate`; beams cannot stream, their text is known at the end.
+    """
+    if options.num_beams > 1:
+        raise InputError(f"num_beams is {options.num_beams}: it must be 1 to stream")
+    if len(prompt.embeds) != 1:
+        raise InputError(f"prompt: it has {len(prompt.embeds)} rows: give 1 to stream")
+    steps = _steps(decoder, embed, prompt, options, _generators(seed, 1))
+    return (int(token) for _, ids in steps for token in ids)
+
+
+def _generators(seed: int | None, rows: int) -> list[np.random.Generator]:
+    """Make one independent generator a row; row 0's is the same however many there are."""
+    if seed is not None and seed < 0:
+        raise InputError(f"seed is {seed}: it must be at least 0")
+    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(rows)]
+
+
+class _Loop:
+    """The decoder with what it is fed at every step: attention mask, positions, embeddings."""
+
+    def __init__(self, decoder: Graph, embed: Embed, prompt: Prompt, options: Generation) -> None:
+        self._decoder = decoder
+        self._embed = embed
+        self._has_positions = any(i.name == "position_ids" for i in decoder.component.inputs)
+        self._prompt_tokens = self._total = prompt.embeds.shape[1]
+        # of the whole text that may come, so that a step only takes a slice
+        new = np.ones((len(prompt.embeds), options.max_tokens), np.int64)
+        self._mask = np.concatenate([prompt.attention_mask, new], axis=1)
+        self._positions = np.maximum(self._mask.cumsum(axis=1) - 1, 0)
+
+    def read(self, embeds: NDArray[np.float32]) -> Scores:
+        """Run the prompt; return the logits after its last token, float32 [rows, vocabulary]."""
+        self._decoder.reset()
+        return self._run(embeds)
+
+    def write(self, ids: Ids) -> Scores:
+        """Run one token a row; return the logits after it, float32 [rows, vocabulary]."""
+        self._total += 1
+        return self._run(self._embed(ids)[:, None, :])
+
+    def reorder(self, rows: Ids) -> None:
+        """Make row i the row `rows[i]` of now, in the cache and in what is fed."""
+        if not np.array_equal(rows, np.arange(len(self._mask))):
+            self._decoder.reorder(rows)
+            self._mask, self._positions = self._mask[rows], self._positions[rows]
+
+    def _run(self, embeds: NDArray[np.float32]) -> Scores:
+        mask = np.ascontiguousarray(self._mask[:, : self._total])
+        feeds = {"inputs_embeds": embeds, "attention_mask": mask}
+        if self._has_positions:
+            positions = self._positions[:, self._total - embeds.shape[1] : self._total]
+            feeds["position_ids"] = np.ascontiguousarray(positions)
+        logits: Scores = self._decoder.run(feeds)["logits"][:, -1]
+        if not np.isfinite(logits.max(axis=-1)).all():
+            step = self._total - self._prompt_tokens + 1
+            raise VlmEdgeError(
+                f"{self._decoder.component.name}: logits of new token {step} are nan or inf: "
+                "run it in float32, or check the bundle's parity"
+            )
+        return logits
+
+
+def _steps(
+    decoder: Graph,
+    embed: Embed,
+    prompt: Prompt,
+    options: Generation,
+    generators: list[np.random.Generator],
+) -> Iterator[tuple[Ids, Ids]]:
+    """Yield (prompt rows that go on, their new ids), both int64 [rows], greedy or drawn."""
+    loop = _Loop(decoder, embed, prompt, options)
+    tokens = prompt.embeds.shape[1]
+    rows = np.arange(len(prompt.embeds))
+    seen = prompt.seen(options.max_tokens) if options.repetition_penalty != 1.0 else None
+    logits = loop.read(prompt.embeds)
+    for made in range(options.max_tokens):
+        known = None if seen is None else seen[:, : tokens + made]
+        scores = process(logits, known, made, options)
+        if options.do_sample:
+            ids = draw(warp(scores, options), [generators[row] for row in rows])
+        else:
+            ids = scores.argmax(axis=-1)
+        ended = [id_ in options.eos_ids for id_ in ids.tolist()]
+        if any(ended):
+            alive = np.flatnonzero(~np.array(ended))
+            if not len(alive):
+                return
+            rows, ids = rows[alive], ids[alive]
+            seen = None if seen is None else seen[alive]
+        yield rows, ids
+        if made + 1 < options.max_tokens:
+            if any(ended):
+                loop.reorder(alive)
+            if seen is not None:
+                seen[:, tokens + made] = ids
+            logits = loop.write(ids)
+
+
+class _Beams:
+    """The beams of one row of the prompt: those that run and those that have finished."""
+
+    def __init__(self, history: Ids, tokens: int, options: Generation) -> None:
+        self._options = options
+        self._tokens = tokens
+        self._ids = history[None]  # [beams, tokens + max_tokens]: prompt, then new ids
+        self._sums = np.zeros(1, np.float32)  # [beams]: sum of log-probabilities
+        self._finished: list[tuple[float, list[int]]] = []  # best first
+
+    def advance(self, logits: Scores, made: int) -> tuple[Ids, Ids] | None:
+        """Take one step.
+
+        Args:
+            logits: float32 [beams, vocabulary]; one row at the first step.
+            made: New tokens so far.
+
+        Returns:
+            (beam that each new beam continues, its new id), or None when the row is done.
+        """
+        options, end = self._options, self._tokens + made
+        scores = process(log_softmax(logits), self._ids[:, :end], made, options)
+        scores = scores + self._sums[:, None]
+        # (end tokens + 1) a beam: enough, should all the best candidates end
+        count = max(2, 1 + len(options.eos_ids)) * options.num_beams
+        best = top(scores.ravel(), min(count, scores.size))
+        sums = scores.ravel()[best]
+        parents, ids = np.divmod(best.astype(np.int64), logits.shape[-1])
+        divisor = (made + 1) ** options.length_penalty  # new tokens only, the end one included
+        lengthwise = (sums / divisor).tolist()
+        last = made + 1 == options.max_tokens
+        ends = np.isin(ids, options.eos_ids)
+        for i in np.flatnonzero((ends | last)[: options.num_beams]).tolist():
+            text = self._ids[parents[i], self._tokens : end].tolist()
+            text += [] if ends[i] else [int(ids[i])]
+            self._finished.append((lengthwise[i], text))
+        self._finished.sort(key=lambda scored: -scored[0])  # stable: the older one wins a tie
+        del self._finished[options.num_beams :]
+        if last:
+            return None
+
+        going = np.flatnonzero(~ends)[: options.num_beams]
+        if len(self._finished) == options.num_beams:
+            hope = lengthwise[going[0]]  # the best running beam's score, were it to end here
+            if options.early_stopping or hope <= self._finished[-1][0]:
+                return None
+        parents, ids, self._sums = parents[going], ids[going], sums[going]
+        self._ids = self._ids[parents]
+        self._ids[:, end] = ids
+        return parents, ids
+
+    def __len__(self) -> int:
+        """Return how many beams run."""
+        return len(self._sums)
+
+    def text(self) -> list[int]:
+        """Return the best finished ids."""
+        return self._finished[0][1]
+
+
+def _beam_search(loop: _Loop, prompt: Prompt, options: Generation) -> list[list[int]]:
+    """Search every row of the prompt; rows that are done leave the batch."""
+    tokens = prompt.embeds.shape[1]
+    found = [_Beams(history, tokens, options) for history in prompt.seen(options.max_tokens)]
+    running = found
+    logits = loop.read(prompt.embeds)
+    for made in range(options.max_tokens):
+        going, parents, ids, start = [], [], [], 0
+        for row in running:
+            beams = len(row)
+            step = row.advance(logits[start : start + beams], made)
+            if step is not None:
+                going.append(row)
+                parents.append(start + step[0])
+                ids.append(step[1])
+            start += beams
+        if not going:
+            break
+        running = going
+        loop.reorder(np.concatenate(parents))
+        logits = loop.write(np.concatenate(ids))
+    return [row.text() for row in found]

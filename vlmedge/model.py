@@ -1,0 +1,250 @@
+"""A bundle, opened: the Python runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.bundle import Bundle
+from vlmedge.contracts import Engine, Graph
+from vlmedge.errors import InputError
+from vlmedge.image import ImageSource, is_images
+from vlmedge.registry import ENGINES, unknown
+from vlmedge.sampling import options as merge
+from vlmedge.spec import EmbedTask, GenerateTask, Generation, MatchTask
+from vlmedge.tasks import embed as embedding
+from vlmedge.tasks import generate as generating
+from vlmedge.tasks._parts import Parts
+
+T = TypeVar("T", GenerateTask, MatchTask, EmbedTask)
+Images = Sequence[ImageSource]
+Ranking = list[tuple[str, float]]
+
+
+class Graphs(Mapping[str, Graph]):
+    """The components of a bundle; each is opened when it is first asked for."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._open: dict[str, Graph] = {}
+
+    def __getitem__(self, name: str) -> Graph:
+        """Return a component, opened."""
+        if name not in self._open:
+            self._bundle.spec.component(name)  # refuses an unknown one
+            self._open[name] = self._engine.open(self._bundle, name)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over names."""
+        return iter(component.name for component in self._bundle.spec.components)
+
+    def __len__(self) -> int:
+        """Count components."""
+        return len(self._bundle.spec.components)
+
+    def close(self) -> None:
+        """Give the memory of all that is open back."""
+        for graph in self._open.values():
+            graph.close()
+        self._open.clear()
+
+
+class Model:
+    """One deployable model, ready to run.
+
+    A method given one image answers for one; given a list or tuple it answers with a list.
+    An image is a path, bytes, a PIL image or a uint8 array [height, width(, channels)].
+    """
+
+    def __init__(self, bundle: Bundle, engine: str = "ort") -> None:
+        self.bundle = bundle
+        self.graphs = Graphs(bundle, ENGINES[engine])
+        self._parts = Parts(bundle, self.graphs)
+        self._labels: tuple[list[str], NDArray[np.float32]] | None = None
+
+    @overload
+    def caption(
+        self,
+        images: Images,
+        prompt: str = "",
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[str]: ...
+
+    @overload
+    def caption(
+        self, images: ImageSource, prompt: str = "", *, seed: int | None = None, **options: Any
+    ) -> str: ...
+
+    def caption(
+        self,
+        images: ImageSource | Images,
+        prompt: str = "",
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> str | list[str]:
+        """Describe one image, or each of several.
+
+        Args:
+            images: What to look at.
+            prompt: How the caption begins ("a photo of"); not repeated in the answer.
+            seed: Of the draw, when sampling.
+            **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
+                repetition_penalty, length_penalty, early_stopping, do_sample.
+        """
+        task = self._task("caption", GenerateTask)
+        return self._write(task, images, task.prompt.replace("{prompt}", prompt), seed, options)
+
+    @overload
+    def ask(
+        self, images: Images, question: str, *, seed: int | None = None, **options: Any
+    ) -> list[str]: ...
+
+    @overload
+    def ask(
+        self, images: ImageSource, question: str, *, seed: int | None = None, **options: Any
+    ) -> str: ...
+
+    def ask(
+        self,
+        images: ImageSource | Images,
+        question: str,
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> str | list[str]:
+        """Answer a question about one image, or about each of several.
+
+        Args:
+            images: What to look at.
+            question: In plain words; the model's template is put around it.
+            seed: Of the draw, when sampling.
+            **options: As of `caption`.
+        """
+        task = self._task("ask", GenerateTask)
+        if not question.strip():
+            raise InputError("the question is empty: ask something")
+        return self._write(task, images, task.prompt.replace("{question}", question), seed, options)
+
+    def stream(
+        self,
+        image: ImageSource,
+        prompt: str = "",
+        *,
+        question: str | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Caption one image, or answer `question`, in pieces as they come.
+
+        The pieces joined and stripped are what `caption` or `ask` return. Options are theirs too,
+        except beams, whose text is known only at the end.
+        """
+        task = self._task("caption" if question is None else "ask", GenerateTask)
+        text = task.prompt.replace("{prompt}", prompt).replace("{question}", question or "")
+        chosen = self._options(options)
+        soft = generating.encode(self._parts, task, self._parts.pixels([image]))
+        return generating.stream(self._parts, task, soft, text, chosen, seed)
+
+    @overload
+    def classify(
+        self, images: Images, labels: Sequence[str], template: str | None = None
+    ) -> list[Ranking]: ...
+
+    @overload
+    def classify(
+        self, images: ImageSource, labels: Sequence[str], template: str | None = None
+    ) -> Ranking: ...
+
+    def classify(
+        self, images: ImageSource | Images, labels: Sequence[str], template: str | None = None
+    ) -> Ranking | list[Ranking]:
+        """Say which label fits one image, or each of several, without training (zero-shot).
+
+        Args:
+            images: What to look at.
+            labels: What to choose from, each once.
+            template: Text around a label, `{}` is the label; default: the bundle's.
+
+        Returns:
+            (label, probability) pairs, best first; the probabilities add up to 1.
+        """
+        task = self._task("classify", MatchTask)
+        texts = embedding.fill(template or task.template, labels)
+        if self._labels is None or self._labels[0] != texts:  # the same labels for many calls
+            vectors = embedding.embed_texts(self._parts, task.text, task.text_output, texts)
+            self._labels = (texts, vectors)
+        seen = embedding.embed_images(self._parts, task.image, task.image_output, _several(images))
+        shares = embedding.probabilities(task, seen, self._labels[1])
+        rankings = [
+            [(labels[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in shares
+        ]
+        return rankings if is_images(images) else rankings[0]
+
+    def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]:
+        """Return the unit vector of one image [width], or of several [images, width]."""
+        task = self._task("embed_image", EmbedTask)
+        found = embedding.embed_images(self._parts, task.encode, task.output, _several(images))
+        return found if is_images(images) else found[0]
+
+    def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+        """Return the unit vector of one text [width], or of several [texts, width]."""
+        task = self._task("embed_text", EmbedTask)
+        several = [texts] if isinstance(texts, str) else texts
+        found = embedding.embed_texts(self._parts, task.encode, task.output, several)
+        return found[0] if isinstance(texts, str) else found
+
+    def close(self) -> None:
+        """Give the memory of every open graph back; they open again when needed."""
+        self.graphs.close()
+
+    def _task(self, name: str, kind: type[T]) -> T:
+        task = self.bundle.spec.tasks.get(name)
+        if not isinstance(task, kind):
+            raise unknown("task", name, sorted(self.bundle.spec.tasks))
+        return task
+
+    def _options(self, given: dict[str, Any]) -> Generation:
+        defaults = self.bundle.spec.generation
+        if defaults is None:
+            raise InputError(f"{self.bundle.path} writes no text: it has no generation defaults")
+        return merge(defaults, **given)
+
+    def _write(
+        self,
+        task: GenerateTask,
+        images: ImageSource | Images,
+        text: str,
+        seed: int | None,
+        given: dict[str, Any],
+    ) -> str | list[str]:
+        chosen = self._options(given)
+        texts: list[str] = []
+        for pixels in self._parts.batches(_several(images)):
+            soft = generating.encode(self._parts, task, pixels)
+            prompts = [text] * len(soft)
+            ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
+            texts += [self._parts.tokenizer.decode(row).strip() for row in ids]
+        return texts if is_images(images) else texts[0]
+
+
+def load(path: str | Path, engine: str = "ort") -> Model:
+    """Open a bundle; its graphs open when they are first needed.
+
+    Args:
+        path: The folder that `vlmedge export` made.
+        engine: What runs the graphs: a file name in runtimes/.
+    """
+    return Model(Bundle.load(path), engine)
+
+
+def _several(images: ImageSource | Images) -> Images:
+    return images if is_images(images) else [images]

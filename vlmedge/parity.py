@@ -1,0 +1,113 @@
+"""How equal is equal: one table of tolerances, and the figures that are held against it.
+
+No case may lower its gate: a component that needs more room is a finding, not an exception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlmedge.contracts import Array
+from vlmedge.errors import UnknownNameError
+from vlmedge.manifest import ComponentParity, TaskParity
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What a scheme may change.
+
+    Attributes:
+        max_rel: Largest difference over the reference's largest value, or none.
+        cosine: Least cosine of one sample's output with the reference's.
+        agreement: Least share of equal answers where nobody knows the right ones.
+        drop: Most accuracy that may be lost where the data has labels, in shares of 1.
+    """
+
+    max_rel: float | None
+    cosine: float
+    agreement: float
+    drop: float
+
+
+TOLERANCES = {
+    # Two float32 programs that add in another order differ by 1e-7 to 2e-6 on every graph that
+    # was tried (up to 39 layers); 1e-4 is where a real mistake begins.
+    "float32": Tolerance(max_rel=1e-4, cosine=0.99999, agreement=1.0, drop=0.0),
+    # 8-bit rounding leaves 0.5 to 1 % noise a layer, which adds up to a cosine of 0.995 or better;
+    # half a point of accuracy is what the project promises. Without labels, answers to pictures
+    # that say nothing to the model are near ties: one in ten may flip.
+    "int8": Tolerance(max_rel=None, cosine=0.99, agreement=0.9, drop=0.005),
+}
+
+
+def tolerance(scheme: str) -> Tolerance:
+    """Return what `scheme` may change."""
+    if scheme not in TOLERANCES:
+        raise UnknownNameError(f"no tolerance for scheme {scheme!r}: add one to parity.py")
+    return TOLERANCES[scheme]
+
+
+def compare(component: str, scheme: str, reference: Array, ours: Array) -> ComponentParity:
+    """Hold one component's output against PyTorch's.
+
+    Args:
+        component: Its name.
+        scheme: What was done to it.
+        reference: PyTorch's, [samples, ...].
+        ours: The engine's, the same shape.
+    """
+    allowed = tolerance(scheme)
+    reference, ours = reference.astype(np.float64), ours.astype(np.float64)
+    max_abs = float(np.abs(reference - ours).max())
+    max_rel = max_abs / max(float(np.abs(reference).max()), 1e-30)
+    a, b = reference.reshape(len(reference), -1), ours.reshape(len(ours), -1)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
+    fits = np.isfinite(max_abs) and cosine >= allowed.cosine
+    text = f"cosine >= {allowed.cosine:g}"
+    if allowed.max_rel is not None:
+        fits = fits and max_rel <= allowed.max_rel
+        text = f"relative <= {allowed.max_rel:g}"
+    return ComponentParity(component, max_abs, max_rel, cosine, text, bool(fits))
+
+
+def worst(results: list[ComponentParity]) -> ComponentParity:
+    """Return the worst figures of several comparisons of one component."""
+    first = results[0]
+    return ComponentParity(
+        component=first.component,
+        max_abs=max(r.max_abs for r in results),
+        max_rel=max(r.max_rel for r in results),
+        cosine=min(r.cosine for r in results),
+        tolerance=first.tolerance,
+        passed=all(r.passed for r in results),
+    )
+
+
+def judge(
+    task: str,
+    scheme: str,
+    reference: list[object],
+    ours: list[object],
+    right: list[object] | None,
+) -> TaskParity:
+    """Hold a task's answers against PyTorch's, and both against the right ones if known.
+
+    float32 must agree to the last answer. A quantized model must keep its accuracy where there
+    are labels, and agree often enough where there are none.
+    """
+    allowed, count = tolerance(scheme), len(reference)
+    agreement = sum(a == b for a, b in zip(reference, ours, strict=True)) / count
+    if right is None:
+        text = f"agreement >= {allowed.agreement:.0%}"
+        return TaskParity(task, count, agreement, None, None, text, agreement >= allowed.agreement)
+    accuracy = sum(a == b for a, b in zip(right, ours, strict=True)) / count
+    reference_accuracy = sum(a == b for a, b in zip(right, reference, strict=True)) / count
+    if scheme == "float32":
+        text, passed = "agreement = 100%", agreement == 1.0
+    else:
+        text = f"drop <= {100 * allowed.drop:g} points"
+        passed = reference_accuracy - accuracy <= allowed.drop + 1e-9
+    return TaskParity(task, count, agreement, accuracy, reference_accuracy, text, passed)

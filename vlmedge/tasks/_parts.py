@@ -1,0 +1,74 @@
+"""What every task works with: a model's graphs and its front ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.bundle import Bundle
+from vlmedge.contracts import Array, Arrays, Graph
+from vlmedge.errors import InputError
+from vlmedge.image import ImageSource, load_image, preprocess
+from vlmedge.sampling import Ids
+from vlmedge.spec import ImageFrontEnd, TextFrontEnd
+from vlmedge.text import Tokenizer
+
+IMAGES_PER_BATCH = 8  # more gain little on a CPU, and memory grows with them
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A bundle's graphs, opened by whoever made this (an engine, or PyTorch as the reference)."""
+
+    bundle: Bundle
+    graphs: Mapping[str, Graph]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The text front end."""
+        return Tokenizer(self.bundle.path / self.text_front.tokenizer, self.text_front)
+
+    @cached_property
+    def _table(self) -> Array:
+        return self.bundle.embeddings()
+
+    @property
+    def text_front(self) -> TextFrontEnd:
+        """How texts become ids."""
+        if self.bundle.spec.text is None:
+            raise InputError(f"{self.bundle.path} takes no text: it has no text front end")
+        return self.bundle.spec.text
+
+    @property
+    def image_front(self) -> ImageFrontEnd:
+        """How pictures become pixels."""
+        if self.bundle.spec.image is None:
+            raise InputError(f"{self.bundle.path} takes no images: it has no image front end")
+        return self.bundle.spec.image
+
+    def pixels(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
+        """Make pixel_values, float32 [batch, 3, height, width]."""
+        return preprocess([load_image(image) for image in images], self.image_front)
+
+    def batches(self, images: Sequence[ImageSource]) -> Iterator[NDArray[np.float32]]:
+        """Make pixel_values in batches of at most IMAGES_PER_BATCH."""
+        if not images:
+            raise InputError("no images: give at least one")
+        for start in range(0, len(images), IMAGES_PER_BATCH):
+            yield self.pixels(images[start : start + IMAGES_PER_BATCH])
+
+    def embed(self, ids: Ids) -> NDArray[np.float32]:
+        """Look up token embeddings: int64 [...] to float32 [..., width]."""
+        return np.asarray(self._table[ids], dtype=np.float32)
+
+    def chain(self, components: Sequence[str], tensors: Arrays) -> dict[str, Array]:
+        """Run components in order; each takes its inputs from what came before, by name."""
+        known = dict(tensors)
+        for name in components:
+            graph = self.graphs[name]
+            known |= graph.run({spec.name: known[spec.name] for spec in graph.component.inputs})
+        return known

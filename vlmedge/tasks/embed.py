@@ -1,0 +1,76 @@
+"""One image or text in, one vector of length 1 out; and images matched with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.errors import InputError
+from vlmedge.image import ImageSource
+from vlmedge.spec import MatchTask
+
+from ._parts import Parts
+
+Vectors = NDArray[np.float32]
+TEXTS_PER_BATCH = 32
+
+
+def embed_images(
+    parts: Parts, components: Sequence[str], output: str, images: Sequence[ImageSource]
+) -> Vectors:
+    """Return unit vectors of images, float32 [images, width]."""
+    found = [
+        parts.chain(components, {"pixel_values": pixels})[output]
+        for pixels in parts.batches(images)
+    ]
+    return unit(np.concatenate(found))
+
+
+def embed_texts(
+    parts: Parts, components: Sequence[str], output: str, texts: Sequence[str]
+) -> Vectors:
+    """Return unit vectors of texts, float32 [texts, width]."""
+    if not texts:
+        raise InputError("no texts: give at least one")
+    found = []
+    for start in range(0, len(texts), TEXTS_PER_BATCH):
+        ids, mask = parts.tokenizer.encode(texts[start : start + TEXTS_PER_BATCH])
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        found.append(parts.chain(components, feeds)[output])
+    return unit(np.concatenate(found))
+
+
+def fill(template: str, labels: Sequence[str]) -> list[str]:
+    """Put labels into a template, and refuse what makes no sense to choose from."""
+    if not labels:
+        raise InputError("no labels: give at least one")
+    blank = [i for i, label in enumerate(labels) if not label.strip()]
+    if blank:
+        raise InputError(f"label {blank[0] + 1} is empty: give it a name or leave it out")
+    seen: set[str] = set()
+    for label in labels:
+        if label in seen:
+            raise InputError(f"label {label!r} is there twice: give each label once")
+        seen.add(label)
+    if template.count("{}") != 1:
+        raise InputError(f"template {template!r}: it must have one {{}} for the label")
+    return [template.replace("{}", label) for label in labels]
+
+
+def probabilities(task: MatchTask, images: Vectors, texts: Vectors) -> Vectors:
+    """Return softmax(scale * cosine) over texts, float32 [images, texts].
+
+    Source: Radford et al. 2021, arXiv 2103.00020, figure 3.
+    """
+    logits = np.float32(task.logit_scale) * images @ texts.T
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: Vectors = exponents / exponents.sum(axis=1, keepdims=True)
+    return shares
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Scale rows to length 1, float32 [rows, width]."""
+    lengths: Vectors = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / lengths
