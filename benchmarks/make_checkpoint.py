@@ -1,0 +1,153 @@
+"""Write a checkpoint with the exact shape of a published one and random weights.
+
+    python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-opt-2.7b      (7.5 GB)
+    python benchmarks/make_checkpoint.py clip-vit-b-16 /tmp/clip-vit-b-16        (0.3 GB)
+
+Speed and memory depend on shapes alone, and parity is harder on random weights than on trained
+ones. Tensors are drawn and written one at a time, as float16 in shards of about 5 GB, as the hub
+has them. Every parameter is drawn anew: what a model initialises to 0 (queries) would hide bugs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SHARD_BYTES = 5 * 10**9
+
+
+def blip2_opt() -> Any:
+    """Return the config of Salesforce/blip2-opt-2.7b."""
+    return transformers.Blip2Config(
+        vision_config={"image_size": 224, "patch_size": 14},
+        qformer_config={"vocab_size": 30523},
+        text_config={
+            "model_type": "opt",
+            "hidden_size": 2560,
+            "num_hidden_layers": 32,
+            "ffn_dim": 10240,
+            "num_attention_heads": 32,
+            "word_embed_proj_dim": 2560,
+            "vocab_size": 50304,
+            "bos_token_id": 2,
+            "eos_token_id": 50118,
+            "pad_token_id": 1,
+        },
+        num_query_tokens=32,
+        image_token_index=50265,
+        architectures=["Blip2ForConditionalGeneration"],
+    )
+
+
+def clip_b16() -> Any:
+    """Return the config of openai/clip-vit-base-patch16."""
+    return transformers.CLIPConfig(
+        vision_config={"patch_size": 16},
+        text_config={"eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 1},
+        projection_dim=512,
+        architectures=["CLIPModel"],
+    )
+
+
+MODELS = {
+    "blip2-opt-2.7b": (blip2_opt, transformers.Blip2ForConditionalGeneration),
+    "clip-vit-b-16": (clip_b16, transformers.CLIPModel),
+}
+
+
+def tokenizer(bos: str, eos: str, bos_id: int, eos_id: int, template: str) -> Tokenizer:
+    """Build a byte-level tokenizer whose special tokens have the published ids."""
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    built.train_from_iterator(["a photo of a cat and a dog", "Question: Answer:"], trainer)
+    data = json.loads(built.to_str())
+    for content, number in ((bos, bos_id), (eos, eos_id)):
+        if content not in data["model"]["vocab"]:
+            data["model"]["vocab"][content] = number
+            token = {"id": number, "content": content, "special": True}
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            data["added_tokens"].append({**token, **flags})
+    built = Tokenizer.from_str(json.dumps(data))
+    pairs = [(name, built.token_to_id(name)) for name in dict.fromkeys((bos, eos))]
+    built.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
+    return built
+
+
+def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Draw one parameter so that activations stay of order 1."""
+    values = rng.standard_normal(shape, np.float32)
+    if "norm" in name and name.endswith("weight"):
+        return 1 + 0.1 * values
+    if len(shape) == 1:
+        return 0.1 * values
+    if name == "logit_scale":
+        return np.float32(4.6) + 0 * values
+    return values / np.float32(math.sqrt(math.prod(shape[1:])))
+
+
+def write(kind: str, folder: Path) -> None:
+    """Write the checkpoint."""
+    make, architecture = MODELS[kind]
+    config = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    config.dtype = "float16"
+    config.save_pretrained(folder)
+    config.dtype = "float32"
+    with torch.device("meta"):
+        model = architecture(config)
+    tied = set(model.all_tied_weights_keys)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if n not in tied}
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        if filled + size > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    rng = np.random.default_rng(0)
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in names:
+            end = offset + 2 * math.prod(shapes[name])
+            header[name] = {"dtype": "F16", "shape": shapes[name], "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                draw(name, shapes[name], rng).astype(np.float16).tofile(stream)
+                print(f"\r{name:80.80}", end="", file=sys.stderr)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if kind.startswith("blip2"):
+        built = tokenizer("</s>", "\n", 2, 50118, "</s> $A")
+        bos, eos = "</s>", "</s>"
+    else:
+        bos, eos = "<|startoftext|>", "<|endoftext|>"
+        built = tokenizer(bos, eos, 49406, 49407, f"{bos} $A {eos}")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=built, bos_token=bos, eos_token=eos, pad_token="<pad>"
+    ).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], Path(sys.argv[2]))
