@@ -1,0 +1,180 @@
+"""A bundle is whole, or it is refused by name; and it is written whole, or not at all."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from vlmedge import manifest as words
+from vlmedge.bundle import Bundle
+from vlmedge.errors import BundleError
+from vlmedge.manifest import CheckpointId, Manifest
+from vlmedge.spec import Component, ModelSpec, TensorSpec
+from vlmedge.writer import new_bundle, stored_files, write_manifest
+
+SCHEMA = Path(words.__file__).with_name("manifest.schema.json")
+
+
+def make(folder: Path) -> Path:
+    """Write a bundle of one file."""
+    with new_bundle(folder) as partial:
+        (partial / "graphs").mkdir()
+        (partial / "graphs" / "x.onnx").write_bytes(b"graph")
+        tensor = TensorSpec("pixel_values", "float32", ("batch", 3, 32, 32))
+        spec = ModelSpec("clip", (Component("x", (tensor,), ()),), tasks={})
+        identity = CheckpointId("tiny", None, "0" * 64)
+        files = stored_files(partial)
+        write_manifest(partial, Manifest(1, "0", identity, "float32", spec, (), files, {}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make(tmp_path / "b")
+
+
+def edit(folder: Path, **fields: object) -> None:
+    file = folder / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_bundle_loads_what_was_written(folder: Path) -> None:
+    bundle = Bundle.load(folder)
+    assert bundle.spec.component("x").inputs[0].shape == ("batch", 3, 32, 32)
+    assert not bundle.verified
+    assert Bundle.load(folder) == bundle
+
+
+def test_manifest_schema_is_the_published_one(folder: Path) -> None:
+    published = json.loads(SCHEMA.read_text())
+    assert published == json.loads(msgspec.json.encode(words.schema()))
+    jsonschema.validate(json.loads((folder / "manifest.json").read_text()), published)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such folder"):
+        Bundle.load(tmp_path / "none")
+
+
+def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
+        Bundle.load(tmp_path)
+
+
+def test_broken_manifest_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle.load(folder)
+
+
+def test_newer_format_is_refused(folder: Path) -> None:
+    edit(folder, format=2)
+    with pytest.raises(BundleError, match="is of format 2, this vlmedge reads 1: update vlmedge"):
+        Bundle.load(folder)
+
+
+def test_manifest_with_wrong_type_is_refused_by_field(folder: Path) -> None:
+    edit(folder, scheme=8)
+    with pytest.raises(BundleError, match=r"Expected `str`, got `int` - at `\$\.scheme`"):
+        Bundle.load(folder)
+
+
+def test_missing_file_is_refused_by_name(folder: Path) -> None:
+    (folder / "graphs" / "x.onnx").unlink()
+    with pytest.raises(BundleError, match=r"graphs/x\.onnx is missing"):
+        Bundle.load(folder)
+
+
+def test_altered_file_is_refused_by_name(folder: Path) -> None:
+    (folder / "graphs" / "x.onnx").write_bytes(b"Graph")
+    with pytest.raises(BundleError, match=r"graphs/x\.onnx is not the file that was exported"):
+        Bundle.load(folder)
+
+
+def test_altered_file_with_its_old_time_is_found_by_a_thorough_load(folder: Path) -> None:
+    Bundle.load(folder)
+    file = folder / "graphs" / "x.onnx"
+    before = file.stat()
+    file.write_bytes(b"Graph")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(BundleError, match="is not the file"):
+        Bundle.load(folder, thorough=True)
+
+
+def test_added_file_is_refused_by_name(folder: Path) -> None:
+    (folder / "graphs" / "y.onnx").write_bytes(b"?")
+    with pytest.raises(BundleError, match=r"graphs/y\.onnx is not in the manifest: remove it"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a\\..\\b", "C:x"])
+def test_escaping_file_is_refused_by_name(folder: Path, name: str) -> None:
+    edit(folder, files=[{"path": name, "sha256": "0", "bytes": 1}])
+    with pytest.raises(BundleError, match="outside the bundle"):
+        Bundle.load(folder)
+
+
+def test_link_out_of_the_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"graph")
+    (folder / "graphs" / "x.onnx").unlink()
+    (folder / "graphs" / "x.onnx").symlink_to(secret)
+    with pytest.raises(BundleError, match="outside the bundle"):
+        Bundle.load(folder)
+
+
+def test_read_only_bundle_loads(folder: Path) -> None:
+    folder.chmod(0o555)
+    try:
+        assert Bundle.load(folder).manifest.scheme == "float32"
+    finally:
+        folder.chmod(0o755)
+
+
+def test_out_that_exists_is_refused_and_kept(folder: Path) -> None:
+    with pytest.raises(BundleError, match="exists: give --overwrite"):
+        make(folder)
+    assert Bundle.load(folder)
+
+
+def test_overwrite_replaces_a_bundle_but_no_other_folder(folder: Path, tmp_path: Path) -> None:
+    with new_bundle(folder, overwrite=True) as partial:
+        (partial / "manifest.json").write_text("new")
+    assert (folder / "manifest.json").read_text() == "new"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is no bundle"), new_bundle(tmp_path / "home", overwrite=True):
+        pass
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("bug")], ids=["ctrl-c", "bug"])
+def test_interrupted_writing_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), new_bundle(tmp_path / "b") as partial:
+        (partial / "half").write_bytes(b"half")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_terminated_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_bundle(tmp_path / "b") as partial:
+        (partial / "half").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="the disk is full"), new_bundle(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_parent_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="cannot be made"), new_bundle(tmp_path / "file" / "b"):
+        pass

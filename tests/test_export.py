@@ -1,0 +1,284 @@
+"""Checkpoints as they come: what is read, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_blip2, tiny_clip
+
+from vlmedge.checkpoint import aliases, family_of, resolve
+from vlmedge.errors import CheckpointError, UnknownNameError, VlmEdgeError
+from vlmedge.exporting import export
+from vlmedge.progress import SILENT
+from vlmedge.registry import FAMILIES
+
+MAKERS = {"clip": tiny_clip, "blip2": tiny_blip2}
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write one random checkpoint of every family."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for family in FAMILIES.names():
+        MAKERS[family](root / family)
+    return {family: root / family for family in FAMILIES.names()}
+
+
+@pytest.fixture
+def clip(originals: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals["clip"], tmp_path / "clip"))
+
+
+@pytest.fixture
+def blip2(originals: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals["blip2"], tmp_path / "blip2"))
+
+
+def edit_config(folder: Path, change: Callable[[dict], None], name: str = "config.json") -> None:
+    config = json.loads((folder / name).read_text())
+    change(config)
+    (folder / name).write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[dict], None]) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def opened(folder: Path, **options: bool):  # type: ignore[no-untyped-def]
+    return FAMILIES[family_of(folder)].open(folder, **options)
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("family", FAMILIES.names())
+def test_every_weight_is_read_as_it_is(family: str, originals: dict[str, Path]) -> None:
+    export_ = opened(originals[family])
+    for name, tensor in load_file(originals[family] / "model.safetensors").items():
+        np.testing.assert_array_equal(export_.read(name), tensor.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_are_read_exactly(clip: Path, dtype: torch.dtype) -> None:
+    edit_weights(clip, lambda w: w.update({n: t.to(dtype) for n, t in w.items()}))
+    name = "visual_projection.weight"
+    stored = load_file(clip / "model.safetensors")[name]
+    np.testing.assert_array_equal(opened(clip).read(name), stored.float().numpy())
+
+
+def test_sharded_weights_are_read(clip: Path) -> None:
+    weights = load_file(clip / "model.safetensors")
+    names = sorted(weights)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({n: weights[n] for n in part}, clip / file, metadata={"format": "pt"})
+    index = {"weight_map": {n: file for file, part in shards.items() for n in part}}
+    (clip / "model.safetensors").unlink()
+    (clip / "model.safetensors.index.json").write_text(json.dumps(index))
+    export_ = opened(clip)
+    for name, tensor in weights.items():
+        np.testing.assert_array_equal(export_.read(name), tensor.numpy())
+    (clip / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"b\.safetensors is missing"):
+        opened(clip)
+
+
+def test_pickled_weights_need_consent(clip: Path) -> None:
+    weights = load_file(clip / "model.safetensors")
+    torch.save(weights, clip / "pytorch_model.bin")
+    (clip / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="can run code when it is read.*--allow-pickle"):
+        opened(clip)
+    export_ = opened(clip, allow_pickle=True)
+    name = "logit_scale"
+    np.testing.assert_array_equal(export_.read(name), weights[name].numpy())
+
+
+def test_tied_head_is_the_table_unless_the_file_has_its_own(blip2: Path) -> None:
+    head, table = "language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight"
+    edit_weights(blip2, lambda w: w.pop(head, None))
+    np.testing.assert_array_equal(opened(blip2).read(head), opened(blip2).read(table))
+    edit_weights(blip2, lambda w: w.update({head: w[table] * 2}))
+    np.testing.assert_array_equal(opened(blip2).read(head), 2 * opened(blip2).read(table))
+
+
+def test_missing_preprocessor_and_generation_config_have_defaults(blip2: Path) -> None:
+    (blip2 / "generation_config.json").unlink()
+    spec = opened(blip2).spec
+    assert spec.image.resize_size == (32, 32)
+    assert spec.image.resample == "bicubic"
+    assert spec.generation.eos_ids == (2,)
+    assert spec.generation.bos_id == 2
+
+
+def test_preprocessor_and_generation_config_are_read(blip2: Path) -> None:
+    front = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.1, 0.2, 0.3]}
+    front |= {"image_std": [0.5, 0.5, 0.5], "do_resize": True}
+    (blip2 / "preprocessor_config.json").write_text(json.dumps(front))
+    generation = {"eos_token_id": [7, 8], "max_new_tokens": 9, "num_beams": 5}
+    (blip2 / "generation_config.json").write_text(json.dumps(generation))
+    spec = opened(blip2).spec
+    assert (spec.image.resample, spec.image.image_mean) == ("bilinear", (0.1, 0.2, 0.3))
+    assert (spec.generation.eos_ids, spec.generation.max_tokens) == ((7, 8), 9)
+    assert spec.generation.num_beams == 5
+
+
+def test_absent_image_token_is_no_obstacle(blip2: Path) -> None:
+    edit_config(blip2, lambda c: c.update(image_token_index=None))
+    assert opened(blip2).spec.tasks["caption"].image_token_id is None
+
+
+def test_tokenizer_of_vocab_and_merges_alone_is_built(clip: Path, tmp_path: Path) -> None:
+    """As the first CLIP and OPT checkpoints on the hub have it."""
+    from tiny import tokenizer
+
+    built = tokenizer("<s> $A <e>")
+    built.model.save(str(clip))
+    (clip / "tokenizer.json").unlink()
+    special = {"bos_token": "<s>", "eos_token": "<e>", "unk_token": "<e>", "pad_token": "<pad>"}
+    config = {"tokenizer_class": "CLIPTokenizer", **special}
+    (clip / "tokenizer_config.json").write_text(json.dumps(config))
+    assets = dict(opened(clip).assets())
+    assets["assets/tokenizer.json"](tmp_path / "tokenizer.json")
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["type"] == "BPE"
+
+
+def test_gelu_and_quick_gelu_are_told_apart(originals: dict[str, Path], clip: Path) -> None:
+    for part in ("vision_config", "text_config"):
+        edit_config(clip, lambda c, part=part: c[part].update(hidden_act="gelu"))
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
+    outputs = []
+    for folder, expected in ((originals["clip"], "Sigmoid"), (clip, "Gelu")):
+        export_ = opened(folder)
+        kinds = {node.op_type for node in export_.trace("vision_encoder").graph}
+        assert expected in kinds
+        outputs.append(export_.open("vision_encoder").run({"pixel_values": pixels})["image_embeds"])
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("visual_projection.weight"), "weight 'visual_projection.weight' is missing"),
+        (lambda w: w.update(extra=torch.zeros(1)), "weight 'extra' belongs to no part"),
+        (
+            lambda w: w.update({"visual_projection.weight": torch.zeros(2, 3)}),
+            r"weight 'visual_projection.weight' is \[2, 3\]: config.json asks for \[24, 32\]",
+        ),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_wrong_weights_are_refused_by_name(
+    clip: Path, change: Callable[[dict], None], message: str
+) -> None:
+    edit_weights(clip, change)
+    with pytest.raises(CheckpointError, match=message):
+        opened(clip)
+
+
+def test_nan_is_refused_by_name_and_leaves_nothing(clip: Path, tmp_path: Path) -> None:
+    edit_weights(clip, lambda w: w["text_projection.weight"].fill_(torch.nan))
+    with pytest.raises(CheckpointError, match="weight 'text_projection.weight' has NaN"):
+        export(str(clip), tmp_path / "out", "int8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip"]
+
+
+def test_truncated_weights_are_refused(clip: Path) -> None:
+    file = clip / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="it ends inside"):
+        opened(clip)
+
+
+def test_file_that_is_no_safetensors_is_refused(clip: Path) -> None:
+    (clip / "model.safetensors").write_bytes(b"<html>404</html>" * 100)
+    with pytest.raises(CheckpointError, match="is no safetensors file"):
+        opened(clip)
+
+
+def test_no_weights_are_refused(clip: Path) -> None:
+    (clip / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no weights: model\.safetensors or"):
+        opened(clip)
+
+
+def test_no_tokenizer_is_refused(clip: Path) -> None:
+    (clip / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: tokenizer\.json"):
+        opened(clip)
+
+
+def test_config_without_a_needed_field_is_refused(blip2: Path) -> None:
+    edit_config(blip2, lambda c: c.pop("qformer_config"))
+    with pytest.raises(CheckpointError, match="has no 'qformer_config': it is needed"):
+        opened(blip2)
+
+
+def test_other_language_model_is_refused(blip2: Path) -> None:
+    edit_config(blip2, lambda c: c.update(text_config={"model_type": "t5"}))
+    with pytest.raises(CheckpointError, match="language model is 't5'.*'opt'"):
+        opened(blip2)
+
+
+def test_unknown_architecture_lists_the_known_and_the_nearest(clip: Path) -> None:
+    edit_config(clip, lambda c: c.update(architectures=["CLIPModell"]))
+    with pytest.raises(UnknownNameError, match="did you mean 'CLIPModel'.*Blip2ForConditional"):
+        family_of(clip)
+
+
+def test_config_without_architectures_is_refused(clip: Path) -> None:
+    edit_config(clip, lambda c: c.pop("architectures"))
+    with pytest.raises(CheckpointError, match="has no 'architectures'"):
+        family_of(clip)
+
+
+def test_config_that_is_no_json_is_refused(clip: Path) -> None:
+    (clip / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is no JSON"):
+        family_of(clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "no such folder"),
+        ("blib2", "no checkpoint 'blib2': did you mean 'blip2'"),
+        (__file__, "is a file: give the folder"),
+    ],
+)
+def test_unknown_checkpoint_is_refused(name: str, message: str) -> None:
+    with pytest.raises(VlmEdgeError, match=message):
+        resolve(name, SILENT)
+
+
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no checkpoint: it has no config"):
+        resolve(str(tmp_path), SILENT)
+
+
+def test_aliases_stand_for_hub_ids() -> None:
+    assert aliases()["clip"] == "openai/clip-vit-base-patch32"
+    assert all("/" in hub_id for hub_id in aliases().values())
+
+
+def test_unreachable_hub_says_how_to_pass_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A closed port on this machine is the hub."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="give the path of a local folder"):
+        resolve("someone/something", SILENT)
