@@ -61,7 +61,7 @@ def bind(model: ir.Model, read: Read, buffers: Mapping[str, Array], transposed: 
             continue
         source = name.removesuffix(_TURNED) if name in transposed else name
 
-        def load(source: str = source, name: str = name) -> ir.Tensor:
+        def load(source: str = source, name: str = name) -> ir.Tensor[Array]:
             array = read(source)
             return ir.Tensor(np.ascontiguousarray(array.T if name in transposed else array))
 
@@ -133,5 +133,5 @@ def _turned(graph: ir.Graph, weight: ir.Value, transposed: set[str]) -> ir.Value
     return graph.initializers[name]
 
 
-def _unbound() -> ir.Tensor:
+def _unbound() -> ir.Tensor[Array]:
     raise RuntimeError("a weight was read before it was bound")

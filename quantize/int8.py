@@ -143,7 +143,7 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
     """Put W int8 -> DequantizeLinear in place of a float weight."""
     source = weight.const_value
     assert source is not None
-    rows, columns = source.shape
+    rows, columns = _sizes(source.shape)
     quantized = _Quantized(source)
     values = _initializer(
         graph,
@@ -189,9 +189,14 @@ def _round_activation(graph: ir.Graph, node: ir.Node, x: ir.Value, amax: float) 
 def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     tensor.name = name
     value = ir.Value(name=name, const_value=tensor)
-    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape))
+    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(_sizes(tensor.shape))
     graph.register_initializer(value)
     return value
+
+
+def _sizes(shape: ir.ShapeProtocol) -> list[int]:
+    """Return the sizes of a weight, which are all known."""
+    return [int(str(size)) for size in shape]
 
 
 def _describe(value: ir.Value, name: str, shape: ir.Shape | None) -> None:

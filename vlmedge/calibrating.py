@@ -11,7 +11,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Engine, Range, Scheme
 from vlmedge.manifest import KeptLayer
 from vlmedge.portable import load_graph, onnx_ir, save_edited
-from vlmedge.progress import Progress
+from vlmedge.progress import Advance, Progress
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, drawn
 from vlmedge.spec import Component, MatchTask, TensorSpec
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
@@ -78,7 +78,7 @@ def _measure(
     names: list[str],
     engine: Engine,
     pool: dict[str, Array],
-    advance: object,
+    advance: Advance,
 ) -> dict[str, Range]:
     """Run one component over the pool with its tensors watched; add its outputs to the pool."""
     watched = _watch(bundle, component, names)
@@ -95,7 +95,7 @@ def _measure(
                 squares[name].append(float(out[name + _SQUARE]))
             for name, arrays in found.items():
                 arrays.append(out[name])
-            advance(len(out[component.outputs[0].name]))  # type: ignore[operator]
+            advance(len(out[component.outputs[0].name]))
         graph.close()
     finally:
         watched.graph_file(component.name + _WATCHED).unlink()

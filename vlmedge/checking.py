@@ -76,7 +76,7 @@ def run_gate(bundle: Bundle, export: Export, samples: Samples, progress: Progres
     gate = _Gate(bundle, export, ENGINES["ort"], samples, progress)
     components, tasks = gate.run()
     parity = Parity(
-        passed=all(r.passed for r in (*components, *tasks)),
+        passed=all(r.passed for r in components) and all(r.passed for r in tasks),
         components=tuple(components),
         tasks=tuple(tasks),
     )
@@ -255,7 +255,7 @@ class _Gate:
 
         def best(pool: Arrays) -> list[object]:
             images, texts = unit(pool[task.image_output]), unit(pool[task.text_output])
-            return probabilities(task, images, texts).argmax(axis=1).tolist()
+            return list(probabilities(task, images, texts).argmax(axis=1))
 
         right = self._samples.classes
         wanted: list[object] | None = None if right is None else list(right)
