@@ -17,7 +17,7 @@ import numpy as np
 
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoint import family_of, resolve
-from vlmedge.contracts import Array, Arrays, Engine, Export, Graph
+from vlmedge.contracts import Array, Arrays, Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.parity import compare, judge, worst
@@ -71,9 +71,23 @@ def samples_for(built_in: bool) -> Samples:
     return drawn(LABELLED_SAMPLES if built_in else SAMPLES, "heldout", labelled=built_in)
 
 
-def run_gate(bundle: Bundle, export: Export, samples: Samples, progress: Progress) -> Parity:
-    """Compare, and write reports/parity.json and the manifest."""
-    gate = _Gate(bundle, export, ENGINES["ort"], samples, progress)
+def run_gate(
+    bundle: Bundle,
+    export: Export,
+    samples: Samples,
+    progress: Progress,
+    beam_samples: int = BEAM_SAMPLES,
+) -> Parity:
+    """Compare, and write reports/parity.json and the manifest.
+
+    Args:
+        bundle: What is put to the gate; its folder is written.
+        export: The checkpoint that it came from.
+        samples: What to compare on.
+        progress: Watches.
+        beam_samples: How many of them are captioned with beams too; they cost five times more.
+    """
+    gate = _Gate(bundle, export, samples, progress, beam_samples)
     components, tasks = gate.run()
     parity = Parity(
         passed=all(r.passed for r in components) and all(r.passed for r in tasks),
@@ -93,11 +107,17 @@ class _Gate:
     """One run of the gate."""
 
     def __init__(
-        self, bundle: Bundle, export: Export, engine: Engine, samples: Samples, progress: Progress
+        self,
+        bundle: Bundle,
+        export: Export,
+        samples: Samples,
+        progress: Progress,
+        beam_samples: int,
     ) -> None:
         self._bundle = bundle
         self._export = export
-        self._engine = engine
+        self._engine = ENGINES["ort"]
+        self._beam_samples = beam_samples
         self._samples = samples
         self._progress = progress
         self._scheme = bundle.manifest.scheme
@@ -214,7 +234,7 @@ class _Gate:
             else:
                 texts = [task.prompt.replace("{prompt}", "")] * count
                 yield _Run(f"{name}, greedy", task, texts, 1, samples.captions)
-                few = min(count, BEAM_SAMPLES)
+                few = min(count, self._beam_samples)
                 right = samples.captions[:few] if samples.captions else None
                 yield _Run(f"{name}, {BEAMS} beams", task, texts[:few], BEAMS, right)
 
