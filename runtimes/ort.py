@@ -1,37 +1,223 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU.
+
+Float graphs are opened as they are. Quantized ones are lowered once to the kernels that ONNX
+Runtime has for them (_ort_lower.py) and kept:
+
+    <bundle>/engines/ort-<key>/<component>.onnx   which points to the bundle's own weights
+                               <component>.bin    what had to be repacked, if anything
+
+A bundle that cannot be written has its engines in $VLMEDGE_CACHE, else in $XDG_CACHE_HOME/vlmedge
+or ~/.cache/vlmedge.
+"""
 
 from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vlmedge.bundle import Bundle
+from vlmedge.bundle import ENGINES, Bundle
 from vlmedge.contracts import Array, Graph
+from vlmedge.errors import BundleError
 from vlmedge.graph import CheckedGraph
+from vlmedge.portable import load_graph
+from vlmedge.spec import Component
+
+GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
+LOWERING = 1  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 
 class OrtGraph(CheckedGraph):
-    """One ONNX Runtime session."""
+    """One session; the state stays in ONNX Runtime's own memory from call to call."""
 
-    def __init__(self, bundle: Bundle, name: str) -> None:
-        super().__init__(bundle.spec.component(name))
-        self._session = ort.InferenceSession(
-            str(bundle.graph_file(name)), providers=["CPUExecutionProvider"]
-        )
+    def __init__(self, component: Component, session: ort.InferenceSession) -> None:
+        super().__init__(component)
+        self._session: ort.InferenceSession | None = session
+        self._outputs = [spec.name for spec in component.outputs]
 
     def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run the session once."""
-        names = [spec.name for spec in self.component.outputs]
-        return dict(zip(names, self._session.run(names, feeds), strict=True))
+        """Run the session once; state goes in and comes out as OrtValues."""
+        if self._session is None:
+            raise RuntimeError(f"{self.component.name} is closed")
+        values = {name: _held(value) for name, value in feeds.items()}
+        found = self._session.run_with_ort_values(self._outputs, values)
+        return {
+            name: value if name in self._became else value.numpy()
+            for name, value in zip(self._outputs, found, strict=True)
+        }
+
+    def reorder(self, rows: NDArray[np.int64]) -> None:
+        """Make state row i the row `rows[i]` of now, in place where the number of rows stays.
+
+        Fresh memory for a whole cache is what costs: its pages are made one by one.
+        """
+        arrays = {
+            name: value.numpy() if isinstance(value, ort.OrtValue) else value
+            for name, value in self._state.items()
+        }
+        batch = next((len(array) for array in arrays.values()), 0)
+        if np.array_equal(rows, np.arange(batch)):
+            return
+        gathered: dict[tuple[int, ...], Array] = {}
+        for name, array in arrays.items():
+            if len(rows) != batch:
+                arrays[name] = array[rows]
+                continue
+            buffer = gathered.setdefault(array.shape, np.empty_like(array))
+            # rows are checked here, so that take need not make a copy for its own check
+            np.take(array, rows, axis=0, out=buffer, mode="clip")
+            array[...] = buffer
+        self._state = arrays
+
+    def close(self) -> None:
+        """Free the session."""
+        super().close()
+        self._session = None
 
 
 class Ort:
     """ONNX Runtime."""
 
     def open(self, bundle: Bundle, component: str) -> Graph:
-        """Open one session."""
-        return OrtGraph(bundle, component)
+        """Open one session, on the lowered graph if the portable one is quantized."""
+        spec, portable = bundle.spec.component(component), bundle.graph_file(component)
+        graph = portable.read_bytes()
+        if b"DequantizeLinear" not in graph:
+            return OrtGraph(spec, _session(portable, portable.parent, spec))
+        folder = _folder(bundle, _key(bundle, graph))
+        file = folder / portable.name
+        if file.is_file():
+            try:
+                return OrtGraph(spec, _session(file, _root(bundle, folder, component), spec))
+            except BundleError:  # a broken cache is no reason to stop
+                shutil.rmtree(folder, ignore_errors=True)
+        _build(bundle, component, folder)
+        return OrtGraph(spec, _session(file, _root(bundle, folder, component), spec))
 
 
 ENGINE = Ort()
+
+
+def _session(file: Path, root: Path, component: Component) -> ort.InferenceSession:
+    """Open a graph whose weight files are named from `root`.
+
+    ONNX Runtime maps the weights and lets each go once it is packed, so memory does not double.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors: they are raised anyhow, warnings are for developers
+    options.intra_op_num_threads = _cores()
+    options.enable_mem_pattern = not component.state  # every step has a new length, hence a plan
+    # before AVX512-VNNI and AVX-VNNI, int8 products overflow 16 bits: have uint8 weights there
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    folder = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(folder, str(root.resolve()))
+    try:
+        data = file.read_bytes()  # from memory, since older versions ignore the folder for files
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a dozen exceptions without a common base
+        line = " ".join(str(error).split())[:300]
+        raise BundleError(f"{file} cannot be opened by ONNX Runtime: {line}") from None
+
+
+def _cores() -> int:
+    """Count the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _held(value: Any) -> ort.OrtValue:
+    """Wrap a numpy array without a copy; leave an OrtValue alone."""
+    if isinstance(value, ort.OrtValue):
+        return value
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+
+
+def _key(bundle: Bundle, graph: bytes) -> str:
+    """Digest all that an engine is made from: graph, weights, lowering, ONNX Runtime."""
+    weights = [f for f in bundle.manifest.files if f.path.endswith(".bin")]
+    used = [f.sha256 for f in weights if Path(f.path).name.encode() in graph]
+    parts = [*used, str(LOWERING), ort.__version__, platform.machine()]
+    return hashlib.sha256(graph + " ".join(parts).encode()).hexdigest()[:16]
+
+
+def _folder(bundle: Bundle, key: str) -> Path:
+    """Return where an engine is, or will be: in the bundle if that can be written."""
+    engines = bundle.path / ENGINES
+    inside = engines / f"ort-{key}"
+    if inside.is_dir() or os.access(engines if engines.is_dir() else bundle.path, os.W_OK):
+        return inside
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("VLMEDGE_CACHE") or home / "vlmedge") / f"ort-{key}"
+
+
+def _root(bundle: Bundle, folder: Path, component: str) -> Path:
+    """Return the folder from which an engine names its weight files.
+
+    ONNX Runtime refuses files outside of it, and links. So an engine that is not in the bundle
+    and has weights of its own has them all.
+    """
+    apart = not folder.is_relative_to(bundle.path) and (folder / f"{component}.bin").is_file()
+    return folder if apart else bundle.path
+
+
+def _build(bundle: Bundle, component: str, folder: Path) -> None:
+    """Lower a component into `folder`, whole or not at all; stale engines of it are removed."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{component}.partial-", dir=folder.parent))
+    except OSError as error:
+        raise BundleError(
+            f"{folder} cannot be made: {error.strerror}: set VLMEDGE_CACHE to a folder that can"
+        ) from None
+    try:
+        _lower(bundle, component, partial, folder)
+        partial.chmod(0o755)  # mkdtemp's 0700 would hide it from other users of the bundle
+        with contextlib.suppress(FileExistsError):
+            os.replace(partial, folder)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # another process was faster
+            return
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free_gib = shutil.disk_usage(folder.parent).free / 2**30
+        raise BundleError(
+            f"{folder}: the disk is full ({free_gib:.1f} GiB free, nothing was kept): "
+            "free some space or set VLMEDGE_CACHE"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if folder.is_relative_to(bundle.path):  # elsewhere lie other bundles' engines
+        for stale in folder.parent.glob(f"ort-*/{component}.onnx"):
+            if stale.parent != folder:
+                shutil.rmtree(stale.parent, ignore_errors=True)
+
+
+def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:
+    """Write the lowered graph, and the weights that had to be repacked, into `partial`."""
+    model = load_graph(bundle.path, component)
+    import onnx_ir as ir  # not needed once the engine is there
+
+    from ._ort_lower import external, lower, refer, write
+
+    lowered, weights = lower(model), f"{component}.bin"
+    if folder.is_relative_to(bundle.path):
+        place = folder.relative_to(bundle.path)
+        kept, repacked, location = external(model), lowered.packed, (place / weights).as_posix()
+    elif lowered.packed:
+        kept, repacked, location = (), (*lowered.packed, *external(model)), weights
+    else:
+        kept, repacked, location = external(model), (), weights
+    refer(kept, bundle.path, GRAPHS)
+    if repacked:
+        write(repacked, partial / weights, location)
+    ir.save(model, partial / f"{component}.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -14,10 +15,20 @@ from vlmedge.portable import load_graph, onnx_ir, save_edited
 from vlmedge.progress import Advance, Progress
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, drawn
 from vlmedge.spec import Component, MatchTask, TensorSpec
-from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
+from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.embed import fill
 
-_AMAX, _SQUARE = ".calibration.amax", ".calibration.mean_square"
+_MAX, _MIN, _LENGTH, _SIZE = (f".calibration.{name}" for name in ("max", "min", "length", "size"))
+_FIGURES = {
+    _MAX: ("ReduceMax", "float32"),
+    _MIN: ("ReduceMin", "float32"),
+    _LENGTH: ("ReduceL2", "float32"),
+    _SIZE: ("Size", "int64"),
+}
+_WATCHED = ".calibration"
+
+# An engine may keep every watched tensor to the end of a run, so memory grows with the batch.
+_BATCH = 1
 
 
 def calibration_samples() -> Samples:
@@ -84,15 +95,18 @@ def _measure(
     watched = _watch(bundle, component, names)
     found: dict[str, list[Array]] = {spec.name: [] for spec in component.outputs}
     amax = dict.fromkeys(names, 0.0)
-    squares: dict[str, list[float]] = {name: [] for name in names}
+    squares = dict.fromkeys(names, 0.0)
+    sizes = dict.fromkeys(names, 0)
     try:
         graph = engine.open(watched, component.name + _WATCHED)
-        for start in range(0, len(_first(component, pool)), IMAGES_PER_BATCH):
-            rows = slice(start, start + IMAGES_PER_BATCH)
+        for start in range(0, len(_first(component, pool)), _BATCH):
+            rows = slice(start, start + _BATCH)
             out = graph.run({spec.name: pool[spec.name][rows] for spec in component.inputs})
             for name in names:
-                amax[name] = max(amax[name], float(out[name + _AMAX]))
-                squares[name].append(float(out[name + _SQUARE]))
+                largest = max(float(out[name + _MAX]), -float(out[name + _MIN]))
+                amax[name] = max(amax[name], largest)
+                squares[name] += float(out[name + _LENGTH]) ** 2
+                sizes[name] += int(out[name + _SIZE])
             for name, arrays in found.items():
                 arrays.append(out[name])
             advance(len(out[component.outputs[0].name]))
@@ -100,10 +114,7 @@ def _measure(
     finally:
         watched.graph_file(component.name + _WATCHED).unlink()
     pool |= {name: np.concatenate(arrays) for name, arrays in found.items()}
-    return {name: Range(amax[name], float(np.sqrt(np.mean(squares[name])))) for name in names}
-
-
-_WATCHED = ".calibration"
+    return {name: Range(amax[name], math.sqrt(squares[name] / sizes[name])) for name in names}
 
 
 def _watch(bundle: Bundle, component: Component, names: list[str]) -> Bundle:
@@ -119,20 +130,15 @@ def _watch(bundle: Bundle, component: Component, names: list[str]) -> Bundle:
     values |= {str(v.name): v for v in model.graph.inputs}
     outputs: list[TensorSpec] = []
     for name in names:
-        x = values[name]
-        size = ir.Node("", "Abs", [x])
-        square = ir.Node("", "Mul", [x, x])
-        for ending, kind, node in (
-            (_AMAX, "ReduceMax", size),
-            (_SQUARE, "ReduceMean", square),
-        ):
-            reduced = ir.Node("", kind, [node.outputs[0]], [ir.AttrInt64("keepdims", 0)])
-            value = reduced.outputs[0]
-            value.name, value.type = name + ending, ir.TensorType(ir.DataType.FLOAT)
-            value.shape = ir.Shape([])
-            model.graph.extend([node, reduced])
+        for ending, (kind, dtype) in _FIGURES.items():
+            attributes = [] if kind == "Size" else [ir.AttrInt64("keepdims", 0)]
+            node = ir.Node("", kind, [values[name]], attributes)
+            value = node.outputs[0]
+            value.name, value.shape = name + ending, ir.Shape([])
+            value.type = ir.TensorType(ir.DataType.INT64 if kind == "Size" else ir.DataType.FLOAT)
+            model.graph.append(node)
             model.graph.outputs.append(value)
-            outputs.append(TensorSpec(name + ending, "float32", ()))
+            outputs.append(TensorSpec(name + ending, dtype, ()))
     model.graph.sort()
     watched = Component(component.name + _WATCHED, component.inputs, (*component.outputs, *outputs))
     save_edited(model, bundle.path, watched.name)

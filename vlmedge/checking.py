@@ -275,7 +275,7 @@ class _Gate:
 
         def best(pool: Arrays) -> list[object]:
             images, texts = unit(pool[task.image_output]), unit(pool[task.text_output])
-            return list(probabilities(task, images, texts).argmax(axis=1))
+            return [int(i) for i in probabilities(task, images, texts).argmax(axis=1)]
 
         right = self._samples.classes
         wanted: list[object] | None = None if right is None else list(right)

@@ -15,7 +15,7 @@ from vlmedge.scenes import CLASSES, draw_labelled, draw_scene
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 QUESTION = "what is in the picture?"
-CALIBRATION_IMAGES = 16
+CALIBRATION_IMAGES = 8  # of each kind: several objects, and one
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,27 +84,25 @@ def _heart() -> Points:
 
 
 _DISC = _polar([0.95] * 40)
+_TRIANGLE = np.add(_polar([1.15] * 3), (0.0, 0.25))
+_DIAMOND = np.array([(0.0, -1.15), (0.75, 0.0), (0.0, 1.15), (-0.75, 0.0)])
+_CORNER = [(-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3)]
+_CROSS = np.array([*_CORNER, *((-x, -y) for x, y in _CORNER)]) / 3.0
+_SIDE = [(0.95, 0.0), (0.35, 0.0), (0.35, 1.1)]
+_ARROW = np.array([(0.0, -1.1), *_SIDE, *((-x, y) for x, y in reversed(_SIDE))])
 # Each shape is an outline and, where it has one, a part cut out of it; units of the radius.
 _OUTLINES: dict[str, tuple[Points, Points | None]] = {
     "circle": (_DISC, None),
     "square": (_polar([1.13] * 4, -45.0), None),
-    "triangle": (_polar([1.15] * 3) + [0.0, 0.25], None),
-    "diamond": (np.array([[0, -1.15], [0.75, 0], [0, 1.15], [-0.75, 0.0]]), None),
+    "triangle": (_TRIANGLE, None),
+    "diamond": (_DIAMOND, None),
     "star": (_polar([1.15, 0.45] * 5), None),
-    "cross": (
-        np.array([(-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3)]
-                 + [(1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3)]) / 3.0,
-        None,
-    ),
+    "cross": (_CROSS, None),
     "ring": (_DISC * 1.05, _DISC * 0.58),
     "heart": (_heart(), None),
-    "moon": (_DISC * 1.1, _DISC * 0.95 + [0.52, 0.0]),
-    "arrow": (
-        np.array([(0, -1.1), (0.95, 0), (0.35, 0), (0.35, 1.1)]
-                 + [(-0.35, 1.1), (-0.35, 0), (-0.95, 0.0)]),
-        None,
-    ),
-}  # fmt: skip
+    "moon": (_DISC * 1.1, np.add(_DISC * 0.95, (0.52, 0.0))),
+    "arrow": (_ARROW, None),
+}
 SHAPES: tuple[str, ...] = tuple(_OUTLINES)
 CLASSES: tuple[str, ...] = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
 

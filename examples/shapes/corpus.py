@@ -1,0 +1,81 @@
+"""What the training scripts learn from: rendered scenes as arrays, and texts about them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge import scenes
+from vlmedge.scenes import Plan
+
+CACHE = Path("/tmp/vlmedge-shapes")
+
+# CLIP's image statistics (Radford et al. 2021), which BLIP-2 keeps.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def render(kind: str, count: int, split: str = "train") -> NDArray[np.uint8]:
+    """Draw pictures 0 to `count` of a split, once: later calls read them from a cache.
+
+    Args:
+        kind: "labelled" or "scene".
+        count: how many.
+        split: a split of `vlmedge.scenes`; training code never asks for "heldout".
+
+    Returns:
+        uint8 (count, 64, 64, 3).
+    """
+    version = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()[:12]
+    path = CACHE / f"{kind}-{split}-{count}-{version}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tasks = [(kind, split, start, min(start + 1000, count)) for start in range(0, count, 1000)]
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            images = np.concatenate(list(pool.map(_render_range, tasks)))
+        partial = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(partial, images)
+        partial.replace(path)
+    return np.load(path)  # type: ignore[no-any-return]
+
+
+def _render_range(task: tuple[str, str, int, int]) -> NDArray[np.uint8]:
+    kind, split, start, stop = task
+    plan_of = planner(kind)
+    return np.stack([scenes.draw_plan(plan_of(i, split)) for i in range(start, stop)])
+
+
+def plans(kind: str, count: int, split: str = "train") -> list[Plan]:
+    """The plans of pictures 0 to `count` of a split."""
+    plan_of = planner(kind)
+    return [plan_of(i, split) for i in range(count)]
+
+
+def planner(kind: str) -> Callable[[int, str], Plan]:
+    """The function that plans pictures of a kind."""
+    return {"labelled": scenes.plan_labelled, "scene": scenes.plan_scene}[kind]
+
+
+def facts(plan: Plan) -> str:
+    """What is in a scene as a form of 16 words, one token each: no word of the picture itself.
+
+    The language model is pretrained to write captions and answers from such forms. So, once it is
+    frozen, it can read a prefix of 16 tokens; BLIP-2's soft prompt then takes the form's place.
+    """
+    words = ["scene", scenes.COUNTS[len(plan.things) - 1], plan.background]
+    words.append(plan.relation.split()[0] if plan.relation else "none")
+    for thing in plan.things:
+        words += [thing.size, thing.color, thing.shape, thing.place or "somewhere"]
+    words += ["none"] * (16 - len(words))
+    return "".join(f" {word}" for word in words)
+
+
+def prompt(question: str) -> str:
+    """A question in BLIP-2's format (Li et al. 2023, arXiv 2301.12597, section 4.1)."""
+    return f"Question: {question} Answer:"

@@ -1,0 +1,286 @@
+"""From a portable INT8 graph to the kernels that ONNX Runtime has for it on a CPU.
+
+Both forms that the scheme writes become one contrib node each:
+
+    x -> QuantizeLinear -> DequantizeLinear -> MatMul -> Add <- bias     DynamicQuantizeMatMul(
+                  W int8 -> DequantizeLinear --^                    =>     x, W, scale, bias)
+
+                                      x -> MatMul -> Add <- bias         MatMulNBits(
+                  W int8 -> DequantizeLinear --^                    =>     x, W packed, scale, bias)
+
+The static step of x is dropped: the kernel takes x's own range at each call, which is as close or
+closer, and one kernel that quantizes, multiplies and restores is faster than three nodes. Left
+alone, ONNX Runtime fuses only some of the MatMuls and restores the others' weights to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from vlmedge.contracts import Array
+
+CONTRIB = "com.microsoft"
+BLOCK = 128  # weights of one column that share a scale in MatMulNBits; measured fastest
+BLOCK_MIN = 16
+INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: x is quantized too, block by block
+ALIGNMENT_BYTES = 4096  # so that every tensor can be mapped
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What became of the quantized MatMuls.
+
+    Attributes:
+        dynamic: How many became DynamicQuantizeMatMul.
+        weight_only: How many became MatMulNBits.
+        packed: Initializers whose tensors are made when asked for, and must be written.
+    """
+
+    dynamic: int
+    weight_only: int
+    packed: tuple[ir.Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """One quantized MatMul, with the Add of its bias."""
+
+    product: ir.Node
+    total: ir.Node | None
+    x: ir.Value
+    rounded: bool  # x came through Q/DQ
+    weight: ir.Value  # int8 [in, out]
+    scale: ir.Value  # float32 [out]
+    bias: ir.Value | None  # float32 [out]
+
+
+def lower(model: ir.Model) -> Lowered:
+    """Replace every quantized MatMul, in place; no weight is read yet."""
+    graph = model.graph
+    packed: dict[str, tuple[ir.Value, ir.Value]] = {}
+    linears = [found for node in graph if (found := _match(node)) is not None]
+    for linear in linears:
+        if linear.rounded:
+            _replace(graph, linear, _dynamic(linear))
+        else:
+            name = str(linear.weight.name)
+            if name not in packed:
+                packed[name] = _pack(graph, linear.weight, linear.scale)
+            _replace(graph, linear, _weight_only(linear, *packed[name]))
+    if linears:
+        model.opset_imports[CONTRIB] = 1
+    RemoveUnusedNodesPass()(model)
+    used = {value for node in graph for value in node.inputs if value is not None}
+    for name in [name for name, value in graph.initializers.items() if value not in used]:
+        del graph.initializers[name]
+    dynamic = sum(linear.rounded for linear in linears)
+    both = tuple(value for pair in packed.values() for value in pair)
+    return Lowered(dynamic, len(linears) - dynamic, both)
+
+
+def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
+    """Write tensors one by one into `file`, and leave references to `location` in their place."""
+    with file.open("wb") as stream:
+        for value in values:
+            tensor = value.const_value
+            assert tensor is not None
+            data = _read(tensor)
+            stream.seek(-stream.tell() % ALIGNMENT_BYTES, 1)
+            place = (location, stream.tell(), data.nbytes)
+            data.tofile(stream)
+            value.const_value = ir.ExternalTensor(
+                *place, tensor.dtype, shape=ir.Shape(data.shape), name=str(value.name)
+            )
+
+
+def refer(values: tuple[ir.Value, ...], root: Path, folder: str) -> None:
+    """Name the files of external tensors from `root`, below which they lie in `folder`."""
+    for value in values:
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        value.const_value = ir.ExternalTensor(
+            f"{folder}/{tensor.location}",
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=str(value.name),
+            base_dir=root,
+        )
+
+
+def external(model: ir.Model) -> tuple[ir.Value, ...]:
+    """Return the initializers that lie in files beside the graph."""
+    values = model.graph.initializers.values()
+    return tuple(v for v in values if isinstance(v.const_value, ir.ExternalTensor))
+
+
+def _read(tensor: ir.TensorProtocol) -> Array:
+    """Read a tensor without mapping its file, which would count as memory of this process."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return np.ascontiguousarray(tensor.numpy())
+    dtype, shape = tensor.dtype.numpy(), tensor.shape.numpy()
+    flat = np.fromfile(tensor.path, dtype, tensor.size, offset=tensor.offset or 0)
+    return flat.reshape(shape)
+
+
+def _match(node: ir.Node) -> _Linear | None:
+    """Recognise a MatMul on an int8 weight with symmetric scales along its columns."""
+    if node.op_type != "MatMul" or node.domain:
+        return None
+    x, restored = node.inputs
+    dequantize = _producer(restored, "DequantizeLinear")
+    if x is None or dequantize is None:
+        return None
+    weight, scale = dequantize.inputs[0], dequantize.inputs[1]
+    if not (
+        _is_constant(weight, ir.DataType.INT8, 2) and _is_constant(scale, ir.DataType.FLOAT, 1)
+    ):
+        return None
+    if dequantize.attributes.get_int("axis", 1) not in (1, -1) or not _is_symmetric(dequantize):
+        return None
+    assert weight is not None and scale is not None
+    total, bias = _bias(node, _size(weight)[1])
+    source = _unrounded(x)
+    return _Linear(node, total, source or x, source is not None, weight, scale, bias)
+
+
+def _unrounded(x: ir.Value) -> ir.Value | None:
+    """Return what went into QuantizeLinear -> DequantizeLinear, or none."""
+    quantize = _producer(getattr(_producer(x, "DequantizeLinear"), "inputs", [None])[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return None
+    return quantize.inputs[0]
+
+
+def _bias(product: ir.Node, columns: int) -> tuple[ir.Node | None, ir.Value | None]:
+    """Return the Add that follows and what it adds, if that is one vector."""
+    out = product.outputs[0]
+    uses = tuple(out.uses())
+    if out.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None, None
+    total = uses[0].node
+    bias = total.inputs[1 - uses[0].idx]
+    if not _is_constant(bias, ir.DataType.FLOAT, 1):
+        return None, None
+    assert bias is not None and bias.const_value is not None
+    fits = bias.const_value.shape[0] == columns
+    return (total, bias) if fits else (None, None)
+
+
+def _dynamic(linear: _Linear) -> ir.Node:
+    """Quantize x by its own range at every call; the weight's bytes stay where they are."""
+    inputs = [linear.x, linear.weight, linear.scale, None, linear.bias]
+    return ir.Node(CONTRIB, "DynamicQuantizeMatMul", inputs, name=linear.product.name)
+
+
+def _weight_only(linear: _Linear, packed: ir.Value, scale: ir.Value) -> ir.Node:
+    """Keep x in float for all but the inner product of one block."""
+    rows, columns, block = *_size(linear.weight), _block(linear.weight)
+    numbers = {
+        "K": rows,
+        "N": columns,
+        "bits": 8,
+        "block_size": block,
+        "accuracy_level": INT8_COMPUTE,
+    }
+    return ir.Node(
+        CONTRIB,
+        "MatMulNBits",
+        [linear.x, packed, scale, None, None, linear.bias],
+        [ir.AttrInt64(name, number) for name, number in numbers.items()],
+        name=linear.product.name,
+    )
+
+
+def _pack(graph: ir.Graph, weight: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Promise a weight in MatMulNBits' layout: uint8 [out, blocks, block], offset 128.
+
+    Scales are float32 [out * blocks]: a column's scale once for each of its blocks.
+    """
+    (rows, columns), block = _size(weight), _block(weight)
+    blocks = -(-rows // block)
+    source, factor = weight.const_value, scale.const_value
+    assert source is not None and factor is not None
+
+    def values() -> ir.Tensor[NDArray[np.uint8]]:
+        full = np.full((columns, blocks * block), 128, np.uint8)  # 128 is 0: padding adds nothing
+        signed = _read(source)
+        for begin in range(0, columns, BLOCK):  # by strips, which stay in the CPU's cache
+            strip = np.ascontiguousarray(signed[:, begin : begin + BLOCK]).view(np.uint8)
+            np.bitwise_xor(strip.T, 128, out=full[begin : begin + BLOCK, :rows])
+        return ir.Tensor(full.reshape(columns, blocks, block))
+
+    def scales() -> ir.Tensor[NDArray[np.float32]]:
+        return ir.Tensor(np.repeat(factor.numpy().astype(np.float32), blocks))
+
+    shape = ir.Shape([columns, blocks, block])
+    return (
+        _promise(graph, f"{weight.name}.packed", ir.DataType.UINT8, shape, values),
+        _promise(
+            graph,
+            f"{weight.name}.block_scale",
+            ir.DataType.FLOAT,
+            ir.Shape([columns * blocks]),
+            scales,
+        ),
+    )
+
+
+def _promise(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: ir.Shape,
+    make: Callable[[], ir.TensorProtocol],
+) -> ir.Value:
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
+    value.const_value = ir.LazyTensor(make, dtype, shape, name=name)
+    graph.register_initializer(value)
+    return value
+
+
+def _replace(graph: ir.Graph, linear: _Linear, node: ir.Node) -> None:
+    """Put `node` in place of a MatMul and the Add behind it."""
+    last = linear.total or linear.product
+    old, new = last.outputs[0], node.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    graph.insert_before(last, node)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
+
+
+def _block(weight: ir.Value) -> int:
+    """Return a power of two: `BLOCK`, or the smallest that holds a short column."""
+    rows, _ = _size(weight)
+    return min(BLOCK, max(BLOCK_MIN, 1 << (rows - 1).bit_length()))
+
+
+def _size(weight: ir.Value) -> tuple[int, int]:
+    assert weight.const_value is not None
+    rows, columns = weight.const_value.shape.numpy()
+    return rows, columns
+
+
+def _producer(value: ir.Value | None, op_type: str | None = None) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and op_type in (None, node.op_type) else None
+
+
+def _is_constant(value: ir.Value | None, dtype: ir.DataType | None, rank: int) -> bool:
+    tensor = value.const_value if value is not None and value.is_initializer() else None
+    return tensor is not None and dtype in (None, tensor.dtype) and len(tensor.shape) == rank
+
+
+def _is_symmetric(dequantize: ir.Node) -> bool:
+    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+    if zero is None:
+        return True
+    return zero.const_value is not None and not zero.const_value.numpy().any()

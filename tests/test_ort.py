@@ -1,0 +1,368 @@
+"""ONNX Runtime on tiny graphs: what is lowered, what is cached, where the state stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from vlmedge.bundle import Bundle, read_manifest
+from vlmedge.contracts import Array, Graph
+from vlmedge.errors import BundleError
+from vlmedge.manifest import FORMAT, CheckpointId, Manifest
+from vlmedge.portable import save_graph
+from vlmedge.registry import ENGINES
+from vlmedge.spec import Component, ModelSpec, TensorSpec
+from vlmedge.writer import stored_files, write_manifest
+
+ort: Any = import_module(type(ENGINES["ort"]).__module__)
+FLOAT = ir.DataType.FLOAT
+
+
+class Writer:
+    """A graph under construction."""
+
+    def __init__(self, *inputs: tuple[str, ir.DataType, list[int | str]]) -> None:
+        self.inputs = {
+            name: ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+            for name, dtype, shape in inputs
+        }
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+        self.random = np.random.default_rng(0)
+
+    def constant(self, array: Array) -> ir.Value:
+        """Add an initializer."""
+        name = f"c{len(self.constants)}"
+        self.constants.append(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
+        return self.constants[-1]
+
+    def add(self, kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        """Add a node; return its output."""
+        found = [ir.AttrInt64(name, value) for name, value in attributes.items()]
+        node = ir.Node("", kind, list(inputs), found, name=f"n{len(self.nodes)}")
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def rounded(self, x: ir.Value) -> ir.Value:
+        """Put x through Q/DQ; it must lie in -4..4."""
+        step = self.constant(np.array(4 / 127, np.float32))
+        zero = self.constant(np.array(0, np.int8))
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", x, step, zero), step, zero)
+
+    def linear(self, x: ir.Value, rows: int, columns: int, *, bias: bool, zero: bool) -> ir.Value:
+        """Add an int8 Linear, with or without the zero points that are 0."""
+        values = self.random.integers(-127, 128, (rows, columns), dtype=np.int8)
+        scale = (self.random.random(columns) + 0.1) / 127 / np.sqrt(rows)
+        parts = [self.constant(values), self.constant(scale.astype(np.float32))]
+        if zero:
+            parts.append(self.constant(np.zeros(columns, np.int8)))
+        weight = self.add("DequantizeLinear", *parts, axis=1)
+        out = self.add("MatMul", x, weight)
+        if bias:
+            vector = self.random.standard_normal(columns).astype(np.float32)
+            out = self.add("Add", out, self.constant(vector))
+        return out
+
+    def model(self, **outputs: tuple[ir.Value, ir.DataType]) -> ir.Model:
+        """Close the graph; `__` in an output's name stands for a dot."""
+        for name, (value, dtype) in outputs.items():
+            value.name, value.type = name.replace("__", "."), ir.TensorType(dtype)
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            [value for value, _ in outputs.values()],
+            nodes=self.nodes,
+            initializers=self.constants,
+            opset_imports={"": 20},
+            name="tiny",
+        )
+        return ir.Model(graph, ir_version=10)
+
+
+def network(*, activations: bool, width: int = 256) -> ir.Model:
+    """Four linears, two of which share x; one has no bias, one a bias that cannot be folded."""
+    made = Writer(("x", FLOAT, ["batch", "tokens", width]))
+    x = made.inputs["x"]
+
+    def quantized(value: ir.Value) -> ir.Value:
+        return made.rounded(value) if activations else value
+
+    shared = quantized(x)
+    first = made.linear(shared, width, 96, bias=True, zero=False)
+    second = made.linear(shared, width, 96, bias=False, zero=True)
+    hidden = made.add("Tanh", made.add("Add", first, second))
+    third = made.linear(quantized(hidden), 96, 48, bias=True, zero=True)
+    middle = made.add("Tanh", third)
+    fourth = made.linear(quantized(middle), 48, 40, bias=False, zero=False)
+    shifted = made.add("Add", fourth, made.constant(np.ones((1, 40), np.float32)))
+    return made.model(y=(shifted, FLOAT))
+
+
+def bundle_of(folder: Path, model: ir.Model, component: Component) -> Bundle:
+    folder.mkdir(exist_ok=True)
+    save_graph(model, folder, component.name)
+    manifest = Manifest(
+        format=FORMAT,
+        vlmedge="0",
+        checkpoint=CheckpointId("tiny", None, ""),
+        scheme="int8",
+        spec=ModelSpec("tiny", (component,), {}),
+        kept=(),
+        files=stored_files(folder),
+        provenance={},
+    )
+    return write_manifest(folder, manifest)
+
+
+def encoder(width: int = 256) -> Component:
+    x = TensorSpec("x", "float32", ("batch", "tokens", width))
+    return Component("encoder", (x,), (TensorSpec("y", "float32", ("batch", "tokens", 40)),))
+
+
+def tiny(folder: Path, *, activations: bool = True, width: int = 256) -> Bundle:
+    return bundle_of(folder, network(activations=activations, width=width), encoder(width))
+
+
+def engine_files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("engines/ort-*/*"))
+
+
+def lowered(folder: Path) -> Counter[str]:
+    (file,) = folder.glob("engines/ort-*/*.onnx")
+    return Counter(node.op_type for node in ir.load(file).graph)
+
+
+def feed(width: int = 256) -> dict[str, Array]:
+    x = np.random.default_rng(1).standard_normal((2, 5, width)).astype(np.float32)
+    return {"x": x.clip(-4, 4)}
+
+
+def portable(bundle: Bundle, feeds: dict[str, Array]) -> Array:
+    """Run the portable graph as it is, nothing fused."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(bundle.graph_file("encoder")), options)
+    result: Array = session.run(None, feeds)[0]
+    return result
+
+
+def open_encoder(bundle: Bundle) -> Graph:
+    return ENGINES["ort"].open(bundle, "encoder")
+
+
+@pytest.mark.parametrize("activations", [True, False])
+@pytest.mark.parametrize("width", [256, 100, 48, 5])
+def test_lowered_equals_portable(tmp_path: Path, activations: bool, width: int) -> None:
+    bundle, feeds = tiny(tmp_path, activations=activations, width=width), feed(width)
+    expected, found = portable(bundle, feeds), open_encoder(bundle).run(feeds)["y"]
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected - expected.mean())
+    assert found.shape == expected.shape
+    assert error < 0.02  # two roundings to 8 bits, of four layers
+
+
+@pytest.mark.parametrize(
+    ("activations", "kernel"), [(True, "DynamicQuantizeMatMul"), (False, "MatMulNBits")]
+)
+def test_every_quantized_matmul_is_lowered(tmp_path: Path, activations: bool, kernel: str) -> None:
+    open_encoder(tiny(tmp_path, activations=activations))
+    # of the Adds stay the sum of two linears, and the bias that is no vector
+    assert lowered(tmp_path) == {kernel: 4, "Add": 2, "Tanh": 2}
+
+
+def test_dynamic_engine_points_to_the_weights_of_the_bundle(tmp_path: Path) -> None:
+    open_encoder(tiny(tmp_path))
+    assert engine_files(tmp_path) == ["encoder.onnx"]
+
+
+def test_float_graph_has_no_engine(tmp_path: Path) -> None:
+    made = Writer(("x", FLOAT, ["batch", "tokens", 256]))
+    weight = made.constant(made.random.standard_normal((256, 40)).astype(np.float32))
+    model = made.model(y=(made.add("MatMul", made.inputs["x"], weight), FLOAT))
+    bundle = bundle_of(tmp_path, model, encoder())
+    found = open_encoder(bundle).run(feed())["y"]
+    np.testing.assert_allclose(found, portable(bundle, feed()), rtol=1e-4, atol=1e-4)
+    assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize("activations", [True, False])
+def test_engine_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activations: bool
+) -> None:
+    bundle = tiny(tmp_path, activations=activations)
+    first = open_encoder(bundle).run(feed())["y"]
+    monkeypatch.setattr(ort, "_build", forbidden)
+    np.testing.assert_array_equal(open_encoder(bundle).run(feed())["y"], first)
+
+
+def forbidden(*args: object) -> None:
+    raise AssertionError("it was built again")
+
+
+@pytest.mark.parametrize("activations", [True, False])
+def test_cached_engine_moves_with_its_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activations: bool
+) -> None:
+    first = open_encoder(tiny(tmp_path / "a", activations=activations)).run(feed())["y"]
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.setattr(ort, "_build", forbidden)
+    moved = Bundle.load(tmp_path / "b")
+    np.testing.assert_array_equal(open_encoder(moved).run(feed())["y"], first)
+
+
+def test_changed_weights_make_a_new_engine_and_remove_the_old(tmp_path: Path) -> None:
+    open_encoder(tiny(tmp_path, activations=False))
+    (before,) = tmp_path.glob("engines/ort-*")
+    weights = tmp_path / "graphs/encoder.bin"
+    data = bytearray(weights.read_bytes())
+    data[:4096] = bytes(4096)
+    weights.write_bytes(data)
+    manifest = read_manifest(tmp_path)
+    bundle = write_manifest(
+        tmp_path, msgspec.structs.replace(manifest, files=stored_files(tmp_path))
+    )
+    found = open_encoder(bundle).run(feed())["y"]
+    (after,) = tmp_path.glob("engines/ort-*")
+    assert before != after
+    expected = portable(bundle, feed())
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("broken", ["encoder.onnx", "encoder.bin"])
+def test_broken_engine_is_built_again(tmp_path: Path, broken: str) -> None:
+    bundle = tiny(tmp_path, activations=False)
+    first = open_encoder(bundle).run(feed())["y"]
+    (file,) = tmp_path.glob(f"engines/ort-*/{broken}")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    np.testing.assert_array_equal(open_encoder(bundle).run(feed())["y"], first)
+
+
+@pytest.mark.parametrize("activations", [True, False])
+def test_read_only_bundle_has_its_engine_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activations: bool
+) -> None:
+    bundle = tiny(tmp_path / "bundle", activations=activations)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # chmod does not bind root
+    monkeypatch.setenv("VLMEDGE_CACHE", str(tmp_path / "cache"))
+    first = open_encoder(bundle).run(feed())["y"]
+    assert not (tmp_path / "bundle/engines").exists()
+    assert len(list(tmp_path.glob("cache/ort-*/encoder.onnx"))) == 1
+    monkeypatch.setattr(ort, "_build", forbidden)
+    np.testing.assert_array_equal(open_encoder(bundle).run(feed())["y"], first)
+
+
+def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tiny(tmp_path, activations=False)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    with pytest.raises(BundleError, match=r"the disk is full .*VLMEDGE_CACHE"):
+        open_encoder(bundle)
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_graph_that_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> None:
+    bundle = tiny(tmp_path)
+    bundle.graph_file("encoder").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"encoder\.onnx cannot be opened by ONNX Runtime") as got:
+        open_encoder(bundle)
+    assert "\n" not in str(got.value)
+
+
+HEADS, WIDTH = 2, 4
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Graph:
+    """A cache of one tensor; logits are the sum over it."""
+    made = Writer(
+        ("inputs_embeds", FLOAT, ["batch", "tokens", WIDTH]),
+        ("past_key_values.0.key", FLOAT, ["batch", HEADS, "past", WIDTH]),
+    )
+    axis = made.constant(np.array([1]))
+    new = made.add("Unsqueeze", made.inputs["inputs_embeds"], axis)
+    both = made.add("Concat", new, new, axis=1)
+    present = made.add("Concat", made.inputs["past_key_values.0.key"], both, axis=2)
+    logits = made.add("ReduceSum", present, made.constant(np.array([1, 2])), keepdims=0)
+    model = made.model(logits=(logits, FLOAT), present__0__key=(present, FLOAT))
+    cache = ("batch", HEADS, "past", WIDTH)
+    component = Component(
+        "decoder",
+        (
+            TensorSpec("inputs_embeds", "float32", ("batch", "tokens", WIDTH)),
+            TensorSpec("past_key_values.0.key", "float32", cache),
+        ),
+        (
+            TensorSpec("logits", "float32", ("batch", WIDTH)),
+            TensorSpec("present.0.key", "float32", ("batch", HEADS, "total", WIDTH)),
+        ),
+        (("present.0.key", "past_key_values.0.key"),),
+    )
+    return ENGINES["ort"].open(bundle_of(tmp_path, model, component), "decoder")
+
+
+def step(graph: Graph, *rows: float) -> list[float]:
+    """Feed one token to each row; return the sums that come back."""
+    embeds = np.broadcast_to(np.array(rows, np.float32)[:, None, None], (len(rows), 1, WIDTH))
+    logits: list[float] = graph.run({"inputs_embeds": embeds})["logits"][:, 0].tolist()
+    return logits
+
+
+def test_state_is_kept_and_reset(decoder: Graph) -> None:
+    assert step(decoder, 1, 10) == [2, 20]
+    assert step(decoder, 2, 20) == [6, 60]
+    decoder.reset()
+    assert step(decoder, 3) == [6]
+
+
+def test_state_is_no_output(decoder: Graph) -> None:
+    feeds = {"inputs_embeds": np.ones((1, 2, WIDTH), np.float32)}
+    assert list(decoder.run(feeds)) == ["logits"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [([0, 1], [2, 20]), ([1, 0], [20, 2]), ([1, 1, 0], [20, 20, 2]), ([1], [20])],
+)
+def test_state_is_reordered(decoder: Graph, rows: list[int], expected: list[float]) -> None:
+    step(decoder, 1, 10)
+    decoder.reorder(np.array(rows))
+    decoder.reorder(np.arange(len(rows)))
+    assert step(decoder, *[0] * len(rows)) == expected
+
+
+def test_past_can_be_fed(decoder: Graph) -> None:
+    step(decoder, 1)
+    past = np.full((1, HEADS, 3, WIDTH), 5, np.float32)
+    embeds = np.zeros((1, 1, WIDTH), np.float32)
+    fed = decoder.run({"inputs_embeds": embeds, "past_key_values.0.key": past})
+    assert fed["logits"][0, 0] == 30
+    assert step(decoder, 1) == [32]
+
+
+def test_outputs_survive_the_next_run(decoder: Graph) -> None:
+    embeds = np.ones((1, 1, WIDTH), np.float32)
+    first = decoder.run({"inputs_embeds": embeds})["logits"]
+    copy = first.copy()
+    for _ in range(5):
+        decoder.run({"inputs_embeds": embeds})
+    np.testing.assert_array_equal(first, copy)
+
+
+def test_closed_graph_does_not_run(decoder: Graph) -> None:
+    step(decoder, 1)
+    decoder.close()
+    decoder.close()
+    with pytest.raises(RuntimeError, match="decoder is closed"):
+        step(decoder, 1)

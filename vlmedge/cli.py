@@ -1,0 +1,249 @@
+"""The command line: every command, its options, and what happens when it fails.
+
+Only typer and the errors are imported here; a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vlmedge import __version__, cli_model
+from vlmedge.cli_types import (
+    BundleFolder,
+    Checkpoint,
+    Int8,
+    Json,
+    NoCheck,
+    Out,
+    Overwrite,
+    Quiet,
+    SchemeName,
+)
+from vlmedge.errors import ParityError, VlmEdgeError
+
+if TYPE_CHECKING:
+    from vlmedge.bundle import Bundle
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Commands(TyperGroup):
+    """Every command: errors that we raise on purpose become one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a closed pipe shows here, and not at the interpreter's exit
+            return result
+        except VlmEdgeError as error:
+            _say(" ".join(str(error).splitlines()))
+            raise typer.Exit(EXIT_FAILED) from None
+        except KeyboardInterrupt:
+            _say("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:  # `| head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_FAILED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Export vision-language models, quantize them, prove them equal to PyTorch, run them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends in SystemExit.
+
+    Args:
+        arguments: Default: the process's.
+    """
+    if not sys.warnoptions:  # other libraries' advice to programmers is no news to a user
+        warnings.simplefilter("ignore")
+    if hasattr(sys.stdout, "reconfigure"):  # a caption may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="replace")
+    app(None if arguments is None else list(arguments), prog_name="vlmedge")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlmedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    int8: Int8 = False,
+    scheme: SchemeName = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    no_check: NoCheck = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin weights, which can run code.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a checkpoint into a bundle, and compare it with PyTorch."""
+    chosen = _scheme(int8, scheme)
+    from vlmedge import console, exporting
+
+    bundle = exporting.export(
+        checkpoint,
+        out,
+        None if chosen == exporting.FLOAT else chosen,
+        overwrite=overwrite,
+        check=not no_check,
+        allow_pickle=allow_pickle,
+        progress=console.progress(quiet),
+    )
+    _conclude(bundle, as_json, quiet)
+
+
+@app.command()
+def quantize(
+    bundle: BundleFolder,
+    int8: Int8 = False,
+    scheme: SchemeName = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    no_check: NoCheck = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a smaller bundle of a float32 one, and compare it with PyTorch."""
+    chosen = _scheme(int8, scheme)
+    if chosen is None:
+        raise typer.BadParameter("give --int8 or --scheme NAME")
+    from vlmedge import console, exporting
+
+    made = exporting.quantize(
+        bundle,
+        chosen,
+        out,
+        overwrite=overwrite,
+        check=not no_check,
+        progress=console.progress(quiet),
+    )
+    _conclude(made, as_json, quiet)
+
+
+@app.command()
+def check(
+    bundle: BundleFolder,
+    against: Annotated[
+        str, typer.Option(metavar="CHECKPOINT", help="What the bundle was exported from.")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Pictures to compare on. [default: drawn]")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare a bundle with the checkpoint that it came from."""
+    from vlmedge import checking, console
+    from vlmedge.bundle import Bundle
+
+    checking.check(bundle, against, images, progress=console.progress(quiet))
+    _conclude(Bundle.load(bundle), as_json, quiet)
+
+
+for _command in (cli_model.caption, cli_model.ask, cli_model.classify, cli_model.embed):
+    app.command()(_command)
+
+
+@app.command()
+def bench(
+    bundle: BundleFolder,
+    against: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Measure PyTorch beside it.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure speed and memory, beside PyTorch's if asked."""
+    from vlmedge import console, tables
+    from vlmedge.bench import bench as measure
+
+    result = measure(console.load(bundle), against, console.progress(quiet))
+    console.emit(result) if as_json else tables.show_bench(result)
+
+
+@app.command()
+def info(bundle: BundleFolder, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Say what a bundle holds."""
+    from vlmedge import console, tables
+
+    opened = console.load(bundle)
+    console.emit(opened.manifest) if as_json else tables.show_info(opened)
+
+
+@app.command("list")
+def list_(as_json: Json = False, quiet: Quiet = False) -> None:
+    """List checkpoints, families, schemes, engines and devices."""
+    from vlmedge import console, tables
+
+    console.emit(tables.shelves()) if as_json else tables.show_list()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where all of it goes.")] = Path(
+        "vlmedge-demo"
+    ),
+) -> None:
+    """Do the main job on the built-in checkpoints: export, quantize, check, caption, ask."""
+    from vlmedge.demo import demo as show
+
+    show(out)
+
+
+def _say(text: str) -> None:
+    typer.echo(f"vlmedge: {text}", err=True)
+
+
+def _scheme(int8: bool, scheme: str | None) -> str | None:
+    if int8 and scheme not in (None, "int8"):
+        raise typer.BadParameter(f"--int8 and --scheme {scheme} disagree: give one of them")
+    return "int8" if int8 else scheme
+
+
+def _conclude(bundle: Bundle, as_json: bool, quiet: bool) -> None:
+    """Print what the gate found; fail when it has not passed."""
+    from vlmedge import console, tables
+
+    if as_json:
+        console.emit(tables.verdict(bundle))
+    elif not quiet:
+        tables.show_verdict(bundle)
+    if bundle.manifest.parity is None:
+        console.warn(bundle)
+    elif not bundle.verified:
+        raise ParityError(f"{bundle.path} is NOT verified: it differs from PyTorch by too much")
+
+
+if __name__ == "__main__":
+    main()

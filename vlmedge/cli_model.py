@@ -1,0 +1,120 @@
+"""The commands that run a model: caption, ask, classify, embed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlmedge.cli_types import (
+    BundleFolder,
+    Images,
+    Json,
+    MaxTokens,
+    NumBeams,
+    Penalty,
+    Quiet,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
+
+SAMPLING = (
+    "seed",
+    "max_tokens",
+    "num_beams",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+)
+
+
+def caption(
+    context: typer.Context,
+    bundle: BundleFolder,
+    images: Images,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="How the caption begins.")] = "",
+    max_tokens: MaxTokens = None,
+    num_beams: NumBeams = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Describe pictures, one line each."""
+    from vlmedge import console
+
+    model = console.open_model(bundle)
+    console.write(model, images, prompt, None, as_json, **_sampling(context))
+
+
+def ask(
+    context: typer.Context,
+    bundle: BundleFolder,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")],
+    max_tokens: MaxTokens = None,
+    num_beams: NumBeams = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer a question about a picture."""
+    from vlmedge import console
+
+    model = console.open_model(bundle)
+    console.write(model, [image], "", question, as_json, **_sampling(context))
+
+
+def classify(
+    bundle: BundleFolder,
+    images: Images,
+    labels: Annotated[str, typer.Option(metavar="A,B,C", help="What to choose from.")],
+    template: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Around a label; {} is the label.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Labels to print.")] = 5,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which label fits each picture, without training."""
+    from vlmedge import console
+
+    console.classify(console.open_model(bundle), images, labels, template, top, as_json)
+
+
+def embed(
+    bundle: BundleFolder,
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGE...]", help="Image files.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", metavar="TEXT", help="May be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Save float32 [inputs, width] there.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn pictures and texts into vectors of length 1: pictures first, then texts."""
+    if not images and not text:
+        raise typer.BadParameter("give an IMAGE or a --text")
+    from vlmedge import console
+
+    console.embed(console.open_model(bundle), images or [], text or [], out, as_json, quiet)
+
+
+def _sampling(context: typer.Context) -> dict[str, Any]:
+    """Take the options of the decode loop out of a command's."""
+    return {name: context.params[name] for name in SAMPLING}

@@ -1,0 +1,37 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="Built-in name, folder, alias or hub id.")
+]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder made by export.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="The same as --scheme int8.")]
+SchemeName = Annotated[
+    str | None, typer.Option("--scheme", metavar="NAME", help="How to quantize; see list.")
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder to make. [default: <name>-<scheme>]")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+NoCheck = Annotated[
+    bool, typer.Option("--no-check", help="Do not compare with PyTorch; leaves it unverified.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")]
+MaxTokens = Annotated[int | None, typer.Option(metavar="N", help="New tokens at most.")]
+NumBeams = Annotated[int | None, typer.Option(metavar="N", help="Beams; 1 is greedy.")]
+Temperature = Annotated[float | None, typer.Option(metavar="X", help="Sample, at this heat.")]
+TopK = Annotated[int | None, typer.Option(metavar="K", help="Sample from the K likeliest.")]
+TopP = Annotated[float | None, typer.Option(metavar="P", help="Sample from this probability.")]
+Penalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", metavar="X", help="Above 1: less repetition."),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Of the draw, when sampling.")]

@@ -1,0 +1,229 @@
+"""What a command says: results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from vlmedge.bundle import Bundle, replace_file
+from vlmedge.errors import InputError
+from vlmedge.model import Model
+from vlmedge.progress import SILENT, Advance, Progress
+
+FIRST_FIGURES = 4  # of a vector, printed
+
+
+class _Drawn:
+    """Bars on a terminal; nothing of them stays."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._open = 0
+
+    @contextmanager
+    def step(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        """Show one bar while the block runs."""
+        self._open += 1
+        self._bars.start()
+        task = self._bars.add_task(title, total=total)
+        try:
+            yield lambda amount: self._bars.advance(task, amount)
+        finally:
+            self._bars.remove_task(task)
+            self._open -= 1
+            if not self._open:
+                self._bars.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False)
+
+
+class _Printed:
+    """One line a step, for logs: its title when it begins, its time when it ends."""
+
+    @contextmanager
+    def step(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        """Print a line around the block."""
+        print(f"{title} ...", end="", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            yield lambda amount: None
+        except BaseException:
+            print(" stopped", file=sys.stderr, flush=True)
+            raise
+        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=sys.stderr, flush=True)
+
+
+def progress(quiet: bool) -> Progress:
+    """Choose who watches: bars on a terminal, lines elsewhere, nobody when quiet."""
+    if quiet:
+        return SILENT
+    return _Drawn() if sys.stderr.isatty() else _Printed()
+
+
+def load(path: Path) -> Bundle:
+    """Load a bundle; warn when it has not passed the gate."""
+    bundle = Bundle.load(path)
+    warn(bundle)
+    return bundle
+
+
+def open_model(path: Path) -> Model:
+    """Load a bundle to run it; warn when it has not passed the gate."""
+    return Model(load(path))
+
+
+def warn(bundle: Bundle) -> None:
+    """Say that a bundle has not passed the gate, if so."""
+    if not bundle.verified:
+        cure = f"run vlmedge check {bundle.path} --against {bundle.manifest.checkpoint.id}"
+        print(f"vlmedge: warning: {bundle.path} is unverified: {cure}", file=sys.stderr)
+
+
+def emit(value: Any) -> None:
+    """Print a struct, a dataclass, a list or a dict as JSON; nan becomes null."""
+    print(json.dumps(json.loads(msgspec.json.encode(value)), indent=2))
+
+
+def write(
+    model: Model,
+    images: Sequence[str],
+    prompt: str,
+    question: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Print captions, or answers to `question`; as they come for one picture on a terminal."""
+    defaults = model.bundle.spec.generation
+    beams = options["num_beams"] or (1 if defaults is None else defaults.num_beams)
+    if len(images) == 1 and beams == 1 and not as_json and sys.stdout.isatty():
+        for piece in _trimmed(model.stream(images[0], prompt, question=question, **options)):
+            print(piece, end="", flush=True)
+        print()
+        return
+    if question is None:
+        texts = model.caption(list(images), prompt, **options)
+    else:
+        texts = model.ask(list(images), question, **options)
+    if as_json:
+        found = [
+            {"image": _name(image), "caption": text}
+            if question is None
+            else {"image": _name(image), "question": question, "answer": text}
+            for image, text in zip(images, texts, strict=True)
+        ]
+        emit(found if question is None else found[0])
+        return
+    for image, text in zip(images, texts, strict=True):
+        line = " ".join(text.split("\n"))
+        print(line if len(images) == 1 else f"{image}: {line}")
+
+
+def classify(
+    model: Model,
+    images: Sequence[str],
+    labels: str,
+    template: str | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Print the best labels of each picture, a line each."""
+    names = [label.strip() for label in labels.split(",")] if labels.strip() else []
+    rankings = model.classify(list(images), names, template)
+    if as_json:
+        emit(
+            [
+                {
+                    "image": _name(image),
+                    "labels": [{"label": label, "probability": p} for label, p in ranking[:top]],
+                }
+                for image, ranking in zip(images, rankings, strict=True)
+            ]
+        )
+        return
+    for image, ranking in zip(images, rankings, strict=True):
+        line = ", ".join(f"{label} {p:.1%}" for label, p in ranking[:top])
+        print(line if len(images) == 1 else f"{image}: {line}")
+
+
+def embed(
+    model: Model,
+    images: Sequence[str],
+    texts: Sequence[str],
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Print or save unit vectors: pictures first, then texts."""
+    found = [model.embed_image(list(images))] if images else []
+    found += [model.embed_text(list(texts))] if texts else []
+    vectors = np.concatenate(found)
+    names = [*map(_name, images), *texts]
+    if out is not None:
+        _save(vectors, out)
+    if as_json:
+        rows = vectors.tolist()
+        kinds = ["image"] * len(images) + ["text"] * len(texts)
+        table = [
+            {kind: name} | ({"vector": row} if out is None else {"row": i})
+            for i, (kind, name, row) in enumerate(zip(kinds, names, rows, strict=True))
+        ]
+        emit(table if out is None else {"file": _name(str(out)), "rows": table})
+    elif out is None:
+        for name, row in zip(names, vectors, strict=True):
+            figures = " ".join(f"{x:+.4f}" for x in row[:FIRST_FIGURES])
+            print(f"{name}: [{len(row)}] {figures} ...")
+    elif not quiet:
+        print(f"{out}: float32 {list(vectors.shape)}")
+
+
+def _save(vectors: Any, out: Path) -> None:
+    """Write a .npy file whole or not at all."""
+    data = io.BytesIO()
+    np.save(data, vectors)
+    try:
+        replace_file(out, data.getvalue())
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from None
+
+
+def _trimmed(pieces: Iterable[str]) -> Iterator[str]:
+    """Strip a text that comes in pieces, and keep it on one line."""
+    started, held = False, ""
+    for piece in pieces:
+        text = held + piece.replace("\n", " ")
+        text = text if started else text.lstrip()
+        kept = text.rstrip()
+        held = text[len(kept) :]
+        if kept:
+            started = True
+            yield kept
+
+
+def _name(path: str) -> str:
+    """A file's name as valid Unicode, for JSON."""
+    return path.encode(errors="replace").decode()

@@ -1,0 +1,91 @@
+"""What this runs on: processor, cores, memory, versions of libraries."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What it ran on.
+
+    Attributes:
+        cpu: The processor's name.
+        cores: As the system counts them.
+        threads: What engines take by default: hyperthreads count once.
+        load: How many processes wanted a core before it began, or none.
+        versions: Of libraries.
+    """
+
+    cpu: str
+    cores: int
+    threads: int
+    load: float | None
+    versions: dict[str, str]
+
+
+def this_machine(libraries: Iterable[str]) -> Machine:
+    """Describe the machine, with the versions of `libraries` that are installed."""
+    return Machine(
+        _cpu_name(), os.cpu_count() or 1, _physical_cores(), _load(), dict(_versions(libraries))
+    )
+
+
+def free_bytes() -> int:
+    """Return how much memory is free; 0 where the system does not tell."""
+    for line in _lines("/proc/meminfo"):
+        name, value = _fact(line)
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 0
+
+
+def _physical_cores() -> int:
+    """Count the cores that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for block in "\n".join(_lines("/proc/cpuinfo")).split("\n\n"):
+        facts = dict(_fact(line) for line in block.splitlines())
+        number = facts.get("processor", "")
+        if number.isdigit() and int(number) in allowed:
+            cores.add((facts.get("physical id", ""), facts.get("core id", number)))
+    return len(cores) or len(allowed)
+
+
+def _cpu_name() -> str:
+    names = [value for name, value in map(_fact, _lines("/proc/cpuinfo")) if name == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def _versions(libraries: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for library in libraries:
+        try:
+            yield library, metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _fact(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()

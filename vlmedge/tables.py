@@ -1,0 +1,213 @@
+"""Tables that people read: what the gate found, what a bundle holds, what a benchmark measured."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vlmedge import checkpoint, registry
+from vlmedge.bundle import Bundle
+from vlmedge.manifest import Parity
+from vlmedge.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from vlmedge.bench import BenchResult, Latency, Side
+
+MIB = 2**20
+WIDE = 1000  # a file or a pipe has no edge to wrap at
+FLOAT = "float32"
+
+
+def verdict(bundle: Bundle) -> dict[str, Any]:
+    """Sum up an export, a quantization or a check, for JSON."""
+    return {
+        "bundle": str(bundle.path),
+        "checkpoint": bundle.manifest.checkpoint.id,
+        "scheme": bundle.manifest.scheme,
+        "bytes": size_bytes(bundle),
+        "verified": bundle.verified,
+        "parity": bundle.manifest.parity,
+    }
+
+
+def show_verdict(bundle: Bundle) -> None:
+    """Print what the gate found, and the bundle's name."""
+    if bundle.manifest.parity is not None:
+        show_parity(bundle.manifest.parity)
+    word = "verified" if bundle.verified else "NOT verified"
+    if bundle.manifest.parity is None:
+        word = "unverified"
+    scheme, size = bundle.manifest.scheme, size_bytes(bundle) / MIB
+    print(f"{bundle.path}: {word} ({scheme}, {size:.1f} MiB)")
+
+
+def show_parity(parity: Parity) -> None:
+    """Print the gate's two tables."""
+    table = _table(
+        "component", "max abs difference", "cosine", "allowed", "verdict", left=(0, 3, 4)
+    )
+    for c in parity.components:
+        figures = f"{c.max_abs:.2e}", f"{c.cosine:.7f}"
+        _row(table, c.component, *figures, c.tolerance, _passed(c.passed))
+    _print(table)
+    if not parity.tasks:
+        return
+    table = _table(
+        "task", "samples", "agreement", "ours / PyTorch", "allowed", "verdict", left=(0, 4, 5)
+    )
+    for t in parity.tasks:
+        accuracy = f"{_percent(t.accuracy)} / {_percent(t.reference_accuracy)}"
+        row = t.task, str(t.samples), _percent(t.agreement), accuracy, t.tolerance
+        _row(table, *row, _passed(t.passed))
+    _print(table)
+
+
+def show_info(bundle: Bundle) -> None:
+    """Print what a bundle holds."""
+    manifest = bundle.manifest
+    spec, source = manifest.spec, manifest.checkpoint
+    print(f"{bundle.path}: {'verified' if bundle.verified else 'unverified'}")
+    made = ", ".join(f"{name} {value}" for name, value in sorted(manifest.provenance.items()))
+    facts = {
+        "checkpoint": source.id + (f" at {source.revision}" if source.revision else ""),
+        "family": spec.family,
+        "scheme": manifest.scheme,
+        "tasks": ", ".join(sorted(spec.tasks)),
+        "size": f"{size_bytes(bundle) / MIB:.1f} MiB in {len(manifest.files)} files",
+        "made by": f"vlmedge {manifest.vlmedge}; {made}",
+    }
+    if spec.image is not None:
+        height, width = spec.image.crop_size or spec.image.resize_size
+        facts["images"] = f"{width} x {height} pixels, {spec.image.resample}"
+    if spec.text is not None:
+        facts["text"] = f"at most {spec.text.max_tokens} tokens"
+    for name, value in facts.items():
+        print(f"  {name:<11} {value}")
+    table = _table("component", "MiB", "inputs", "outputs", left=(0, 2, 3))
+    state = {name for c in spec.components for pair in c.state for name in pair}
+    for component in spec.components:
+        stem = f"graphs/{component.name}."
+        size = sum(f.bytes for f in manifest.files if f.path.startswith(stem))
+        ends = _tensors(component.inputs, state), _tensors(component.outputs, state)
+        _row(table, component.name, f"{size / MIB:.1f}", *ends)
+    _print(table)
+    if manifest.kept:
+        table = _table("kept in float", "component", "why", left=(0, 1, 2))
+        for layer in manifest.kept:
+            _row(table, layer.layer, layer.component, layer.reason)
+        _print(table)
+    if manifest.parity is not None:
+        show_parity(manifest.parity)
+
+
+def shelves() -> dict[str, Any]:
+    """Name all that can be named on the command line."""
+    families = registry.FAMILIES
+    return {
+        "built_ins": checkpoint.built_ins(),
+        "aliases": checkpoint.aliases(),
+        "families": {name: families.literal(name, "ARCHITECTURES") for name in families.names()},
+        "schemes": [FLOAT, *registry.SCHEMES.names()],
+        "engines": registry.ENGINES.names(),
+        "devices": registry.DEVICES.names(),
+    }
+
+
+def show_list() -> None:
+    """Print what `shelves` finds."""
+    found = shelves()
+    families = [f"{name} ({', '.join(known)})" for name, known in found["families"].items()]
+    lines = {
+        "checkpoints": found["built_ins"],
+        "aliases": [f"{alias} = {hub_id}" for alias, hub_id in found["aliases"].items()],
+        "families": families,
+        "schemes": found["schemes"],
+        "engines": found["engines"],
+        "devices": found["devices"],
+    }
+    for name, values in lines.items():
+        print(f"{name:<12} {', '.join(values) or 'none'}")
+
+
+def show_bench(result: BenchResult) -> None:
+    """Print one column a side; ours comes first, the others say how much slower they are."""
+    ours = result.sides[0]
+    table = _table("batch 1", *(side.name for side in result.sides), left=(0,))
+    for name in ours.components:
+        row = [_latency(side.components.get(name), ours.components[name]) for side in result.sides]
+        _row(table, f"{name}, ms", *row)
+    if ours.first_token is not None:
+        row = [_latency(side.first_token, ours.first_token) for side in result.sides]
+        _row(table, "first token, ms", *row)
+        _row(table, "tokens/s", *(_rate(side, ours) for side in result.sides))
+    memory = [s.peak_memory_mib for s in result.sides]
+    _row(table, "peak memory, MiB", *("-" if m is None else f"{m:.0f}" for m in memory))
+    _print(table)
+    for side in result.sides:
+        if side.error is not None:
+            print(f"{side.name}: {side.error}")
+    machine = result.machine
+    versions = ", ".join(f"{name} {value}" for name, value in machine.versions.items())
+    if machine.load is not None and machine.load > machine.cores / 4:
+        print(f"the machine was busy (load {machine.load:.1f}): the figures are worth little")
+    print("ms are p50 / p90; (x) is how many times slower than the first column, or faster below 1")
+    print(f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads a side; {versions}")
+
+
+def size_bytes(bundle: Bundle) -> int:
+    """Return the size of all that a bundle ships."""
+    return sum(file.bytes for file in bundle.manifest.files)
+
+
+def _latency(found: Latency | None, ours: Latency | None) -> str:
+    if found is None or ours is None:
+        return "-"
+    text = f"{found.p50_ms:.2f} / {found.p90_ms:.2f}"
+    return text if found is ours else f"{text} ({found.p50_ms / ours.p50_ms:.1f}x)"
+
+
+def _rate(side: Side, ours: Side) -> str:
+    if side.tokens_per_s is None or ours.tokens_per_s is None:
+        return "-"
+    text = f"{side.tokens_per_s:.1f}"
+    return text if side is ours else f"{text} ({ours.tokens_per_s / side.tokens_per_s:.1f}x)"
+
+
+def _table(*columns: str, left: tuple[int, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i in left else "right")
+    return table
+
+
+def _row(table: Table, *cells: str | Text) -> None:
+    """Add a row; a plain string is no markup, whatever brackets it has."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _print(table: Table) -> None:
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else WIDE, highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _passed(passed: bool) -> Text:
+    return Text("passed", "green") if passed else Text("FAILED", "bold red")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _tensors(tensors: tuple[TensorSpec, ...], state: set[str]) -> str:
+    """Describe tensors; a decoder's cache is one word."""
+    plain = [t for t in tensors if t.name not in state]
+    texts = [f"{t.name} {t.dtype}{list(t.shape)}".replace("'", "") for t in plain]
+    texts += [f"{len(tensors) - len(plain)} cache tensors"] if len(plain) < len(tensors) else []
+    return ", ".join(texts)
