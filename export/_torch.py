@@ -9,7 +9,9 @@ from typing import Any
 # transformers' run-time checks leave aten::_is_all_true in a trace, which ONNX does not have
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
 from vlmedge.contracts import Array
@@ -77,8 +79,8 @@ class TorchGraph(CheckedGraph):
         _assign(module, weights)
         self._module: torch.nn.Module | None = module
 
-    def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run the module on numpy arrays; float inputs in the graph's dtype."""
+    def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Run the module; float inputs in the graph's dtype, the state as tensors."""
         if self._module is None:
             raise RuntimeError(f"{self.component.name} is closed")
         state = {into for _, into in self.component.state}
@@ -87,19 +89,32 @@ class TorchGraph(CheckedGraph):
         past = [tensors[into] for _, into in self.component.state]
         with torch.inference_mode():
             outputs = self._module(*plain, *([past] if past else []))
+        names = [spec.name for spec in self.component.outputs]
         return {
-            spec.name: value.float().numpy() if value.is_floating_point() else value.numpy()
-            for spec, value in zip(self.component.outputs, flat(outputs), strict=True)
+            name: value if name in self._became else _array(value)
+            for name, value in zip(names, flat(outputs), strict=True)
         }
+
+    def reorder(self, rows: NDArray[np.int64]) -> None:
+        """Make state row i the row `rows[i]` of now."""
+        state: dict[str, Any] = self._state
+        index = torch.from_numpy(rows)
+        self._state = {name: value.index_select(0, index) for name, value in state.items()}
 
     def close(self) -> None:
         """Free the weights."""
         super().close()
         self._module = None
 
-    def _tensor(self, value: Array) -> torch.Tensor:
-        tensor = torch.from_numpy(value)
+    def _tensor(self, value: Array | torch.Tensor) -> torch.Tensor:
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """Return a numpy array; numpy has no bfloat16."""
+    found: Array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return found
 
 
 def flat(outputs: Any) -> list[torch.Tensor]:

@@ -4,7 +4,8 @@
                    W int8 -> DequantizeLinear --^
 
 Encoders get both; a decoder only the weights, since one token at a time is bound by memory and
-its activations have the outliers. Zero points are 0, as TensorRT wants. Embeddings, norms, softmax, convolutions and the last projection stay float.
+its activations have the outliers. Zero points are 0, as TensorRT wants. Embeddings, norms, softmax,
+convolutions and the last projection stay float.
 """
 
 from __future__ import annotations

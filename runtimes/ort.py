@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import platform
@@ -117,8 +118,8 @@ def _session(file: Path, root: Path, component: Component) -> ort.InferenceSessi
     options.log_severity_level = 3  # errors: they are raised anyhow, warnings are for developers
     options.intra_op_num_threads = _cores()
     options.enable_mem_pattern = not component.state  # every step has a new length, hence a plan
-    # before AVX512-VNNI and AVX-VNNI, int8 products overflow 16 bits: have uint8 weights there
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if _overflows():  # have uint8 weights there, which are right and slower
+        options.add_session_config_entry("session.x64quantprecision", "1")
     folder = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(folder, str(root.resolve()))
     try:
@@ -133,6 +134,21 @@ def _cores() -> int:
     """Count the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@functools.cache
+def _overflows() -> bool:
+    """Tell whether products of uint8 and int8 are added up in 16 bits here.
+
+    So it is on x86 before AVX512-VNNI and AVX-VNNI, and assumed where the CPU does not say.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return True
+    return not words & {"avx512_vnni", "avx_vnni"}
 
 
 def _held(value: Any) -> ort.OrtValue:

@@ -148,7 +148,10 @@ def test_overwrite_replaces_a_bundle_but_no_other_folder(folder: Path, tmp_path:
     assert (folder / "manifest.json").read_text() == "new"
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(BundleError, match="is no bundle"), new_bundle(tmp_path / "home", overwrite=True):
+    with (
+        pytest.raises(BundleError, match="is no bundle"),
+        new_bundle(tmp_path / "home", overwrite=True),
+    ):
         pass
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
 

@@ -105,7 +105,8 @@ def test_pickled_weights_need_consent(clip: Path) -> None:
 
 
 def test_tied_head_is_the_table_unless_the_file_has_its_own(blip2: Path) -> None:
-    head, table = "language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight"
+    head = "language_model.lm_head.weight"
+    table = "language_model.model.decoder.embed_tokens.weight"
     edit_weights(blip2, lambda w: w.pop(head, None))
     np.testing.assert_array_equal(opened(blip2).read(head), opened(blip2).read(table))
     edit_weights(blip2, lambda w: w.update({head: w[table] * 2}))
@@ -172,7 +173,7 @@ def test_gelu_and_quick_gelu_are_told_apart(originals: dict[str, Path], clip: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("visual_projection.weight"), "weight 'visual_projection.weight' is missing"),
+        (lambda w: w.pop("visual_projection.weight"), "'visual_projection.weight' is missing"),
         (lambda w: w.update(extra=torch.zeros(1)), "weight 'extra' belongs to no part"),
         (
             lambda w: w.update({"visual_projection.weight": torch.zeros(2, 3)}),
@@ -274,7 +275,9 @@ def test_aliases_stand_for_hub_ids() -> None:
     assert all("/" in hub_id for hub_id in aliases().values())
 
 
-def test_unreachable_hub_says_how_to_pass_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreachable_hub_says_how_to_pass_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A closed port on this machine is the hub."""
     import huggingface_hub.constants as constants
 

@@ -81,7 +81,7 @@ def test_clip_probabilities_are_transformers(clip, images, folder) -> None:  # t
         logits = reference(pixel_values=clip_pixels(images), **inputs).logits_per_image
     expected: NDArray[np.float32] = logits.softmax(1).numpy()
     for row, ranking in zip(expected, model.classify(images, labels), strict=True):
-        assert [label for label, _ in ranking][0] == labels[row.argmax()]
+        assert ranking[0][0] == labels[row.argmax()]
         shares = dict(ranking)
         np.testing.assert_allclose([shares[n] for n in labels], row, atol=1e-5)
 
@@ -117,7 +117,8 @@ def test_blip2_captions_are_transformers(  # type: ignore[no-untyped-def]
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "blip2")
     prompt = reference.config.num_query_tokens + 1  # image places and the start token
-    expected = [t.strip() for t in tokenizer.batch_decode(ids[:, prompt:], skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(ids[:, prompt:], skip_special_tokens=True)
+    expected = [text.strip() for text in texts]
     assert model.caption(images, max_tokens=12, **ours) == expected
 
 
@@ -145,7 +146,8 @@ def test_stream_gives_the_caption_in_pieces(blip2, images) -> None:  # type: ign
 def test_one_component_runs_alone(blip2) -> None:  # type: ignore[no-untyped-def]
     _, model = blip2
     pixels = np.zeros((1, 3, 32, 32), np.float32)
-    assert model.graphs["vision_encoder"].run({"pixel_values": pixels})["image_embeds"].shape == (1, 17, 32)
+    seen = model.graphs["vision_encoder"].run({"pixel_values": pixels})["image_embeds"]
+    assert seen.shape == (1, 17, 32)
     with pytest.raises(vlmedge.errors.InputError, match=r"must be float32\[batch, 3, 32, 32\]"):
         model.graphs["vision_encoder"].run({"pixel_values": pixels[:, :1]})
     with pytest.raises(vlmedge.errors.InputError, match="'pixel_values' is missing"):

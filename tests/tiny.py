@@ -93,7 +93,10 @@ def tokenizer(template: str) -> Tokenizer:
     special = ["<s>", "<pad>", "</s>", "<e>", "<image>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     built.train_from_iterator(["a photo of a red circle", "Question: Answer:"], trainer)
     pairs = [(name, built.token_to_id(name)) for name in special]

@@ -59,6 +59,8 @@ def check(
     export = FAMILIES[family].open(checkpoint.folder)
     if export.spec.components != opened.spec.components:
         raise BundleError(f"{bundle} has other shapes than {against}: they do not belong together")
+    if checkpoint.identity().sha256 != opened.manifest.checkpoint.sha256:
+        progress.note(f"{bundle} was not exported from {against} as it is now")
     if images is not None:
         samples = from_folder(images, SAMPLES)
     else:

@@ -24,7 +24,7 @@ from vlmedge.portable import load_graph, save_graph
 from vlmedge.progress import SILENT, Progress
 from vlmedge.registry import ENGINES, FAMILIES, SCHEMES
 from vlmedge.spec import EmbeddingTable, ModelSpec
-from vlmedge.writer import new_bundle, stored_files, write_manifest
+from vlmedge.writer import new_bundle, refuse_existing, stored_files, write_manifest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,9 +58,12 @@ def export(
         The bundle; `verified` tells whether it passed.
     """
     rewriter = None if scheme is None else SCHEMES[scheme]
+    if out is not None:
+        refuse_existing(out, overwrite=overwrite)
     found = resolve(checkpoint, progress, allow_pickle=allow_pickle)
-    opened = FAMILIES[family_of(found.folder)].open(found.folder, allow_pickle=allow_pickle)
     out = out or Path(f"{found.name}-{scheme or FLOAT}")
+    refuse_existing(out, overwrite=overwrite)
+    opened = FAMILIES[family_of(found.folder)].open(found.folder, allow_pickle=allow_pickle)
     with new_bundle(out, overwrite=overwrite) as folder:
         for name, write in opened.assets():
             (folder / name).parent.mkdir(exist_ok=True)

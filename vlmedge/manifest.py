@@ -17,7 +17,7 @@ class CheckpointId(_Data, frozen=True):
     Attributes:
         id: Hub id, built-in name or folder name.
         revision: Commit on the hub, or none.
-        sha256: Digest of config.json and of every weight file's name and size.
+        sha256: Digest of config.json, and of name, size and last MiB of each weight file.
     """
 
     id: str

@@ -5,6 +5,7 @@ No case may lower its gate: a component that needs more room is a finding, not a
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,9 @@ TOLERANCES = {
 }
 
 
+_WORST = sys.float_info.max  # JSON has no nan and no inf
+
+
 def tolerance(scheme: str) -> Tolerance:
     """Return what `scheme` may change."""
     if scheme not in TOLERANCES:
@@ -60,12 +64,14 @@ def compare(component: str, scheme: str, reference: Array, ours: Array) -> Compo
     """
     allowed = tolerance(scheme)
     reference, ours = reference.astype(np.float64), ours.astype(np.float64)
+    if not np.isfinite(ours).all():
+        return ComponentParity(component, _WORST, _WORST, -1.0, "no nan or inf", passed=False)
     max_abs = float(np.abs(reference - ours).max())
     max_rel = max_abs / max(float(np.abs(reference).max()), 1e-30)
     a, b = reference.reshape(len(reference), -1), ours.reshape(len(ours), -1)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
-    fits = np.isfinite(max_abs) and cosine >= allowed.cosine
+    fits = cosine >= allowed.cosine
     text = f"cosine >= {allowed.cosine:g}"
     if allowed.max_rel is not None:
         fits = fits and max_rel <= allowed.max_rel

@@ -73,14 +73,15 @@ T = TypeVar("T")
 def _polar(radii: Sequence[float], start_degrees: float = -90.0) -> Points:
     """Points at these radii, at equal angles; -90 degrees is up, since y grows downwards."""
     angles = np.radians(start_degrees + np.arange(len(radii)) * 360.0 / len(radii))
-    return np.stack([np.cos(angles), np.sin(angles)], 1) * np.asarray(radii)[:, None]
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    return np.asarray(circle * np.asarray(radii)[:, None], dtype=np.float64)
 
 
 def _heart() -> Points:
     t = np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return np.stack([x, y - 2.5], 1) / 15.0
+    return np.asarray(np.stack([x, y - 2.5], 1) / 15.0, dtype=np.float64)
 
 
 _DISC = _polar([0.95] * 40)

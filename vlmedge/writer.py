@@ -26,10 +26,7 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         BundleError: `out` exists, cannot be made, or the disk is full.
     """
-    if out.exists() and not overwrite:
-        raise BundleError(f"{out} exists: give --overwrite, or another folder with --out")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise BundleError(f"{out} exists and is no bundle: give another folder with --out")
+    refuse_existing(out, overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -41,7 +38,7 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             partial.chmod(0o755)  # mkdtemp's 0700 would hide the bundle from its users
             _publish(partial, out)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not _disk_is_full(error):
                 raise
             free_gib = shutil.disk_usage(out.parent).free / 2**30
             raise BundleError(
@@ -50,6 +47,14 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what is there, before any work is done."""
+    if out.exists() and not overwrite:
+        raise BundleError(f"{out} exists: give --overwrite, or another folder with --out")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise BundleError(f"{out} exists and is no bundle: give another folder with --out")
 
 
 def stored_files(folder: Path) -> tuple[StoredFile, ...]:
@@ -67,6 +72,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Write manifest.json of a folder that `new_bundle` gave."""
     (folder / MANIFEST).write_bytes(encode(manifest))
     return Bundle(folder, manifest)
+
+
+def _disk_is_full(error: OSError) -> bool:
+    """Tell a full disk; numpy's tofile says only "N requested and M written"."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return error.errno in full or (error.errno is None and "requested and" in str(error))
 
 
 def _publish(partial: Path, out: Path) -> None:
