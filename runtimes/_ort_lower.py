@@ -30,6 +30,7 @@ CONTRIB = "com.microsoft"
 BLOCK = 128  # weights of one column that share a scale in MatMulNBits; measured fastest
 BLOCK_MIN = 16
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: x is quantized too, block by block
+STRIP = 32  # columns that are transposed at once, so that they stay in the CPU's cache
 ALIGNMENT_BYTES = 4096  # so that every tensor can be mapped
 
 
@@ -94,7 +95,7 @@ def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
             data = _read(tensor)
             stream.seek(-stream.tell() % ALIGNMENT_BYTES, 1)
             place = (location, stream.tell(), data.nbytes)
-            data.tofile(stream)
+            stream.write(data.data)  # ndarray.tofile would not tell a full disk from another error
             value.const_value = ir.ExternalTensor(
                 *place, tensor.dtype, shape=ir.Shape(data.shape), name=str(value.name)
             )
@@ -213,9 +214,9 @@ def _pack(graph: ir.Graph, weight: ir.Value, scale: ir.Value) -> tuple[ir.Value,
     def values() -> ir.Tensor[NDArray[np.uint8]]:
         full = np.full((columns, blocks * block), 128, np.uint8)  # 128 is 0: padding adds nothing
         signed = _read(source)
-        for begin in range(0, columns, BLOCK):  # by strips, which stay in the CPU's cache
-            strip = np.ascontiguousarray(signed[:, begin : begin + BLOCK]).view(np.uint8)
-            np.bitwise_xor(strip.T, 128, out=full[begin : begin + BLOCK, :rows])
+        for begin in range(0, columns, STRIP):
+            strip = np.ascontiguousarray(signed[:, begin : begin + STRIP]).view(np.uint8)
+            np.bitwise_xor(strip.T, 128, out=full[begin : begin + STRIP, :rows])
         return ir.Tensor(full.reshape(columns, blocks, block))
 
     def scales() -> ir.Tensor[NDArray[np.float32]]:

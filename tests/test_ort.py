@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -206,6 +207,26 @@ def test_engine_is_cached(
 
 def forbidden(*args: object) -> None:
     raise AssertionError("it was built again")
+
+
+@pytest.mark.parametrize("activations", [True, False])
+def test_cached_engine_opens_without_onnx_ir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activations: bool
+) -> None:
+    bundle = tiny(tmp_path, activations=activations)
+    open_encoder(bundle)
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    assert open_encoder(bundle).run(feed())["y"].shape == (2, 5, 40)
+
+
+def test_cpu_without_vnni_multiplies_in_uint8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny(tmp_path)
+    expected = portable(bundle, feed())
+    monkeypatch.setattr(ort, "_overflows", lambda: True)
+    found = open_encoder(bundle).run(feed())["y"]
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("activations", [True, False])

@@ -1,6 +1,6 @@
 """Scenes drawn by a seed: the data behind the built-in checkpoints, endless and offline.
 
-A scene is a 64x64 picture of one to three objects (a size, a colour and a shape each) on a
+A scene is a 64x64 picture of one or two objects (a size, a colour and a shape each) on a
 textured background. Its caption and its answers are functions of what was drawn: objects of one
 scene never share a shape or a colour, and no relation or place is ever a near tie. So exact match
 is a fair metric.
@@ -57,7 +57,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (120, 82, 52),
     "teal": (70, 165, 165),
 }
-COUNTS = ("one", "two", "three")
+COUNTS = ("one", "two")
 QUESTIONS_PER_SCENE = 4
 
 _SPLITS = {"train": 0, "heldout": 1, "calibration": 2}
@@ -178,9 +178,6 @@ class Plan:
     def caption(self) -> str:
         """The one right caption."""
         end = f" on a {self.background} background"
-        if len(self.things) == 3:
-            first, second, third = (_an(thing.name) for thing in self.things)
-            return f"{first}, {second} and {third}{end}"
         names = [f"a {thing.size} {thing.name}" for thing in self.things]
         return f" {self.relation} ".join(names) + end
 
@@ -228,7 +225,7 @@ def draw_labelled(index: int, split: str) -> tuple[NDArray[np.uint8], int]:
 def plan_scene(index: int, split: str) -> Plan:
     """Decide what scene `index` of a split holds, without drawing it."""
     dice = _Dice(_split_number(split), 0, index)
-    count = 1 + (dice.uniform(0, 1) > 0.3) + (dice.uniform(0, 1) > 0.75)
+    count = 1 + (dice.uniform(0, 1) > 0.3)
     return _plan(dice, count, (_split_number(split), 1, index))
 
 
@@ -239,21 +236,15 @@ def plan_labelled(index: int, split: str) -> Plan:
 
 def _plan(dice: _Dice, count: int, seed: tuple[int, int, int]) -> Plan:
     shapes, colors = dice.sample(SHAPES, count), dice.sample(tuple(COLORS), count)
-    sizes = [("small", "large")[dice.index(2)] if count < 3 else "small" for _ in shapes]
+    sizes = [("small", "large")[dice.index(2)] for _ in shapes]
     radii = [
         dice.uniform(*(_SMALL_RADIUS_PX if size == "small" else _LARGE_RADIUS_PX)) for size in sizes
     ]
     relation = ""
     if count == 1:
         centres = [(_inside(dice, radii[0]), _inside(dice, radii[0]))]
-    elif count == 2:
-        relation, centres = _place_two(dice, radii[0], radii[1])
     else:
-        # One column each, so "from left to right" is never in doubt.
-        centres = [
-            (x + dice.uniform(-2, 2), _inside(dice, r))
-            for x, r in zip((11, 32, 53), radii, strict=True)
-        ]
+        relation, centres = _place_two(dice, radii[0], radii[1])
     tilt = [dice.uniform(-_TILT_DEGREES, _TILT_DEGREES) for _ in shapes]
     things = tuple(
         Thing(shapes[i], colors[i], sizes[i], *centres[i], radii[i], tilt[i]) for i in range(count)
@@ -296,8 +287,7 @@ def _questions(
     for thing in things:
         pairs.append((f"what color is the {thing.shape}?", thing.color))
         pairs.append((f"what shape is the {thing.color} object?", thing.shape))
-        if len(things) < 3:
-            pairs.append((f"how big is the {thing.shape}?", thing.size))
+        pairs.append((f"how big is the {thing.shape}?", thing.size))
         if thing.place:
             pairs.append((f"where is the {thing.shape}?", thing.place))
     pairs.extend(_existence(dice, things))

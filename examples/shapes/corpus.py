@@ -62,18 +62,23 @@ def planner(kind: str) -> Callable[[int, str], Plan]:
     return {"labelled": scenes.plan_labelled, "scene": scenes.plan_scene}[kind]
 
 
-def facts(plan: Plan) -> str:
-    """What is in a scene as a form of 16 words, one token each: no word of the picture itself.
+def form(plan: Plan) -> list[list[str]]:
+    """What is in a scene as 16 bags of words, with no word of the picture itself.
 
-    The language model is pretrained to write captions and answers from such forms. So, once it is
-    frozen, it can read a prefix of 16 tokens; BLIP-2's soft prompt then takes the form's place.
+    Four bags for the scene and four alike for each thing that may be in it, in reading order. The
+    language model reads a bag as the sum of its words' embeddings, and is pretrained to write
+    captions and answers from such forms. So, once it is frozen, it can read a prefix of 16
+    vectors; BLIP-2's soft prompt then takes the form's place.
     """
-    words = ["scene", scenes.COUNTS[len(plan.things) - 1], plan.background]
-    words.append(plan.relation.split()[0] if plan.relation else "none")
-    for thing in plan.things:
-        words += [thing.size, thing.color, thing.shape, thing.place or "somewhere"]
-    words += ["none"] * (16 - len(words))
-    return "".join(f" {word}" for word in words)
+    relation = plan.relation.split()[0] if plan.relation else "none"
+    bags = [["scene"], [scenes.COUNTS[len(plan.things) - 1]], [plan.background], [relation]]
+    for order in range(3):
+        words = ["none"]
+        if order < len(plan.things):
+            thing = plan.things[order]
+            words = [thing.size, thing.color, thing.shape, thing.place or "somewhere"]
+        bags += [words] * 4
+    return bags
 
 
 def prompt(question: str) -> str:

@@ -21,6 +21,7 @@ from transformers import (
 from vlmedge.scenes import CLASSES, TEMPLATE, Scene, draw_labelled, draw_scene
 
 BATCH = 50
+MARK = "<!-- scores, by evaluate.py -->"
 
 
 def score_clip(folder: Path, count: int, split: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def score_blip2(folder: Path, count: int, split: str) -> dict[str, Any]:
         "caption_exact_percent": percent["caption"],
         "questions_right_percent": percent["questions"],
         "questions": len(right["questions"]),
-        "questions_right_percent_by_kind": kinds,
+        **{f"questions_right_percent_{kind.replace(' ', '_')}": v for kind, v in kinds.items()},
     }
 
 
@@ -92,6 +93,15 @@ def _generate(
     return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
 
+def write_card(card: Path, scores: dict[str, Any]) -> None:
+    """Put the scores between the card's two marks, so that nobody writes them by hand."""
+    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in scores.items()]
+    table = "\n".join(["| held-out, PyTorch float32 | |", "| --- | --- |", *rows])
+    before, _, rest = card.read_text().partition(MARK)
+    after = rest.partition(MARK)[2]
+    card.write_text(f"{before}{MARK}\n{table}\n{MARK}{after}")
+
+
 def main() -> None:
     """Score one folder."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -110,6 +120,7 @@ def main() -> None:
     print(text)
     if not options.dry:
         (options.folder / "scores.json").write_text(text + "\n")
+        write_card(options.folder / "README.md", scores)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,18 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 import training
-from corpus import IMAGE_MEAN, IMAGE_STD, facts, plans, prompt, render
+from corpus import IMAGE_MEAN, IMAGE_STD, form, plans, prompt, render
 from patches import PATCH_SIZE_PX, PatchHead, patch_labels
 from qformer import PAD, RepresentationStage
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    AutoModelForCausalLM,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
@@ -37,6 +39,7 @@ from vlmedge.scenes import IMAGE_SIZE_PX, Plan
 QUERIES = 16
 CONTEXT = 128
 IGNORED = -100
+BAG = 4  # words of a bag, at most
 QUESTIONS_PER_STEP = 3
 
 
@@ -58,16 +61,51 @@ class Texts:
         """The empty prompt `</s>` and the caption that follows it."""
         return [2], [*self.ids(plan.caption), self.newline]
 
-    def form(self, plan: Plan) -> list[int]:
-        """The form that stands where the soft prompt will: as many tokens as queries."""
-        ids = [i for word in facts(plan).split() for i in self.ids(f" {word}")]
-        if len(ids) != QUERIES:
-            raise ValueError(f"form of {len(ids)} tokens, not {QUERIES}: {facts(plan)}")
-        return ids
+    def form(self, plan: Plan) -> list[list[int]]:
+        """The form that stands where the soft prompt will: int (queries, words), padded."""
+        bags = [[i for word in bag for i in self.ids(f" {word}")] for bag in form(plan)]
+        return [(bag + [PAD] * BAG)[:BAG] for bag in bags]
 
     def answer(self, pair: tuple[str, str]) -> tuple[list[int], list[int]]:
         """`</s>` with a question, and the answer that follows it."""
         return [2, *self.ids(prompt(pair[0]))], [*self.ids(f" {pair[1]}"), self.newline]
+
+    def document(self, plan: Plan) -> tuple[list[int], list[int]]:
+        """Texts to follow a form, for OPT's own training: ids, and labels of the same length.
+
+        A third of the documents hold one text, as BLIP-2 will ask for it; the others hold many
+        questions, or many terse notes such as "star color red". To look a thing up in the form is
+        what takes long to learn, and these teach it with far fewer documents.
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        kind = self.rng.randrange(3)
+        asked = self.rng.sample(plan.questions, min(7, len(plan.questions)))
+        if kind == 0:
+            targets = [self.caption(plan) if self.rng.random() < 0.3 else self.answer(asked[0])]
+        elif kind == 1:
+            targets = [self.answer(pair) for pair in asked]
+        else:
+            targets = [([2, *self.ids(a)], self.ids(b)) for a, b in self.notes(plan)]
+        for number, (start, end) in enumerate(targets):
+            head = start if number == 0 else start[1:]
+            ids += head + end
+            labels += [IGNORED] * len(head) + end
+        return ids, labels
+
+    def notes(self, plan: Plan) -> list[tuple[str, str]]:
+        """Every single fact of a plan as (key, value), shuffled."""
+        pairs = []
+        for thing in plan.things:
+            pairs.append((f" {thing.shape} color", f" {thing.color}"))
+            pairs.append((f" {thing.shape} big", f" {thing.size}"))
+            pairs.append((f" {thing.color} shape", f" {thing.shape}"))
+            pairs.append((f" {thing.shape} where", f" {thing.place or 'somewhere'}"))
+        for question, answer in plan.questions:
+            if question.startswith("is there"):
+                pairs.append((f" {' '.join(question.rstrip('?').split()[3:])}", f" {answer}"))
+        self.rng.shuffle(pairs)
+        return pairs
 
     def targets(self, plan: Plan) -> list[tuple[list[int], list[int]]]:
         """A caption and some questions of one scene."""
@@ -126,13 +164,6 @@ def build(tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> Bl
     )
 
 
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Next-token cross-entropy; float (rows, tokens, vocab) against int64 (rows, tokens)."""
-    return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
-    )
-
-
 class Run:
     """One training run: the data, the model and the three stages."""
 
@@ -146,13 +177,22 @@ class Run:
         sample = self.plans[:4000]
         written = [f"{plan.caption}\n" for plan in sample]
         written += [f"{prompt(q)} {a}\n" for plan in sample for q, a in plan.questions]
-        written += [facts(plan) for plan in sample]
-        self.tokenizer = opt_tokenizer(written)
+        written += [f" {word}" for plan in sample for bag in form(plan) for word in bag]
+        if options.resume:  # its ids are what the weights know
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(options.resume)
+        else:
+            self.tokenizer = opt_tokenizer(written)
         self.tokenizer.model_max_length = CONTEXT - QUERIES
         self.texts = Texts(self.tokenizer, self.rng)
-        self.model = Blip2ForConditionalGeneration(build(self.tokenizer, options)).to(self.device)
-        # transformers starts the queries at zero: all alike, they would stay alike.
-        nn.init.normal_(self.model.query_tokens, std=0.02)
+        if options.resume:
+            self.model = Blip2ForConditionalGeneration.from_pretrained(
+                options.resume, dtype=torch.float32
+            )
+        else:
+            self.model = Blip2ForConditionalGeneration(build(self.tokenizer, options))
+            # transformers starts the queries at zero: all alike, they would stay alike.
+            nn.init.normal_(self.model.query_tokens, std=0.02)
+        self.model.to(self.device)
         self.model.train()
         self.history: dict[str, dict[str, float]] = {}
         self.steps = {
@@ -172,7 +212,7 @@ class Run:
         return training.Trainer(
             parameters,
             label=name,
-            lr=self.options.lr,
+            lr=self.options.language_lr if name == "language" else self.options.lr,
             steps=steps,
             minutes=self.options.minutes * share,
         )
@@ -192,23 +232,41 @@ class Run:
 
     def language(self) -> None:
         """Teach OPT to write what notes say: no picture here."""
-        language_model = self.model.language_model
+        # Anew, also with --resume: what was learned by shortcuts is slow to unlearn.
+        language_model = AutoModelForCausalLM.from_config(self.model.config.text_config)
+        self.model.language_model = language_model.to(self.device).train()
+        embed = language_model.get_input_embeddings()
         trainer = self.trainer("language", language_model)
         for number, picked in self.picks(trainer):
-            rows, labels = [], []
-            for index in picked.tolist():
-                plan = self.plans[index]
-                start, end = self.rng.choice(self.texts.targets(plan))
-                head = self.texts.form(plan) + start
-                rows.append(head + end)
-                labels.append([IGNORED] * len(head) + end)
-            ids = pad(rows, PAD).to(self.device)
+            batch = [self.plans[i] for i in picked.tolist()]
+            documents = zip(*(self.texts.document(plan) for plan in batch), strict=True)
+            rows, labels = ([list(row) for row in rows] for rows in documents)
+            ids, targets = pad(rows, PAD).to(self.device), pad(labels, IGNORED).to(self.device)
+            forms = torch.tensor([self.texts.form(plan) for plan in batch]).to(self.device)
             with training.autocast(self.options):
-                logits = language_model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            loss = answer_loss(logits, pad(labels, IGNORED).to(self.device))
+                # A padded place adds nothing: OPT's embedding of <pad> is zero.
+                loss = self.written(embed(forms).sum(2), ids, targets)
             trainer.step(number, {"text": loss})
         self.history["language"] = trainer.history
         language_model.requires_grad_(False)
+
+    def written(self, prefix: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+        """OPT's loss of writing texts after a prefix.
+
+        Args:
+            prefix: float32 (rows, queries, hidden).
+            ids: int64 (rows, tokens), padded on the right, where nothing that counts can see it.
+            labels: int64 (rows, tokens): `ids` where OPT must write, `IGNORED` elsewhere.
+        """
+        language_model = self.model.language_model
+        inputs = torch.cat([prefix, language_model.get_input_embeddings()(ids)], 1)
+        logits = language_model(
+            inputs_embeds=inputs,
+            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long, device=ids.device),
+        ).logits[:, prefix.shape[1] :]
+        return functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
 
     def representation(self) -> None:
         """Teach ViT and Q-Former; the text branch and the heads are dropped afterwards."""
@@ -240,13 +298,12 @@ class Run:
             model.query_tokens,
             model.language_projection,
         )
-        embed = model.language_model.get_input_embeddings()
         for number, pixels, batch in self.pictures(trainer):
             targets = [target for plan in batch for target in self.texts.targets(plan)]
             ids = pad([start + end for start, end in targets], PAD).to(self.device)
-            labels = pad(
-                [[IGNORED] * (QUERIES + len(start)) + end for start, end in targets], IGNORED
-            ).to(self.device)
+            labels = pad([[IGNORED] * len(start) + end for start, end in targets], IGNORED).to(
+                self.device
+            )
             with training.autocast(self.options):
                 states = model.vision_model(pixel_values=pixels).last_hidden_state
                 seen = model.qformer(
@@ -255,13 +312,8 @@ class Run:
                 ).last_hidden_state
                 soft = model.language_projection(seen)
                 soft = soft.repeat_interleave(len(targets) // len(batch), 0)
-                inputs = torch.cat([soft.float(), embed(ids)], 1)
-                logits = model.language_model(
-                    inputs_embeds=inputs,
-                    # Padding is on the right, where nothing that counts can see it.
-                    attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long).to(self.device),
-                ).logits
-            trainer.step(number, {"text": answer_loss(logits, labels)})
+                loss = self.written(soft.float(), ids, labels)
+            trainer.step(number, {"text": loss})
         self.history["generation"] = trainer.history
 
     def picks(self, trainer: training.Trainer) -> Iterator[tuple[int, Tensor]]:
@@ -298,21 +350,22 @@ class Run:
 
 def main() -> None:
     """Train, save, say how long it took."""
-    parser = training.parser("train tiny-blip2", steps=4000)
+    parser = training.parser("train tiny-blip2", steps=5000, lr=5e-4, pictures=60_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vision-layers", type=int, default=5)
+    parser.add_argument("--resume", type=Path, help="a folder to go on from; give 0 steps to skip")
+    parser.add_argument("--language-lr", type=float, default=1e-3)
     parser.add_argument("--vision-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, default=1500)
+    parser.add_argument("--language-steps", type=int, default=2800)
     parser.add_argument("--representation-steps", type=int, default=1500)
     options = parser.parse_args()
     started = time.perf_counter()
     training.setup(options)
     run = Run(options)
     print(f"tiny-blip2: {sum(p.numel() for p in run.model.parameters()):,} parameters", flush=True)
-    run.vision()
-    run.language()
-    run.representation()
-    run.generation()
+    for name, steps in run.steps.items():
+        if steps:
+            getattr(run, name)()
     run.save()
     training.write_record(options.out, options, started, {"loss": run.history})
     print(f"tiny-blip2: saved in {options.out}", flush=True)

@@ -2,12 +2,11 @@
 
 Each step's texts are of one kind: class names in a template, full descriptions of one object, or
 captions of scenes. Within a batch, equal texts count as one (otherwise a right pair would be
-pushed apart as if it were wrong). A second loss teaches the patches what they show (patches.py).
+pushed apart as if it were wrong).
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 import training
 from corpus import IMAGE_MEAN, IMAGE_STD, plans, render
-from patches import PATCH_SIZE_PX, PatchHead, patch_labels
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -54,7 +52,7 @@ def build(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPModel:
                 "num_attention_heads": width // 32,
                 "image_size": IMAGE_SIZE_PX,
                 "hidden_act": "gelu",
-                "patch_size": PATCH_SIZE_PX,
+                "patch_size": 8,
                 "projection_dim": 128,
             },
             projection_dim=128,
@@ -78,10 +76,8 @@ def texts_of(kind: str, batch: list[Plan], rng: random.Random) -> tuple[list[str
     return texts, []
 
 
-def contrastive_loss(
-    model: CLIPModel, pixels: Tensor, encoded: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of pictures over texts and of texts over pictures; and the image states.
+def contrastive_loss(model: CLIPModel, pixels: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of pictures over texts and of texts over pictures.
 
     Args:
         model: the CLIP model.
@@ -90,19 +86,18 @@ def contrastive_loss(
             (images,), each picture's text.
     """
     target = encoded.pop("target")
-    out = model(pixel_values=pixels, **encoded)
-    logits = out.logits_per_image.float()
+    logits = model(pixel_values=pixels, **encoded).logits_per_image.float()
     by_image = functional.cross_entropy(logits, target)
     # A text has as many right pictures as the batch holds: its target is spread evenly on them.
-    present = target.unique()
+    present = torch.unique(target)
     positive = (target == present[:, None]).float()
     by_text = functional.cross_entropy(logits.T[present], positive / positive.sum(1, keepdim=True))
-    return (by_image + by_text) / 2, out.vision_model_output.last_hidden_state
+    return (by_image + by_text) / 2
 
 
 def main() -> None:
     """Train, save fp16, say how long it took."""
-    parser = training.parser("train tiny-clip", steps=4000)
+    parser = training.parser("train tiny-clip", steps=7000, lr=7e-4, pictures=100_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     options = parser.parse_args()
@@ -114,9 +109,8 @@ def main() -> None:
 
     data, streams = {}, {}
     for kind in ("labelled", "scene"):
-        planned = plans(kind, options.pictures)
         images = torch.from_numpy(render(kind, options.pictures))
-        data[kind] = (planned, images, patch_labels(planned))
+        data[kind] = (plans(kind, options.pictures), images)
         streams[kind] = training.batches(options.pictures, options.batch, generator)
     everything = [plan.caption for plan in data["scene"][0][:4000]]
     everything += [text.format("red circle") for text in TEMPLATES] * 200
@@ -124,9 +118,8 @@ def main() -> None:
     model = build(tokenizer, options.width, options.layers).to(device).train()
     print(f"tiny-clip: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
-    head = PatchHead(options.width).to(device)
     trainer = training.Trainer(
-        itertools.chain(model.parameters(), head.parameters()),
+        model.parameters(),
         label="clip",
         lr=options.lr,
         steps=options.steps,
@@ -136,16 +129,15 @@ def main() -> None:
         kind = rng.choices(("class", "detail", "scene"), (8, 1, 1))[0]
         source = "scene" if kind == "scene" else "labelled"
         picked = next(streams[source])
-        all_plans, images, labels = data[source]
+        all_plans, images = data[source]
         texts, others = texts_of(kind, [all_plans[i] for i in picked.tolist()], rng)
         unique = sorted({*texts, *others})
         encoded = dict(tokenizer(unique, padding=True, return_tensors="pt").to(device))
         encoded["target"] = torch.from_numpy(np.searchsorted(unique, texts)).to(device)
         pixels = training.normalize(images[picked].to(device))
         with training.autocast(options):
-            loss, states = contrastive_loss(model, pixels, encoded)
-            patches = head(states, labels[picked].to(device))
-        trainer.step(number, {kind: loss, "patches": patches})
+            loss = contrastive_loss(model, pixels, encoded)
+        trainer.step(number, {kind: loss})
         with torch.no_grad():  # CLIP's own cap: a scale of 100
             model.logit_scale.clamp_(max=float(np.log(100.0)))
 

@@ -18,7 +18,7 @@ from corpus import IMAGE_MEAN, IMAGE_STD
 from torch import Tensor, nn
 
 
-def parser(description: str, steps: int) -> argparse.ArgumentParser:
+def parser(description: str, *, steps: int, lr: float, pictures: int) -> argparse.ArgumentParser:
     """The options that both training scripts share."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -26,9 +26,9 @@ def parser(description: str, steps: int) -> argparse.ArgumentParser:
     options.add_argument(
         "--minutes", type=float, default=math.inf, help="end by then: fewer steps, same schedule"
     )
-    options.add_argument("--pictures", type=int, default=60_000, help="training pictures to draw")
+    options.add_argument("--pictures", type=int, default=pictures, help="training pictures to draw")
     options.add_argument("--batch", type=int, default=128)
-    options.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    options.add_argument("--lr", type=float, default=lr, help="peak learning rate")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--device", default="cpu")
     options.add_argument("--threads", type=int, default=2)
@@ -107,7 +107,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * rate
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         if number % 50 == 0 or number == self.steps - 1:
