@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -490,7 +491,12 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
 def test_interrupted_export_leaves_nothing(number: int, moment: str, tmp_path: Path) -> None:
     command = [*COMMAND, "export", "tiny-clip", "--int8", "--out", str(tmp_path / "out")]
     log = tmp_path.with_suffix(".log")
-    with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
+    # a shell's background job, as CI may be one, ignores SIGINT, and so would its children
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stderr=stderr, preexec_fn=heed) as process,
+    ):
         deadline = time.monotonic() + 120
         while moment not in log.read_text() and time.monotonic() < deadline:
             assert process.poll() is None, log.read_text()
