@@ -122,7 +122,7 @@ def _session(file: Path, root: Path, component: Component) -> ort.InferenceSessi
     options.log_severity_level = 3  # errors: they are raised anyhow, warnings are for developers
     options.intra_op_num_threads = _cores()
     options.enable_mem_pattern = not component.state  # every step has a new length, hence a plan
-    # Threads wait awake between operators, which idle machines gain by (ViT-B/16: 62 ms, asleep
+    # Threads wait awake between operators, which idle machines gain by (ViT-B/16: 66 ms, asleep
     # 87), but not for the milliseconds of the default, which busy machines lose by (222 and 164).
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     if _overflows():  # have uint8 weights there, which are right and slower
