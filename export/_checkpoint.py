@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
 import transformers
 
@@ -16,6 +15,10 @@ from vlmedge.image import front_end
 from vlmedge.spec import Generation, ImageFrontEnd
 
 TOKENIZER = "assets/tokenizer.json"
+
+# CLIP's statistics (Radford et al. 2021), which most of its descendants keep
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Tokenized by both sides at export: what breaks tokenizers is rarely plain English.
 GOLDENS = (
@@ -178,11 +181,6 @@ def check_weights(
             f"weight {extra[0]!r} belongs to no part of the model{_more(extra)}: "
             "config.json and the weights do not fit together"
         )
-
-
-def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    """Compare two weights: a config that calls them tied may be wrong."""
-    return a.shape == b.shape and np.array_equal(a, b)
 
 
 def _more(names: list[str]) -> str:

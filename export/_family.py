@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import tokenizers
 import torch
 
 from vlmedge.contracts import Array, Graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 
-from ._checkpoint import TOKENIZER, check_weights, goldens, read_tokenizer
+from ._checkpoint import TOKENIZER, check_weights, goldens
 from ._graph import bind, clean
 from ._torch import Build, TorchGraph, build_on_meta
 from ._trace import trace
@@ -32,6 +33,7 @@ class HubExport:
         spec: What the runtime will know.
         builds: Makes each component's torch module; its parameters carry the checkpoint's names.
         weights: The tensors on disk.
+        tokenizer: From `read_tokenizer`, or none for a model without text.
         tied: Weights that may be absent, and the one that stands for them.
         embed_tokens: Name of the token embedding table that the host reads, or none.
         extra: Weights that are read otherwise (logit_scale), by name.
@@ -41,6 +43,7 @@ class HubExport:
     spec: ModelSpec
     builds: Mapping[str, Build]
     weights: Weights
+    tokenizer: tokenizers.Tokenizer | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
     embed_tokens: str | None = None
     extra: tuple[str, ...] = ()
@@ -74,8 +77,8 @@ class HubExport:
 
     def assets(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
         """Yield what the bundle holds beside graphs."""
-        if self.spec.text is not None:
-            tokenizer = read_tokenizer(self.folder)
+        if self.tokenizer is not None:
+            tokenizer = self.tokenizer
             yield TOKENIZER, lambda file: tokenizer.save(str(file))
             yield "assets/goldens.json", lambda file: _write(file, goldens(tokenizer))
         if self.embed_tokens is not None:

@@ -22,6 +22,8 @@ from vlmedge.spec import (
 )
 
 from ._checkpoint import (
+    CLIP_MEAN,
+    CLIP_STD,
     TOKENIZER,
     read_config,
     read_generation,
@@ -37,8 +39,6 @@ ALIASES = {
     "blip2-opt-6.7b": "Salesforce/blip2-opt-6.7b",
 }
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 EMBED_TOKENS = "language_model.model.decoder.embed_tokens.weight"
 ENCODE = ("vision_encoder", "qformer", "projector")
 
@@ -191,7 +191,7 @@ class Blip2:
                 "blip2 exports those with 'opt'"
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
-        read_tokenizer(folder)
+        tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         size = config.vision_config.image_size
         default = ImageFrontEnd(
             resize="exact",
@@ -211,7 +211,7 @@ class Blip2:
             "decoder": lambda: Decoder(config),
         }
         tied = {"language_model.lm_head.weight": EMBED_TOKENS}
-        return HubExport(folder, spec, builds, weights, tied, EMBED_TOKENS)
+        return HubExport(folder, spec, builds, weights, tokenizer, tied, EMBED_TOKENS)
 
 
 FAMILY = Blip2()

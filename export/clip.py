@@ -19,7 +19,14 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import TOKENIZER, read_config, read_image_front_end, read_tokenizer
+from ._checkpoint import (
+    CLIP_MEAN,
+    CLIP_STD,
+    TOKENIZER,
+    read_config,
+    read_image_front_end,
+    read_tokenizer,
+)
 from ._family import HubExport, causal_mask
 from ._weights import open_weights
 
@@ -30,8 +37,6 @@ ALIASES = {
     "clip-l14": "openai/clip-vit-large-patch14",
 }
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TEMPLATE = "a photo of a {}"
 
 
@@ -117,7 +122,7 @@ class Clip:
         """Read a checkpoint folder; no weights but the temperature yet."""
         config = read_config(folder, needed=("text_config", "vision_config"))
         weights = open_weights(folder, allow_pickle=allow_pickle)
-        read_tokenizer(folder)
+        tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         size = config.vision_config.image_size
         default = ImageFrontEnd(
             resize="shortest_edge",
@@ -134,7 +139,7 @@ class Clip:
             "vision_encoder": lambda: VisionEncoder(config),
             "text_encoder": lambda: TextEncoder(config),
         }
-        return HubExport(folder, spec, builds, weights, extra=("logit_scale",))
+        return HubExport(folder, spec, builds, weights, tokenizer, extra=("logit_scale",))
 
 
 FAMILY = Clip()

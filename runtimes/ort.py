@@ -34,6 +34,7 @@ from vlmedge.errors import BundleError
 from vlmedge.graph import CheckedGraph
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component
+from vlmedge.writer import refuse_full_disk
 
 GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
 LOWERING = 1  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
@@ -214,13 +215,8 @@ def _build(bundle: Bundle, component: str, folder: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:  # another process was faster
             return
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        free_gib = shutil.disk_usage(folder.parent).free / 2**30
-        raise BundleError(
-            f"{folder}: the disk is full ({free_gib:.1f} GiB free, nothing was kept): "
-            "free some space or set VLMEDGE_CACHE"
-        ) from None
+        refuse_full_disk(error, folder, "set VLMEDGE_CACHE")
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if folder.is_relative_to(bundle.path):  # elsewhere lie other bundles' engines

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource
+from vlmedge.image import ImageSource, is_images
 from vlmedge.registry import ENGINES, unknown
 from vlmedge.sampling import options as merge
 from vlmedge.spec import EmbedTask, GenerateTask, Generation, MatchTask
@@ -187,13 +187,13 @@ class Model:
         rankings = [
             [(labels[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in shares
         ]
-        return rankings if isinstance(images, list | tuple) else rankings[0]
+        return rankings if is_images(images) else rankings[0]
 
     def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]:
         """Return the unit vector of one image [width], or of several [images, width]."""
         task = self._task("embed_image", EmbedTask)
         found = embedding.embed_images(self._parts, task.encode, task.output, _several(images))
-        return found if isinstance(images, list | tuple) else found[0]
+        return found if is_images(images) else found[0]
 
     def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vector of one text [width], or of several [texts, width]."""
@@ -233,7 +233,7 @@ class Model:
             prompts = [text] * len(soft)
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
             texts += [self._parts.tokenizer.decode(row).strip() for row in ids]
-        return texts if isinstance(images, list | tuple) else texts[0]
+        return texts if is_images(images) else texts[0]
 
 
 def load(path: str | Path, engine: str = "ort") -> Model:

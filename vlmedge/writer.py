@@ -38,15 +38,28 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             partial.chmod(0o755)  # mkdtemp's 0700 would hide the bundle from its users
             _publish(partial, out)
         except OSError as error:
-            if not _disk_is_full(error):
-                raise
-            free_gib = shutil.disk_usage(out.parent).free / 2**30
-            raise BundleError(
-                f"{out}: the disk is full ({free_gib:.1f} GiB free, nothing was kept): "
-                "free some space or give another --out"
-            ) from None
+            refuse_full_disk(error, out, "give another --out")
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_full_disk(error: OSError, folder: Path, instead: str) -> None:
+    """Say in one line that the disk is full, if that is what `error` means.
+
+    Args:
+        error: What writing raised; numpy's tofile says only "N requested and M written".
+        folder: What was being written.
+        instead: What to do besides freeing some space.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if error.errno not in full and not (error.errno is None and "requested and" in str(error)):
+        return
+    free_gib = shutil.disk_usage(folder.parent).free / 2**30
+    raise BundleError(
+        f"{folder}: the disk is full ({free_gib:.1f} GiB free, nothing was kept): "
+        f"free some space or {instead}"
+    ) from None
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
@@ -72,12 +85,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Write manifest.json of a folder that `new_bundle` gave."""
     (folder / MANIFEST).write_bytes(encode(manifest))
     return Bundle(folder, manifest)
-
-
-def _disk_is_full(error: OSError) -> bool:
-    """Tell a full disk; numpy's tofile says only "N requested and M written"."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return error.errno in full or (error.errno is None and "requested and" in str(error))
 
 
 def _publish(partial: Path, out: Path) -> None:
