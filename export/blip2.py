@@ -31,6 +31,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._family import HubExport, causal_mask, state_pairs
+from ._tiny import VOCABULARY, save
 from ._weights import open_weights
 
 ARCHITECTURES = ("Blip2ForConditionalGeneration",)
@@ -38,6 +39,7 @@ ALIASES = {
     "blip2": "Salesforce/blip2-opt-2.7b",
     "blip2-opt-6.7b": "Salesforce/blip2-opt-6.7b",
 }
+TINY = ("blip2",)
 
 EMBED_TOKENS = "language_model.model.decoder.embed_tokens.weight"
 ENCODE = ("vision_encoder", "qformer", "projector")
@@ -212,6 +214,52 @@ class Blip2:
         }
         tied = {"language_model.lm_head.weight": EMBED_TOKENS}
         return HubExport(folder, spec, builds, weights, tokenizer, tied, EMBED_TOKENS)
+
+    def tiny(self, name: str, folder: Path) -> transformers.Blip2ForConditionalGeneration:
+        """Write a random BLIP-2 of 2, 4 and 2 layers."""
+        common = {"hidden_size": 32, "num_attention_heads": 4}
+        config = transformers.Blip2Config(
+            vision_config={
+                **common,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "image_size": 32,
+                "patch_size": 8,
+            },
+            qformer_config={
+                **common,
+                "intermediate_size": 64,
+                "num_hidden_layers": 4,
+                "encoder_hidden_size": 32,
+                "cross_attention_frequency": 2,
+                "vocab_size": VOCABULARY,
+            },
+            text_config={
+                **common,
+                "model_type": "opt",
+                "vocab_size": VOCABULARY,
+                "ffn_dim": 64,
+                "num_hidden_layers": 2,
+                "max_position_embeddings": 160,
+                "word_embed_proj_dim": 32,
+                "bos_token_id": 2,
+                "eos_token_id": 2,
+                "pad_token_id": 1,
+            },
+            num_query_tokens=6,
+            image_token_index=4,
+        )
+        model = transformers.Blip2ForConditionalGeneration(config)
+        images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+        save(
+            model,
+            folder,
+            bos="</s>",
+            template="</s> $A",
+            image_processor=images,
+            processor=lambda tokenizer: transformers.Blip2Processor(images, tokenizer, 6),
+        )
+        return model
 
 
 FAMILY = Blip2()

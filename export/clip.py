@@ -28,6 +28,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._family import HubExport, causal_mask
+from ._tiny import VOCABULARY, save
 from ._weights import open_weights
 
 ARCHITECTURES = ("CLIPModel",)
@@ -36,6 +37,8 @@ ALIASES = {
     "clip-b16": "openai/clip-vit-base-patch16",
     "clip-l14": "openai/clip-vit-large-patch14",
 }
+
+TINY = ("clip", "clip-gelu")
 
 TEMPLATE = "a photo of a {}"
 
@@ -140,6 +143,41 @@ class Clip:
             "text_encoder": lambda: TextEncoder(config),
         }
         return HubExport(folder, spec, builds, weights, tokenizer, extra=("logit_scale",))
+
+    def tiny(self, name: str, folder: Path) -> transformers.CLIPModel:
+        """Write a random CLIP of 3 and 2 layers, with the activation of OpenAI's or of others."""
+        common = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "hidden_act": "gelu" if name == "clip-gelu" else "quick_gelu",
+        }
+        config = transformers.CLIPConfig(
+            text_config={
+                **common,
+                "vocab_size": VOCABULARY,
+                "num_hidden_layers": 2,
+                "max_position_embeddings": 24,
+                "bos_token_id": 0,
+                "eos_token_id": 3,
+                "pad_token_id": 1,
+            },
+            vision_config={**common, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8},
+            projection_dim=24,
+        )
+        model = transformers.CLIPModel(config)
+        images = transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        )
+        save(
+            model,
+            folder,
+            eos="<e>",
+            template="<s> $A <e>",
+            image_processor=images,
+            processor=lambda tokenizer: transformers.CLIPProcessor(images, tokenizer),
+        )
+        return model
 
 
 FAMILY = Clip()

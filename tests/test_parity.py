@@ -14,7 +14,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import tiny_blip2, tiny_clip
+from tiny import tiny
 
 import vlmedge
 import vlmedge.errors
@@ -37,13 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(folder: Path) -> tuple[transformers.CLIPModel, vlmedge.Model]:
-    model = tiny_clip(folder / "clip")
+    model = tiny("clip", folder / "clip")
     return model, vlmedge.load(export(str(folder / "clip"), folder / "clip-b").path)
 
 
 @pytest.fixture(scope="module")
 def blip2(folder: Path) -> tuple[transformers.Blip2ForConditionalGeneration, vlmedge.Model]:
-    model = tiny_blip2(folder / "blip2")
+    model = tiny("blip2", folder / "blip2")
     return model, vlmedge.load(export(str(folder / "blip2"), folder / "blip2-b").path)
 
 

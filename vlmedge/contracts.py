@@ -125,12 +125,19 @@ class Export(Protocol):
 class Family(Protocol):
     """`FAMILY` in export/<name>.py: how one kind of checkpoint becomes graphs.
 
-    Beside it the file holds two literals that are read without importing torch:
-    ARCHITECTURES (names in config.json) and ALIASES (short name -> hub id).
+    Beside it the file holds three literals that are read without importing torch: ARCHITECTURES
+    (names in config.json), ALIASES (short name -> hub id) and TINY (names that `tiny` knows).
     """
 
     def open(self, folder: Path, *, allow_pickle: bool = False) -> Export:
         """Read a checkpoint folder in Hugging Face layout; no weights yet."""
+        ...
+
+    def tiny(self, name: str, folder: Path) -> Any:
+        """Write the smallest random checkpoint that runs, and return its PyTorch model.
+
+        The tests of every family run on it, so a new family is tested when its file is there.
+        """
         ...
 
 

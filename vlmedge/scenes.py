@@ -30,6 +30,7 @@ __all__ = [
     "Plan",
     "Scene",
     "Thing",
+    "an",
     "draw_labelled",
     "draw_plan",
     "draw_scene",
@@ -294,8 +295,8 @@ def _questions(
     if relation:
         first, second = things
         back = "right of" if relation == "left of" else "below"
-        pairs.append((f"what is {relation} the {second.shape}?", _an(first.name)))
-        pairs.append((f"what is {back} the {first.shape}?", _an(second.name)))
+        pairs.append((f"what is {relation} the {second.shape}?", an(first.name)))
+        pairs.append((f"what is {back} the {first.shape}?", an(second.name)))
     return tuple(pairs)
 
 
@@ -308,12 +309,13 @@ def _existence(dice: _Dice, things: tuple[Thing, ...]) -> list[tuple[str, str]]:
     while any(thing.name == f"{color} {shape}" for thing in things):
         shape, color = dice.pick(SHAPES), dice.pick(tuple(COLORS))
     return [
-        (f"is there {_an(there.name)}?", "yes"),
-        (f"is there {_an(f'{color} {shape}')}?", "no"),
+        (f"is there {an(there.name)}?", "yes"),
+        (f"is there {an(f'{color} {shape}')}?", "no"),
     ]
 
 
-def _an(name: str) -> str:
+def an(name: str) -> str:
+    """A name with its article: "an orange circle"."""
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 

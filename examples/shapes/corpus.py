@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,23 +64,72 @@ def planner(kind: str) -> Callable[[int, str], Plan]:
     return {"labelled": scenes.plan_labelled, "scene": scenes.plan_scene}[kind]
 
 
-def form(plan: Plan) -> list[list[str]]:
+@dataclass(frozen=True, slots=True)
+class Form:
     """What is in a scene as 16 bags of words, with no word of the picture itself.
 
-    Four bags for the scene and four alike for each thing that may be in it, in reading order. The
-    language model reads a bag as the sum of its words' embeddings, and is pretrained to write
-    captions and answers from such forms. So, once it is frozen, it can read a prefix of 16
-    vectors; BLIP-2's soft prompt then takes the form's place.
+    Four bags for the scene and twelve for its things. The language model reads a bag as the sum of
+    its words' embeddings, and is pretrained to write captions and answers from such forms. So,
+    once it is frozen, it can read a prefix of 16 vectors; BLIP-2's soft prompt then takes the
+    form's place.
+
+    Attributes:
+        bags: the words.
+        questions: (question, answer) pairs that the form answers.
+        caption: of the scene, or none where the grammar has no caption for it.
     """
+
+    bags: tuple[tuple[str, ...], ...]
+    questions: tuple[tuple[str, str], ...]
+    caption: str | None
+
+
+NOWHERE = "somewhere"
+_THING_BAGS = 12
+
+
+def form(plan: Plan) -> Form:
+    """The form of a scene that is drawn: four bags for each thing, in reading order."""
     relation = plan.relation.split()[0] if plan.relation else "none"
-    bags = [["scene"], [scenes.COUNTS[len(plan.things) - 1]], [plan.background], [relation]]
-    for order in range(3):
-        words = ["none"]
-        if order < len(plan.things):
-            thing = plan.things[order]
-            words = [thing.size, thing.color, thing.shape, thing.place or "somewhere"]
-        bags += [words] * 4
-    return bags
+    scene = (("scene",), (scenes.COUNTS[len(plan.things) - 1],), (plan.background,), (relation,))
+    things = [(t.size, t.color, t.shape, t.place or NOWHERE) for t in plan.things]
+    return Form((*scene, *_thing_bags(things, 4)), plan.questions, plan.caption)
+
+
+def crowd(rng: random.Random) -> Form:
+    """The form of a scene of two to six things that nobody draws.
+
+    Of two things a language model may guess one, and does so for thousands of steps. Here only
+    looking up pays, so it learns that first.
+    """
+    count = rng.randint(2, 6)
+    shapes, colors = rng.sample(scenes.SHAPES, count), rng.sample(list(scenes.COLORS), count)
+    places = ("left", "right", "top", "bottom", "center", NOWHERE)
+    things = [
+        (rng.choice(("small", "large")), color, shape, rng.choice(places))
+        for shape, color in zip(shapes, colors, strict=True)
+    ]
+    background = rng.choice(list(scenes.BACKGROUNDS))
+    bags = (("scene",), ("many",), (background,), ("none",))
+    pairs = [("what color is the background?", background)]
+    for size, color, shape, place in things:
+        pairs.append((f"what color is the {shape}?", color))
+        pairs.append((f"what shape is the {color} object?", shape))
+        pairs.append((f"how big is the {shape}?", size))
+        if place != NOWHERE:
+            pairs.append((f"where is the {shape}?", place))
+    _, color, shape, _ = rng.choice(things)
+    pairs.append((f"is there {scenes.an(f'{color} {shape}')}?", "yes"))
+    there = {(color, shape) for _, color, shape, _ in things}
+    near = [(c, s) for c in colors for s in shapes if (c, s) not in there]
+    color, shape = rng.choice(near)
+    pairs.append((f"is there {scenes.an(f'{color} {shape}')}?", "no"))
+    return Form((*bags, *_thing_bags(things, _THING_BAGS // count)), tuple(pairs), None)
+
+
+def _thing_bags(things: list[tuple[str, ...]], each: int) -> list[tuple[str, ...]]:
+    bags = [thing for thing in things for _ in range(each)]
+    return bags + [("none",)] * (_THING_BAGS - len(bags))
 
 
 def prompt(question: str) -> str:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import training
-from corpus import IMAGE_MEAN, IMAGE_STD, form, plans, prompt, render
+from corpus import IMAGE_MEAN, IMAGE_STD, Form, crowd, form, plans, prompt, render
 from patches import PATCH_SIZE_PX, PatchHead, patch_labels
 from qformer import PAD, RepresentationStage
 from torch import Tensor, nn
@@ -57,60 +56,43 @@ class Texts:
             self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._known[text]
 
-    def caption(self, plan: Plan) -> tuple[list[int], list[int]]:
+    def caption(self, caption: str) -> tuple[list[int], list[int]]:
         """The empty prompt `</s>` and the caption that follows it."""
-        return [2], [*self.ids(plan.caption), self.newline]
+        return [2], [*self.ids(caption), self.newline]
 
-    def form(self, plan: Plan) -> list[list[int]]:
+    def bags(self, form: Form) -> list[list[int]]:
         """The form that stands where the soft prompt will: int (queries, words), padded."""
-        bags = [[i for word in bag for i in self.ids(f" {word}")] for bag in form(plan)]
+        bags = [[i for word in bag for i in self.ids(f" {word}")] for bag in form.bags]
         return [(bag + [PAD] * BAG)[:BAG] for bag in bags]
 
     def answer(self, pair: tuple[str, str]) -> tuple[list[int], list[int]]:
         """`</s>` with a question, and the answer that follows it."""
         return [2, *self.ids(prompt(pair[0]))], [*self.ids(f" {pair[1]}"), self.newline]
 
-    def document(self, plan: Plan) -> tuple[list[int], list[int]]:
+    def document(self, form: Form) -> tuple[list[int], list[int]]:
         """Texts to follow a form, for OPT's own training: ids, and labels of the same length.
 
-        A third of the documents hold one text, as BLIP-2 will ask for it; the others hold many
-        questions, or many terse notes such as "star color red". To look a thing up in the form is
-        what takes long to learn, and these teach it with far fewer documents.
+        Most documents hold many questions; some hold one text, as BLIP-2 will ask for it.
         """
+        asked = self.rng.sample(form.questions, min(7, len(form.questions)))
+        targets = [self.answer(pair) for pair in asked]
+        if form.caption is not None and self.rng.random() < 0.4:
+            targets.insert(self.rng.randrange(len(targets)), self.caption(form.caption))
+        if self.rng.random() < 0.3:
+            targets = targets[:1]
         ids: list[int] = []
         labels: list[int] = []
-        kind = self.rng.randrange(3)
-        asked = self.rng.sample(plan.questions, min(7, len(plan.questions)))
-        if kind == 0:
-            targets = [self.caption(plan) if self.rng.random() < 0.3 else self.answer(asked[0])]
-        elif kind == 1:
-            targets = [self.answer(pair) for pair in asked]
-        else:
-            targets = [([2, *self.ids(a)], self.ids(b)) for a, b in self.notes(plan)]
         for number, (start, end) in enumerate(targets):
             head = start if number == 0 else start[1:]
             ids += head + end
             labels += [IGNORED] * len(head) + end
-        return ids, labels
-
-    def notes(self, plan: Plan) -> list[tuple[str, str]]:
-        """Every single fact of a plan as (key, value), shuffled."""
-        pairs = []
-        for thing in plan.things:
-            pairs.append((f" {thing.shape} color", f" {thing.color}"))
-            pairs.append((f" {thing.shape} big", f" {thing.size}"))
-            pairs.append((f" {thing.color} shape", f" {thing.shape}"))
-            pairs.append((f" {thing.shape} where", f" {thing.place or 'somewhere'}"))
-        for question, answer in plan.questions:
-            if question.startswith("is there"):
-                pairs.append((f" {' '.join(question.rstrip('?').split()[3:])}", f" {answer}"))
-        self.rng.shuffle(pairs)
-        return pairs
+        most = CONTEXT - QUERIES
+        return ids[:most], labels[:most]
 
     def targets(self, plan: Plan) -> list[tuple[list[int], list[int]]]:
         """A caption and some questions of one scene."""
         asked = self.rng.sample(plan.questions, QUESTIONS_PER_STEP)
-        return [self.caption(plan), *(self.answer(pair) for pair in asked)]
+        return [self.caption(plan.caption), *(self.answer(pair) for pair in asked)]
 
 
 def pad(rows: list[list[int]], value: int) -> Tensor:
@@ -177,7 +159,8 @@ class Run:
         sample = self.plans[:4000]
         written = [f"{plan.caption}\n" for plan in sample]
         written += [f"{prompt(q)} {a}\n" for plan in sample for q, a in plan.questions]
-        written += [f" {word}" for plan in sample for bag in form(plan) for word in bag]
+        forms = [form(plan) for plan in sample] + [crowd(self.rng) for _ in sample]
+        written += [f" {word}" for found in forms for bag in found.bags for word in bag]
         if options.resume:  # its ids are what the weights know
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(options.resume)
         else:
@@ -205,14 +188,11 @@ class Run:
     def trainer(self, name: str, *modules: nn.Module | nn.Parameter) -> training.Trainer:
         """A trainer of these modules, with the steps and the share of the time of its stage."""
         steps = self.steps[name]
-        parameters = itertools.chain.from_iterable(
-            [m] if isinstance(m, nn.Parameter) else m.parameters() for m in modules
-        )
         share = steps / sum(self.steps.values())
         return training.Trainer(
-            parameters,
+            *modules,
             label=name,
-            lr=self.options.language_lr if name == "language" else self.options.lr,
+            lr=self.options.lr,
             steps=steps,
             minutes=self.options.minutes * share,
         )
@@ -232,17 +212,19 @@ class Run:
 
     def language(self) -> None:
         """Teach OPT to write what notes say: no picture here."""
-        # Anew, also with --resume: what was learned by shortcuts is slow to unlearn.
         language_model = AutoModelForCausalLM.from_config(self.model.config.text_config)
         self.model.language_model = language_model.to(self.device).train()
         embed = language_model.get_input_embeddings()
         trainer = self.trainer("language", language_model)
         for number, picked in self.picks(trainer):
-            batch = [self.plans[i] for i in picked.tolist()]
-            documents = zip(*(self.texts.document(plan) for plan in batch), strict=True)
+            batch = [
+                crowd(self.rng) if self.rng.random() < 0.6 else form(self.plans[i])
+                for i in picked.tolist()
+            ]
+            documents = zip(*map(self.texts.document, batch), strict=True)
             rows, labels = ([list(row) for row in rows] for rows in documents)
             ids, targets = pad(rows, PAD).to(self.device), pad(labels, IGNORED).to(self.device)
-            forms = torch.tensor([self.texts.form(plan) for plan in batch]).to(self.device)
+            forms = torch.tensor([self.texts.bags(found) for found in batch]).to(self.device)
             with training.autocast(self.options):
                 # A padded place adds nothing: OPT's embedding of <pad> is zero.
                 loss = self.written(embed(forms).sum(2), ids, targets)
@@ -278,7 +260,8 @@ class Run:
         ).to(self.device)
         trainer = self.trainer("representation", stage)
         for number, pixels, batch in self.pictures(trainer):
-            captions = pad([start + end for start, end in map(self.texts.caption, batch)], PAD)
+            written = [self.texts.caption(plan.caption) for plan in batch]
+            captions = pad([start + end for start, end in written], PAD)
             with training.autocast(self.options):
                 losses = stage(pixels, captions.to(self.device))
             trainer.step(number, losses)
@@ -350,11 +333,10 @@ class Run:
 
 def main() -> None:
     """Train, save, say how long it took."""
-    parser = training.parser("train tiny-blip2", steps=5000, lr=5e-4, pictures=60_000)
+    parser = training.parser("train tiny-blip2", steps=1200, lr=2e-3, pictures=60_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vision-layers", type=int, default=5)
     parser.add_argument("--resume", type=Path, help="a folder to go on from; give 0 steps to skip")
-    parser.add_argument("--language-lr", type=float, default=1e-3)
     parser.add_argument("--vision-steps", type=int, default=1500)
     parser.add_argument("--language-steps", type=int, default=2800)
     parser.add_argument("--representation-steps", type=int, default=1500)

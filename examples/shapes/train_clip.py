@@ -119,7 +119,7 @@ def main() -> None:
     print(f"tiny-clip: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
     trainer = training.Trainer(
-        model.parameters(),
+        model,
         label="clip",
         lr=options.lr,
         steps=options.steps,

@@ -1,0 +1,76 @@
+"""What the families' smallest checkpoints share: a tokenizer, and weights drawn anew.
+
+Every parameter is drawn: what a model initialises to 0 (BLIP-2's queries, gates, biases) would make
+a comparison with PyTorch vacuous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+VOCABULARY = 300
+SPECIAL = ("<s>", "<pad>", "</s>", "<e>", "<image>")  # ids 0 to 4
+
+
+def save(
+    model: transformers.PreTrainedModel,
+    folder: Path,
+    *,
+    bos: str = "<s>",
+    eos: str = "</s>",
+    template: str | None = None,
+    image_processor: Any = None,
+    processor: Callable[[transformers.PreTrainedTokenizerFast], Any] | None = None,
+) -> None:
+    """Draw every parameter of a model and write it with its processors, in the hub's layout.
+
+    Args:
+        model: In place; it goes into eval mode.
+        folder: Where to.
+        bos: The tokenizer's first token.
+        eos: Its last.
+        template: Where they stand around a text, such as "<s> $A </s>"; none writes no tokenizer.
+        image_processor: Written as preprocessor_config.json, if given.
+        processor: Makes the processor of pictures and texts from the tokenizer, if there is one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim >= 2:
+            drawn *= parameter.shape[-1] ** -0.5
+        elif parameter.ndim == 1:
+            drawn = 0.1 * drawn + ("norm" in name.lower() and name.endswith("weight"))
+        parameter.data = drawn
+    model.eval().save_pretrained(folder)
+    if template is not None:
+        full = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer(template), bos_token=bos, eos_token=eos, pad_token="<pad>"
+        )
+        full.save_pretrained(folder)
+        if processor is not None:
+            processor(full).save_pretrained(folder)
+    if image_processor is not None:
+        image_processor.save_pretrained(folder)
+
+
+def tokenizer(template: str) -> Tokenizer:
+    """Build a byte-level BPE of `VOCABULARY` tokens that encodes any text."""
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    built.train_from_iterator(["a photo of a red circle", "Question: Answer:"], trainer)
+    pairs = [(name, built.token_to_id(name)) for name in SPECIAL]
+    built.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
+    return built

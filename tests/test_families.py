@@ -1,0 +1,170 @@
+"""Every family on its smallest random checkpoints: the ladder of parity, with no file a family.
+
+The gate compares components and answers through the project's own loop; here the other side is
+transformers' processor, model and generate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tiny import KINDS, tiny
+
+import vlmedge
+from vlmedge.exporting import export, quantize
+from vlmedge.registry import SCHEMES
+from vlmedge.scenes import draw_scene
+from vlmedge.spec import GenerateTask
+from vlmedge.tasks import generate as generating
+from vlmedge.tasks._parts import Parts
+
+SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
+QUESTIONS = ["what?", "what color is the star, and where is it?", "é?"]
+NEW = 8  # tokens
+
+
+@dataclass(frozen=True)
+class Case:
+    """One random checkpoint, as PyTorch has it and as a bundle has it."""
+
+    folder: Path
+    reference: Any
+    model: vlmedge.Model
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Write one kind of checkpoint and export it in float32, through the gate."""
+    torch.set_num_threads(1)  # tiny models gain nothing by more
+    root = tmp_path_factory.mktemp(request.param)
+    reference = tiny(request.param, root / "checkpoint")
+    bundle = export(str(root / "checkpoint"), root / "bundle")
+    return Case(root / "checkpoint", reference, vlmedge.load(bundle.path))
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    drawn = [Image.fromarray(draw_scene(i, "heldout").image) for i in range(4)]
+    return [image.resize(size) for image, size in zip(drawn, SIZES, strict=True)]
+
+
+def test_gate_passes(case: Case) -> None:
+    parity = case.model.bundle.manifest.parity
+    assert parity is not None
+    assert parity.passed, parity
+    assert {c.name for c in case.model.bundle.spec.components} == {
+        c.component for c in parity.components
+    }
+
+
+def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:
+    if case.model.bundle.spec.image is None:
+        pytest.skip("no pictures")
+    processor = transformers.AutoImageProcessor.from_pretrained(case.folder)
+    ours = Parts(case.model.bundle, {}).pixels(images)
+    for row, image in zip(ours, images, strict=True):
+        theirs = processor(image, return_tensors="np")["pixel_values"][0]
+        front = case.model.bundle.spec.image
+        # one step of 255 before mean and std
+        np.testing.assert_allclose(row, theirs, atol=1.001 / 255 / min(front.image_std))
+
+
+def test_cached_step_is_the_full_pass(case: Case) -> None:
+    for component in case.model.bundle.spec.components:
+        if not component.state:
+            continue
+        graph, rng = case.model.graphs[component.name], np.random.default_rng(0)
+        state = {into for _, into in component.state}
+        sizes = {"batch": 2, "tokens": 6, "total": 6}
+        feeds = {
+            spec.name: np.ones([sizes.get(a, 1) if isinstance(a, str) else a for a in spec.shape],
+                               spec.dtype)
+            if spec.dtype == "int64"
+            else rng.standard_normal(
+                [sizes.get(a, 4) if isinstance(a, str) else a for a in spec.shape]
+            ).astype(spec.dtype)
+            for spec in component.inputs
+            if spec.name not in state
+        }  # fmt: skip
+        graph.reset()
+        full = graph.run(feeds)["logits"]
+        axes = {spec.name: spec.shape for spec in component.inputs}
+
+        def cut(name: str, value: Any, start: int, end: int, axes: Any = axes) -> Any:
+            for axis, label in enumerate(axes[name]):
+                if label == "tokens":
+                    value = np.take(value, range(start, end), axis)
+                elif label == "total":
+                    value = np.take(value, range(end), axis)
+            return np.ascontiguousarray(value)
+
+        graph.reset()
+        first = graph.run({n: cut(n, v, 0, 4) for n, v in feeds.items()})["logits"]
+        rest = [
+            graph.run({n: cut(n, v, i, i + 1) for n, v in feeds.items()})["logits"] for i in (4, 5)
+        ]
+        np.testing.assert_allclose(np.concatenate([first, *rest], 1), full, rtol=1e-4, atol=2e-5)
+
+
+def generated(case: Case, images: list[Image.Image], text: str, beams: int) -> list[str]:
+    """What transformers writes about each picture, one at a time."""
+    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    found = []
+    for image in images:
+        inputs = processor(images=image, text=text, return_tensors="pt")
+        with torch.no_grad():
+            ids = case.reference.generate(
+                **inputs, max_new_tokens=NEW, num_beams=beams, do_sample=False
+            )
+        start = 1 if case.reference.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        found.append(processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip())
+    return found
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_text_is_transformers(case: Case, images: list[Image.Image], beams: int) -> None:
+    tasks = case.model.bundle.spec.tasks
+    if "ask" not in tasks and "caption" not in tasks:
+        pytest.skip("writes nothing")
+    for name in {"ask", "caption"} & set(tasks):
+        task = tasks[name]
+        assert isinstance(task, GenerateTask)
+        if name == "ask":
+            ours = case.model.ask(images, QUESTIONS[1], max_tokens=NEW, num_beams=beams)
+            text = task.prompt.replace("{question}", QUESTIONS[1])
+        else:
+            ours = case.model.caption(images, "a", max_tokens=NEW, num_beams=beams)
+            text = task.prompt.replace("{prompt}", "a")
+        assert ours == generated(case, images, text, beams)
+
+
+def test_prompts_of_unequal_length_are_kept_apart(case: Case, images: list[Image.Image]) -> None:
+    task = case.model.bundle.spec.tasks.get("ask")
+    if not isinstance(task, GenerateTask):
+        pytest.skip("answers nothing")
+    parts = Parts(case.model.bundle, case.model.graphs)
+    options = case.model._options({"max_tokens": NEW})
+    texts = [task.prompt.replace("{question}", question) for question in QUESTIONS]
+    encoded = generating.encode(parts, task, parts.pixels(images[:3]))
+    together = generating.write(parts, task, encoded, texts, options)
+    alone = [
+        generating.write(parts, task, encoded[i : i + 1], [text], options)[0]
+        for i, text in enumerate(texts)
+    ]
+    assert together == alone
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.names())
+def test_scheme_keeps_every_component_close(case: Case, scheme: str, tmp_path: Path) -> None:
+    """Random weights have no accuracy to lose: the components alone must pass."""
+    bundle = quantize(case.model.bundle.path, scheme, tmp_path / scheme, against=str(case.folder))
+    parity = bundle.manifest.parity
+    assert parity is not None
+    assert all(result.passed for result in parity.components), parity.components
