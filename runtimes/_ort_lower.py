@@ -1,16 +1,19 @@
-"""From a portable INT8 graph to the kernels that ONNX Runtime has for it on a CPU.
+"""From a portable quantized graph to the kernels that ONNX Runtime has for it on a CPU.
 
-Both forms that the scheme writes become one contrib node each:
+The integer forms that the schemes write become one contrib node each:
 
     x -> QuantizeLinear -> DequantizeLinear -> MatMul -> Add <- bias     DynamicQuantizeMatMul(
                   W int8 -> DequantizeLinear --^                    =>     x, W, scale, bias)
 
                                       x -> MatMul -> Add <- bias         MatMulNBits(
-                  W int8 -> DequantizeLinear --^                    =>     x, W packed, scale, bias)
+          W int8 or int4 -> DequantizeLinear --^                    =>     x, W packed, scale, bias)
 
 The static step of x is dropped: the kernel takes x's own range at each call, which is as close or
 closer, and one kernel that quantizes, multiplies and restores is faster than three nodes. Left
 alone, ONNX Runtime fuses only some of the MatMuls and restores the others' weights to float32.
+
+A float16 graph is widened to float32, which is what a CPU computes in; its weights stay float16 on
+disk. FP8 stays as it is: ONNX Runtime restores its weights to float32 when it opens the graph.
 """
 
 from __future__ import annotations
@@ -57,14 +60,15 @@ class _Linear:
     total: ir.Node | None
     x: ir.Value
     rounded: bool  # x came through Q/DQ
-    weight: ir.Value  # int8 [in, out]
-    scale: ir.Value  # float32 [out]
+    weight: ir.Value  # int8 or int4 [in, out]
+    scale: ir.Value  # float32 [out], or [in / block, out] for int4
     bias: ir.Value | None  # float32 [out]
 
 
 def lower(model: ir.Model) -> Lowered:
-    """Replace every quantized MatMul, in place; no weight is read yet."""
+    """Replace every quantized MatMul and widen float16, in place; no weight is read yet."""
     graph = model.graph
+    _widen(graph)
     packed: dict[str, tuple[ir.Value, ir.Value]] = {}
     linears = [found for node in graph if (found := _match(node)) is not None]
     for linear in linears:
@@ -125,7 +129,7 @@ def external(model: ir.Model) -> tuple[ir.Value, ...]:
 
 def _read(tensor: ir.TensorProtocol) -> Array:
     """Read a tensor without mapping its file, which would count as memory of this process."""
-    if not isinstance(tensor, ir.ExternalTensor):
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.INT4:
         return np.ascontiguousarray(tensor.numpy())
     dtype, shape = tensor.dtype.numpy(), tensor.shape.numpy()
     flat = np.fromfile(tensor.path, dtype, tensor.size, offset=tensor.offset or 0)
@@ -133,7 +137,7 @@ def _read(tensor: ir.TensorProtocol) -> Array:
 
 
 def _match(node: ir.Node) -> _Linear | None:
-    """Recognise a MatMul on an int8 weight with symmetric scales along its columns."""
+    """Recognise a MatMul on an int8 or int4 weight with symmetric scales."""
     if node.op_type != "MatMul" or node.domain:
         return None
     x, restored = node.inputs
@@ -141,11 +145,14 @@ def _match(node: ir.Node) -> _Linear | None:
     if x is None or dequantize is None:
         return None
     weight, scale = dequantize.inputs[0], dequantize.inputs[1]
-    if not (
-        _is_constant(weight, ir.DataType.INT8, 2) and _is_constant(scale, ir.DataType.FLOAT, 1)
-    ):
+    axis = dequantize.attributes.get_int("axis", 1)
+    columns = _is_constant(weight, ir.DataType.INT8, 2) and _is_constant(
+        scale, ir.DataType.FLOAT, 1
+    )
+    blocks = _is_constant(weight, ir.DataType.INT4, 2) and _is_constant(scale, ir.DataType.FLOAT, 2)
+    if not (columns and axis in (1, -1)) and not (blocks and axis == 0):
         return None
-    if dequantize.attributes.get_int("axis", 1) not in (1, -1) or not _is_symmetric(dequantize):
+    if not _is_symmetric(dequantize):
         return None
     assert weight is not None and scale is not None
     total, bias = _bias(node, _size(weight)[1])
@@ -184,12 +191,12 @@ def _dynamic(linear: _Linear) -> ir.Node:
 
 def _weight_only(linear: _Linear, packed: ir.Value, scale: ir.Value) -> ir.Node:
     """Keep x in float for all but the inner product of one block."""
-    rows, columns, block = *_size(linear.weight), _block(linear.weight)
+    rows, columns = _size(linear.weight)
     numbers = {
         "K": rows,
         "N": columns,
-        "bits": 8,
-        "block_size": block,
+        "bits": _bits(linear.weight),
+        "block_size": _block(linear.weight, linear.scale),
         "accuracy_level": INT8_COMPUTE,
     }
     return ir.Node(
@@ -202,27 +209,34 @@ def _weight_only(linear: _Linear, packed: ir.Value, scale: ir.Value) -> ir.Node:
 
 
 def _pack(graph: ir.Graph, weight: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Promise a weight in MatMulNBits' layout: uint8 [out, blocks, block], offset 128.
+    """Promise a weight in MatMulNBits' layout: uint8 [out, blocks, bytes of a block].
 
-    Scales are float32 [out * blocks]: a column's scale once for each of its blocks.
+    Values are offset so that they are unsigned; of two int4 in a byte the first is the lower half.
+    Scales are float32 [out * blocks].
     """
-    (rows, columns), block = _size(weight), _block(weight)
+    (rows, columns), block, bits = _size(weight), _block(weight, scale), _bits(weight)
     blocks = -(-rows // block)
     source, factor = weight.const_value, scale.const_value
     assert source is not None and factor is not None
+    zero = 1 << (bits - 1)
 
     def values() -> ir.Tensor[NDArray[np.uint8]]:
-        full = np.full((columns, blocks * block), 128, np.uint8)  # 128 is 0: padding adds nothing
+        full = np.full((columns, blocks * block), zero, np.uint8)  # padding adds nothing
         signed = _read(source)
         for begin in range(0, columns, STRIP):
-            strip = np.ascontiguousarray(signed[:, begin : begin + STRIP]).view(np.uint8)
-            np.bitwise_xor(strip.T, 128, out=full[begin : begin + STRIP, :rows])
-        return ir.Tensor(full.reshape(columns, blocks, block))
+            strip = np.ascontiguousarray(signed[:, begin : begin + STRIP].astype(np.int8))
+            np.add(strip.view(np.uint8).T, zero, out=full[begin : begin + STRIP, :rows])
+        if bits == 4:
+            full = np.bitwise_or(full[:, 0::2], np.left_shift(full[:, 1::2], np.uint8(4)))
+        return ir.Tensor(full.reshape(columns, blocks, block * bits // 8))
 
     def scales() -> ir.Tensor[NDArray[np.float32]]:
-        return ir.Tensor(np.repeat(factor.numpy().astype(np.float32), blocks))
+        found = factor.numpy().astype(np.float32)
+        if found.ndim == 2:
+            return ir.Tensor(np.ascontiguousarray(found.T).ravel())
+        return ir.Tensor(np.repeat(found, blocks))
 
-    shape = ir.Shape([columns, blocks, block])
+    shape = ir.Shape([columns, blocks, block * bits // 8])
     return (
         _promise(graph, f"{weight.name}.packed", ir.DataType.UINT8, shape, values),
         _promise(
@@ -233,6 +247,38 @@ def _pack(graph: ir.Graph, weight: ir.Value, scale: ir.Value) -> tuple[ir.Value,
             scales,
         ),
     )
+
+
+def _widen(graph: ir.Graph) -> None:
+    """Compute in float32 what is float16; constants are cast when the graph is opened."""
+    half, whole = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    if not any(v.dtype == half for node in graph for v in node.outputs):
+        return
+    for value in list(graph.initializers.values()):
+        if value.dtype == half:
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(whole))])
+            wide = cast.outputs[0]
+            wide.name, wide.shape = f"{value.name}.float32", value.shape
+            wide.type = ir.TensorType(whole)
+            value.replace_all_uses_with(wide)
+            cast.replace_input_with(0, value)
+            graph.insert_before(graph[0], cast)
+    for node in graph:
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == int(half):
+            node.attributes["to"] = ir.AttrInt64("to", int(whole))
+        held = node.attributes.get("value")
+        if held is not None and held.type == ir.AttributeType.TENSOR:
+            tensor = held.as_tensor()
+            if tensor.dtype == half:
+                wider = ir.tensor(tensor.numpy().astype(np.float32))
+                node.attributes["value"] = ir.AttrTensor("value", wider)
+        for value in node.outputs:
+            if value.dtype == half:
+                value.type = ir.TensorType(whole)
+
+
+def _bits(weight: ir.Value) -> int:
+    return 4 if weight.dtype == ir.DataType.INT4 else 8
 
 
 def _promise(
@@ -258,9 +304,11 @@ def _replace(graph: ir.Graph, linear: _Linear, node: ir.Node) -> None:
     graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
 
 
-def _block(weight: ir.Value) -> int:
-    """Return a power of two: `BLOCK`, or the smallest that holds a short column."""
+def _block(weight: ir.Value, scale: ir.Value) -> int:
+    """Return int4's own, or for int8 a power of two: `BLOCK`, or what holds a short column."""
     rows, _ = _size(weight)
+    if _bits(weight) == 4:
+        return rows // _size(scale)[0]
     return min(BLOCK, max(BLOCK_MIN, 1 << (rows - 1).bit_length()))
 
 

@@ -37,7 +37,9 @@ from vlmedge.spec import Component
 from vlmedge.writer import refuse_full_disk
 
 GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
-LOWERING = 1  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
+# What the graphs of the schemes hold and float32 ones do not: an operator, and fp16's weights.
+QUANTIZED = (b"DequantizeLinear", b".float16")
+LOWERING = 2  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 ABANDONED_S = 3600  # an unfinished engine of this age has nobody working on it
 
@@ -98,7 +100,7 @@ class Ort:
         """Open one session, on the lowered graph if the portable one is quantized."""
         spec, portable = bundle.spec.component(component), bundle.graph_file(component)
         graph = portable.read_bytes()
-        if b"DequantizeLinear" not in graph:
+        if not any(mark in graph for mark in QUANTIZED):
             return OrtGraph(spec, _session(portable, portable.parent, spec))
         folder = _folder(bundle, _key(bundle, graph))
         file = folder / portable.name

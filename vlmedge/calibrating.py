@@ -1,146 +1,413 @@
-"""Find the ranges of activations, with the weights quantized as they will be."""
+"""Watch a float model at work: the statistics that a scheme wants, one component at a time.
+
+A component runs with its watched tensors as further outputs. Pictures are read when they are
+needed and what one component gives the next lies on disk, so memory does not grow with the number
+of pictures. The weights of a large component are rounded to 8 bits for this, which hardly moves
+the activations, so that it fits where its float weights would not.
+"""
 
 from __future__ import annotations
 
 import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Engine, Range, Scheme
-from vlmedge.manifest import KeptLayer
-from vlmedge.portable import load_graph, onnx_ir, save_edited
-from vlmedge.progress import Advance, Progress
-from vlmedge.samples import CALIBRATION_IMAGES, Samples, drawn
-from vlmedge.spec import Component, MatchTask, TensorSpec
+from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
+from vlmedge.portable import onnx_ir, save_graph
+from vlmedge.progress import Progress
+from vlmedge.samples import Samples
+from vlmedge.spec import Component, GenerateTask, MatchTask, TensorSpec
+from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.embed import fill
 
-_MAX, _MIN, _LENGTH, _SIZE = (f".calibration.{name}" for name in ("max", "min", "length", "size"))
-_FIGURES = {
-    _MAX: ("ReduceMax", "float32"),
-    _MIN: ("ReduceMin", "float32"),
-    _LENGTH: ("ReduceL2", "float32"),
-    _SIZE: ("Size", "int64"),
-}
-_WATCHED = ".calibration"
-
-# An engine may keep every watched tensor to the end of a run, so memory grows with the batch.
-_BATCH = 1
-
-
-def calibration_samples() -> Samples:
-    """Draw the pictures that are calibrated with."""
-    return drawn(CALIBRATION_IMAGES, "calibration", labelled=False)
-
-
-def calibrate(
-    bundle: Bundle, scheme: Scheme, engine: Engine, samples: Samples, progress: Progress
-) -> list[KeptLayer]:
-    """Give every component that wants it its activations' ranges, in place on disk.
-
-    Args:
-        bundle: Weights quantized, activations not yet; its folder may be written.
-        scheme: Which tensors it watches, and what it makes of their ranges.
-        engine: Runs the graphs.
-        samples: What runs through them.
-        progress: Watches.
-
-    Returns:
-        Layers whose activations stay float.
-    """
-    pool = _inputs(bundle, samples)
-    kept: list[KeptLayer] = []
-    for component in bundle.spec.components:
-        if any(spec.name not in pool for spec in component.inputs):
-            continue  # a decoder: it comes last and its inputs are made token by token
-        model = load_graph(bundle.path, component.name)
-        names = scheme.watch(component, model)
-        with progress.step(f"calibrating {component.name}", len(_first(component, pool))) as step:
-            ranges = _measure(bundle, component, names, engine, pool, step)
-        if names:
-            kept += scheme.calibrate(component, model, ranges)
-            save_edited(model, bundle.path, component.name)
-    return kept
-
-
-def _inputs(bundle: Bundle, samples: Samples) -> dict[str, Array]:
-    """Run the front ends."""
-    parts = Parts(bundle, {})
-    pool: dict[str, Array] = {}
-    if bundle.spec.image is not None:
-        pool["pixel_values"] = parts.pixels([*samples.images, *samples.singles])
-    matches = [t for t in bundle.spec.tasks.values() if isinstance(t, MatchTask)]
-    if matches:
-        texts = fill(matches[0].template, samples.labels)
-        pool["input_ids"], pool["attention_mask"] = parts.tokenizer.encode(texts)
-    return pool
-
-
-def _first(component: Component, pool: dict[str, Array]) -> Array:
-    return pool[component.inputs[0].name]
-
-
-def _measure(
-    bundle: Bundle,
-    component: Component,
-    names: list[str],
-    engine: Engine,
-    pool: dict[str, Array],
-    advance: Advance,
-) -> dict[str, Range]:
-    """Run one component over the pool with its tensors watched; add its outputs to the pool."""
-    watched = _watch(bundle, component, names)
-    found: dict[str, list[Array]] = {spec.name: [] for spec in component.outputs}
-    amax = dict.fromkeys(names, 0.0)
-    squares = dict.fromkeys(names, 0.0)
-    sizes = dict.fromkeys(names, 0)
-    try:
-        graph = engine.open(watched, component.name + _WATCHED)
-        for start in range(0, len(_first(component, pool)), _BATCH):
-            rows = slice(start, start + _BATCH)
-            out = graph.run({spec.name: pool[spec.name][rows] for spec in component.inputs})
-            for name in names:
-                largest = max(float(out[name + _MAX]), -float(out[name + _MIN]))
-                amax[name] = max(amax[name], largest)
-                squares[name] += float(out[name + _LENGTH]) ** 2
-                sizes[name] += int(out[name + _SIZE])
-            for name, arrays in found.items():
-                arrays.append(out[name])
-            advance(len(out[component.outputs[0].name]))
-        graph.close()
-    finally:
-        watched.graph_file(component.name + _WATCHED).unlink()
-    pool |= {name: np.concatenate(arrays) for name, arrays in found.items()}
-    return {name: Range(amax[name], math.sqrt(squares[name] / sizes[name])) for name in names}
-
-
-def _watch(bundle: Bundle, component: Component, names: list[str]) -> Bundle:
-    """Write a component's graph beside it, with two figures of each watched tensor as outputs.
-
-    x -> Abs -> ReduceMax          x -> Mul(x, x) -> ReduceMean
-    """
-    onnx_ir()
+if TYPE_CHECKING:
     import onnx_ir as ir
 
-    model = load_graph(bundle.path, component.name)
-    values = {str(v.name): v for node in model.graph for v in node.outputs}
-    values |= {str(v.name): v for v in model.graph.inputs}
-    outputs: list[TensorSpec] = []
-    for name in names:
-        for ending, (kind, dtype) in _FIGURES.items():
-            attributes = [] if kind == "Size" else [ir.AttrInt64("keepdims", 0)]
-            node = ir.Node("", kind, [values[name]], attributes)
-            value = node.outputs[0]
-            value.name, value.shape = name + ending, ir.Shape([])
-            value.type = ir.TensorType(ir.DataType.INT64 if kind == "Size" else ir.DataType.FLOAT)
-            model.graph.append(node)
-            model.graph.outputs.append(value)
-            outputs.append(TensorSpec(name + ending, dtype, ()))
-    model.graph.sort()
-    watched = Component(component.name + _WATCHED, component.inputs, (*component.outputs, *outputs))
-    save_edited(model, bundle.path, watched.name)
-    spec = msgspec.structs.replace(bundle.spec, components=(*bundle.spec.components, watched))
-    return Bundle(Path(bundle.path), msgspec.structs.replace(bundle.manifest, spec=spec))
+SCRATCH = ".calibration"
+ROWS = 192  # of each watched tensor that are kept: enough to compare roundings
+ROW_STEP = 7  # every 7th row of each picture is a candidate
+NEW_TOKENS = 8  # that a decoder writes for each picture
+TRIALS = 30
+TRIAL_S = 1.0  # no component is timed for longer, once it ran twice
+LARGE_BYTES = 2**30  # of float weights: above it they are rounded for calibration
+
+_AMAX, _LENGTH, _SIZE, _CHANNELS, _SOME = (
+    f".calibration.{name}" for name in ("amax", "length", "size", "channels", "rows")
+)
+
+
+class Calibration:
+    """The pictures, and what the components so far made of them."""
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, light: Scheme, samples: Samples, progress: Progress
+    ) -> None:
+        """Prepare the inputs of the first components.
+
+        Args:
+            bundle: Holds the assets; its folder may be written.
+            engine: Runs the graphs.
+            light: Makes large components small enough to run, by their weights alone.
+            samples: What runs through them.
+            progress: Watches.
+        """
+        self._bundle, self._engine, self._light = bundle, engine, light
+        self._samples, self._progress = samples, progress
+        self._parts = Parts(bundle, {})
+        self._scratch = bundle.path / SCRATCH
+        self._scratch.mkdir()
+        self._pool: dict[str, _Rows] = {}
+        images = (*samples.images, *samples.singles)
+        if bundle.spec.image is not None:
+            self._pool["pixel_values"] = _Made(
+                len(images), lambda i: self._parts.pixels([images[i]])
+            )
+        matches = [t for t in bundle.spec.tasks.values() if isinstance(t, MatchTask)]
+        if matches:
+            ids, mask = self._parts.tokenizer.encode(self._texts(matches[0]))
+            self._pool["input_ids"] = _Made(len(ids), lambda i: ids[i : i + 1])
+            self._pool["attention_mask"] = _Made(len(ids), lambda i: mask[i : i + 1])
+
+    def observe(self, component: Component, model: ir.Model, wanted: Wanted) -> dict[str, Stats]:
+        """Run one component over all samples; its outputs become inputs of the next ones.
+
+        Args:
+            component: Its spec.
+            model: The float graph; it stays as it is.
+            wanted: What to watch.
+        """
+        ready = all(spec.name in self._pool for spec in component.inputs)
+        if not ready and not (component.state and wanted.names):
+            return {}
+        weights = sum(
+            v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value
+        )
+        proxy = model.clone()
+        if weights > LARGE_BYTES:
+            self._light.rewrite(component, proxy, {})
+        watched = self._write(component, proxy, wanted)
+        tally = _Tally(wanted)
+        with self._opened(watched) as graph:
+            if ready:
+                self._run(component, graph, tally)
+            else:
+                self._decode(component, graph, tally)
+        return tally.stats()
+
+    def race(
+        self, bundle: Bundle, component: Component, model: ir.Model
+    ) -> tuple[float, float] | None:
+        """Time a component in float and as the bundle has it, in turns, on one picture.
+
+        Returns:
+            Milliseconds in float and in the bundle, or none for a component that never ran.
+        """
+        floats = self._write(component, model.clone(), Wanted())
+        small = self._engine.open(bundle, component.name)
+        try:
+            with self._opened(floats) as graph:
+                runs = [self._trial(component, g) for g in (graph, small)]
+                return None if runs[0] is None or runs[1] is None else in_turns(runs[0], runs[1])
+        finally:
+            small.close()
+            shutil.rmtree(bundle.path / ENGINE_CACHE, ignore_errors=True)
+
+    def _trial(self, component: Component, graph: Graph) -> Callable[[], object] | None:
+        if all(spec.name in self._pool for spec in component.inputs):
+            feeds = {spec.name: self._pool[spec.name].at(0) for spec in component.inputs}
+            return lambda: graph.run(feeds)
+        if component.state:
+            return lambda: self._write_about(component, graph, 0)
+        return None
+
+    def close(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _texts(self, task: MatchTask) -> list[str]:
+        if self._samples.captions is not None:
+            return list(self._samples.captions)
+        return fill(task.template, self._samples.labels)
+
+    def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:
+        """Feed a stateless component from the pool."""
+        names = [spec.name for spec in component.inputs]
+        stores = {
+            spec.name: _Stored(self._scratch / f"{spec.name}.rows") for spec in component.outputs
+        }
+        count = len(self._pool[names[0]])
+        with self._progress.step(f"calibrating {component.name}", count) as advance:
+            for i in range(count):
+                out = graph.run({name: self._pool[name].at(i) for name in names})
+                tally.add(out)
+                for name, store in stores.items():
+                    store.append(out[name])
+                advance(1)
+        self._pool |= stores
+
+    def _decode(self, component: Component, graph: Graph, tally: _Tally) -> None:
+        """Let a decoder write about every picture."""
+        count = len(self._pool["pixel_values"])
+        recorder = _Recorder(graph, tally)
+        with self._progress.step(f"calibrating {component.name}", count) as advance:
+            for i in range(count):
+                self._write_about(component, recorder, i)
+                advance(1)
+
+    def _write_about(self, component: Component, graph: Graph, i: int) -> None:
+        """Write a few tokens about picture i."""
+        options = self._bundle.spec.generation
+        assert options is not None
+        options = msgspec.structs.replace(
+            options, max_tokens=NEW_TOKENS, num_beams=1, do_sample=False
+        )
+        tasks = [
+            task
+            for task in self._bundle.spec.tasks.values()
+            if isinstance(task, GenerateTask) and task.decoder == component.name
+        ]
+        task = tasks[i % len(tasks)]
+        parts = Parts(self._bundle, {component.name: graph})
+        soft = self._pool[task.soft_prompt].at(i)
+        generating.write(parts, task, soft, [self._prompt(task, i)], options)
+
+    def _prompt(self, task: GenerateTask, i: int) -> str:
+        """Make what a decoder reads: a question, or a caption where one was given."""
+        samples = self._samples
+        if "{question}" in task.prompt:
+            asked = samples.questions[i % len(samples.questions)]
+            return task.prompt.replace("{question}", asked)
+        known = samples.captions
+        text = known[i] if known is not None and i < len(known) else ""
+        return task.prompt.replace("{prompt}", text)
+
+    @contextmanager
+    def _opened(self, bundle: Bundle) -> Iterator[Graph]:
+        name = bundle.spec.components[0].name
+        graph = self._engine.open(bundle, name)
+        try:
+            yield graph
+        finally:
+            graph.close()
+            bundle.graph_file(name).unlink()
+            bundle.graph_file(name).with_suffix(".bin").unlink(missing_ok=True)
+            shutil.rmtree(self._scratch / ENGINE_CACHE, ignore_errors=True)
+
+    def _write(self, component: Component, model: ir.Model, wanted: Wanted) -> Bundle:
+        """Write a component with its watched tensors' figures as further outputs.
+
+        x -> ReduceMax(Abs)      x -> ReduceL2      x -> Size      x -> Reshape -> Slice
+        """
+        onnx_ir()
+        import onnx_ir as ir
+
+        graph = model.graph
+        values = {str(v.name): v for node in graph for v in node.outputs}
+        values |= {str(v.name): v for v in graph.inputs}
+        outputs: list[TensorSpec] = []
+        if wanted.names and wanted.rows:
+            for name, numbers in {"flat": [0, -1], "from": [0], "to": [2**40], "axis": [0],
+                                  "step": [ROW_STEP]}.items():  # fmt: skip
+                constant = ir.tensor(np.array(numbers, np.int64), name=f".calibration.{name}")
+                value = ir.Value(name=constant.name, const_value=constant)
+                value.type = ir.TensorType(constant.dtype)
+                value.shape = ir.Shape([len(numbers)])
+                graph.register_initializer(value)
+        for name in wanted.names:
+            for node, spec in _figures(ir, graph, values[name], wanted.rows):
+                graph.append(node)
+                if spec is not None:
+                    value = node.outputs[0]
+                    value.name = spec.name
+                    graph.outputs.append(value)
+                    outputs.append(spec)
+        graph.sort()
+        watched = msgspec.structs.replace(component, outputs=(*component.outputs, *outputs))
+        save_graph(model, self._scratch, component.name)
+        manifest = msgspec.structs.replace(
+            self._bundle.manifest,
+            spec=msgspec.structs.replace(self._bundle.spec, components=(watched,)),
+        )
+        return Bundle(self._scratch, manifest)
+
+
+def _figures(
+    ir: Any, graph: ir.Graph, x: ir.Value, rows: bool
+) -> Iterator[tuple[ir.Node, TensorSpec | None]]:
+    """Make the nodes that compute one tensor's figures, and say which are outputs."""
+    name = str(x.name)
+
+    def typed(node: ir.Node, kind: Any, rank: int | None) -> ir.Node:
+        value = node.outputs[0]
+        value.type = ir.TensorType(kind)
+        value.shape = None if rank is None else ir.Shape([None] * rank)
+        return node
+
+    scalar = [ir.AttrInt64("keepdims", 0)]
+    magnitude = typed(ir.Node("", "Abs", [x]), ir.DataType.FLOAT, None)
+    yield magnitude, None
+    amax = typed(ir.Node("", "ReduceMax", [magnitude.outputs[0]], scalar), ir.DataType.FLOAT, 0)
+    yield amax, TensorSpec(name + _AMAX, "float32", ())
+    if not rows:
+        return
+    length = typed(ir.Node("", "ReduceL2", [x], scalar), ir.DataType.FLOAT, 0)
+    yield length, TensorSpec(name + _LENGTH, "float32", ())
+    size = typed(ir.Node("", "Size", [x]), ir.DataType.INT64, 0)
+    yield size, TensorSpec(name + _SIZE, "int64", ())
+    constants = {n: graph.initializers[f".calibration.{n}"] for n in ("from", "to", "axis", "step")}
+    assert x.shape is not None
+    width = x.shape[-1]
+    shape = ir.tensor(np.array([-1, int(str(width))], np.int64), name=f"{name}.calibration.shape")
+    flat_shape = ir.Value(name=shape.name, const_value=shape)
+    flat_shape.type, flat_shape.shape = ir.TensorType(shape.dtype), ir.Shape([2])
+    graph.register_initializer(flat_shape)
+    flat = typed(ir.Node("", "Reshape", [x, flat_shape]), ir.DataType.FLOAT, 2)
+    yield flat, None
+    some = typed(ir.Node("", "Slice", [flat.outputs[0], *constants.values()]), ir.DataType.FLOAT, 2)
+    yield some, TensorSpec(name + _SOME, "float32", (f"{name}.rows", int(str(width))))
+    upright = typed(ir.Node("", "Abs", [flat.outputs[0]]), ir.DataType.FLOAT, 2)
+    yield upright, None
+    channels = typed(
+        ir.Node("", "ReduceMax", [upright.outputs[0], constants["axis"]], scalar),
+        ir.DataType.FLOAT,
+        1,
+    )
+    yield channels, TensorSpec(name + _CHANNELS, "float32", (int(str(width)),))
+
+
+class _Tally:
+    """The statistics so far."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._amax = dict.fromkeys(wanted.names, 0.0)
+        self._squares = dict.fromkeys(wanted.names, 0.0)
+        self._sizes = dict.fromkeys(wanted.names, 0)
+        self._channels: dict[str, NDArray[np.float32]] = {}
+        self._rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in wanted.names}
+        self._seen = dict.fromkeys(wanted.names, 0)
+        self._rng = np.random.default_rng(0)
+
+    def add(self, out: Arrays) -> None:
+        """Add the figures of one run."""
+        for name in self._wanted.names:
+            self._amax[name] = max(self._amax[name], float(out[name + _AMAX]))
+            if not self._wanted.rows:
+                continue
+            self._squares[name] += float(out[name + _LENGTH]) ** 2
+            self._sizes[name] += int(out[name + _SIZE])
+            channels = out[name + _CHANNELS]
+            known = self._channels.get(name)
+            self._channels[name] = channels if known is None else np.maximum(known, channels)
+            self._keep(name, out[name + _SOME])
+
+    def _keep(self, name: str, rows: Array) -> None:
+        """Keep a fair sample of all rows that came (Vitter 1985, algorithm R)."""
+        kept = self._rows[name]
+        for row in np.clip(rows, -65504, 65504).astype(np.float16):
+            self._seen[name] += 1
+            if len(kept) < ROWS:
+                kept.append(row)
+            elif (place := int(self._rng.integers(self._seen[name]))) < ROWS:
+                kept[place] = row
+
+    def stats(self) -> dict[str, Stats]:
+        """Return what was found."""
+        if not self._wanted.rows:
+            return {name: Stats(amax, 0.0) for name, amax in self._amax.items()}
+        return {
+            name: Stats(
+                self._amax[name],
+                math.sqrt(self._squares[name] / max(self._sizes[name], 1)),
+                self._channels[name],
+                np.stack(self._rows[name]),
+            )
+            for name in self._wanted.names
+            if self._rows[name]
+        }
+
+
+class _Recorder:
+    """A decoder that tells a tally what it did."""
+
+    def __init__(self, graph: Graph, tally: _Tally) -> None:
+        self._graph, self._tally = graph, tally
+        self.component = graph.component
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        """Run, and add the figures."""
+        out = self._graph.run(feeds)
+        self._tally.add(out)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave the rest to the graph."""
+        return getattr(self._graph, name)
+
+
+class _Made:
+    """Rows that are made when they are asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], Array]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def at(self, i: int) -> Array:
+        """Return row i with a leading axis of 1."""
+        return self._make(i)
+
+
+class _Stored:
+    """Rows of one shape in a file: mapped they would count as memory."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._count = 0
+        file.write_bytes(b"")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, row: Array) -> None:
+        """Add a row, which has a leading axis of 1."""
+        self._shape, self._dtype = row.shape, row.dtype
+        with self._file.open("ab") as stream:
+            stream.write(np.ascontiguousarray(row).data)
+        self._count += 1
+
+    def at(self, i: int) -> Array:
+        """Return row i with a leading axis of 1."""
+        size = math.prod(self._shape)
+        offset = i * size * self._dtype.itemsize
+        return np.fromfile(self._file, self._dtype, size, offset=offset).reshape(self._shape)
+
+
+_Rows = _Made | _Stored
+
+
+def in_turns(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    """Return the least milliseconds of each of two works; a busy machine is busy for both."""
+    best = [math.inf, math.inf]
+    first(), second()
+    began = time.perf_counter()
+    for trial in range(TRIALS):
+        for i, run in enumerate((first, second)):
+            start = time.perf_counter()
+            run()
+            best[i] = min(best[i], 1000 * (time.perf_counter() - start))
+        if trial and time.perf_counter() - began > TRIAL_S:
+            break
+    return best[0], best[1]

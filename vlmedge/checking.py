@@ -20,7 +20,7 @@ from vlmedge.checkpoint import family_of, resolve
 from vlmedge.contracts import Array, Arrays, Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
-from vlmedge.parity import compare, judge, worst
+from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.samples import Samples, drawn, from_folder
@@ -32,6 +32,7 @@ from vlmedge.tasks.embed import fill, probabilities, unit
 LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
 SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
 BEAM_SAMPLES = 32
+LOGIT_SAMPLES = 8  # whose logits are compared
 BEAMS = 5  # as BLIP-2's paper captions
 
 Pool = dict[str, Array]
@@ -203,8 +204,10 @@ class _Gate:
             with self._opened(self._engine_graph, component.name) as graph:
                 got = self._logits(component, graph, reference)
                 written = [self._written(graph, run, ours, advance) for run in runs]
-        pairs = zip(expected, got, strict=True)
+        pairs = list(zip(expected, got, strict=True))
         result = worst([compare(component.name, self._scheme, a, b) for a, b in pairs])
+        kl = divergence(expected[0][:, -1], got[0][:, -1])
+        result = msgspec.structs.replace(result, kl=kl)
         answers = []
         for run, a, b in zip(runs, theirs, written, strict=True):
             decode = self._parts.tokenizer.decode
@@ -255,12 +258,13 @@ class _Gate:
         return written
 
     def _logits(self, component: Component, graph: Graph, pool: Pool) -> list[Array]:
-        """Run a prefill of two samples and one step with the cache; return both logits."""
+        """Run a prefill of some samples and one step with the cache; return both logits."""
         run = next(self._runs(component))
         defaults = self._bundle.spec.generation
         assert defaults is not None
-        soft = pool[run.task.soft_prompt][:2]
-        prompt = generating.make_prompt(self._parts, run.task, soft, run.texts[:2], defaults)
+        soft = pool[run.task.soft_prompt][:LOGIT_SAMPLES]
+        texts = run.texts[: len(soft)]
+        prompt = generating.make_prompt(self._parts, run.task, soft, texts, defaults)
         graph.reset()
         mask = prompt.attention_mask
         first = graph.run({"inputs_embeds": prompt.embeds, "attention_mask": mask})["logits"]

@@ -17,20 +17,32 @@ from typer.core import TyperGroup
 
 from vlmedge import __version__, cli_model
 from vlmedge.cli_types import (
+    AllowUnverified,
+    BudgetMib,
     BundleFolder,
+    Calibrate,
     Checkpoint,
+    Fp8,
+    Fp16,
+    Int4,
     Int8,
     Json,
+    Keep,
+    KeepSlower,
     NoCheck,
     Out,
     Overwrite,
     Quiet,
     SchemeName,
+    TargetDrop,
 )
 from vlmedge.errors import ParityError, VlmEdgeError
 
 if TYPE_CHECKING:
     from vlmedge.bundle import Bundle
+    from vlmedge.recipe import Recipe
+
+FLAGS = ("int8", "int4", "fp8", "fp16")  # the same as --scheme and their name
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -95,9 +107,19 @@ def _options(
 
 @app.command()
 def export(
+    context: typer.Context,
     checkpoint: Checkpoint,
     int8: Int8 = False,
+    int4: Int4 = False,
+    fp8: Fp8 = False,
+    fp16: Fp16 = False,
     scheme: SchemeName = None,
+    keep: Keep = None,
+    calibrate: Calibrate = None,
+    target_drop: TargetDrop = None,
+    budget_mib: BudgetMib = None,
+    keep_slower: KeepSlower = False,
+    allow_unverified: AllowUnverified = False,
     out: Out = None,
     overwrite: Overwrite = False,
     no_check: NoCheck = False,
@@ -108,15 +130,17 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Turn a checkpoint into a bundle, and compare it with PyTorch."""
-    chosen = _scheme(int8, scheme)
+    recipe = _recipe(context)
     from vlmedge import console, exporting
 
     bundle = exporting.export(
         checkpoint,
         out,
-        None if chosen == exporting.FLOAT else chosen,
+        recipe,
+        calibrate=calibrate,
         overwrite=overwrite,
         check=not no_check,
+        allow_unverified=allow_unverified,
         allow_pickle=allow_pickle,
         progress=console.progress(quiet),
     )
@@ -125,9 +149,19 @@ def export(
 
 @app.command()
 def quantize(
+    context: typer.Context,
     bundle: BundleFolder,
     int8: Int8 = False,
+    int4: Int4 = False,
+    fp8: Fp8 = False,
+    fp16: Fp16 = False,
     scheme: SchemeName = None,
+    keep: Keep = None,
+    calibrate: Calibrate = None,
+    target_drop: TargetDrop = None,
+    budget_mib: BudgetMib = None,
+    keep_slower: KeepSlower = False,
+    allow_unverified: AllowUnverified = False,
     out: Out = None,
     overwrite: Overwrite = False,
     no_check: NoCheck = False,
@@ -135,17 +169,19 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Make a smaller bundle of a float32 one, and compare it with PyTorch."""
-    chosen = _scheme(int8, scheme)
-    if chosen is None:
-        raise typer.BadParameter("give --int8 or --scheme NAME")
+    recipe = _recipe(context)
     from vlmedge import console, exporting
 
+    if recipe.scheme == "float32":
+        raise typer.BadParameter("give --int8, --int4, --fp8, --fp16 or --scheme NAME")
     made = exporting.quantize(
         bundle,
-        chosen,
+        recipe,
         out,
+        calibrate=calibrate,
         overwrite=overwrite,
         check=not no_check,
+        allow_unverified=allow_unverified,
         progress=console.progress(quiet),
     )
     _conclude(made, as_json, quiet)
@@ -225,10 +261,32 @@ def _say(text: str) -> None:
     typer.echo(f"vlmedge: {text}", err=True)
 
 
-def _scheme(int8: bool, scheme: str | None) -> str | None:
-    if int8 and scheme not in (None, "int8"):
-        raise typer.BadParameter(f"--int8 and --scheme {scheme} disagree: give one of them")
-    return "int8" if int8 else scheme
+def _recipe(context: typer.Context) -> Recipe:
+    """Make a recipe of a command's options; a file's own entries may be overruled."""
+    from vlmedge.recipe import Recipe, read_recipe
+
+    given = context.params
+    named = [name for name in FLAGS if given[name]]
+    named += [given["scheme"]] if given["scheme"] is not None else []
+    if len(set(named)) > 1:
+        raise typer.BadParameter(f"{' and '.join(named)} disagree: give one scheme")
+    asked = named[0] if named else "float32"
+    file = Path(asked)
+    recipe = read_recipe(file) if file.suffix == ".json" else Recipe(asked)
+    keep = dict(recipe.keep)
+    for entry in given["keep"] or ():
+        pattern, equals, precision = entry.partition("=")
+        keep[pattern] = precision if equals else "float32"
+    changes = {
+        name: given[name]
+        for name in ("target_drop", "budget_mib", "keep_slower")
+        if given[name] not in (None, False)
+    }
+    return Recipe(**{**_fields(recipe), **changes, "keep": keep})
+
+
+def _fields(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in recipe.__struct_fields__}
 
 
 def _conclude(bundle: Bundle, as_json: bool, quiet: bool) -> None:

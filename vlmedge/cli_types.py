@@ -12,9 +12,46 @@ Checkpoint = Annotated[
 ]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder made by export.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
-Int8 = Annotated[bool, typer.Option("--int8", help="The same as --scheme int8.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="8-bit weights, and activations in encoders.")]
+Int4 = Annotated[bool, typer.Option("--int4", help="4-bit weights in decoders, int8 elsewhere.")]
+Fp8 = Annotated[bool, typer.Option("--fp8", help="8-bit floats, for GPUs that have them.")]
+Fp16 = Annotated[bool, typer.Option("--fp16", help="16-bit floats, but where they overflow.")]
 SchemeName = Annotated[
-    str | None, typer.Option("--scheme", metavar="NAME", help="How to quantize; see list.")
+    str | None,
+    typer.Option("--scheme", metavar="NAME|FILE", help="One of list's, or a recipe in JSON."),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="PATTERN=float32",
+        help="Leave layers in float32 or int8, by a pattern of their names. May be repeated.",
+    ),
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate", metavar="DIR", help="Pictures to calibrate with, and captions.jsonl."
+    ),
+]
+TargetDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--target-drop",
+        metavar="POINTS",
+        help="Give layers more bits until no task has lost more.",
+    ),
+]
+BudgetMib = Annotated[
+    float | None,
+    typer.Option("--budget-mib", metavar="N", help="Give layers more bits while they fit."),
+]
+KeepSlower = Annotated[
+    bool, typer.Option("--keep-slower", help="Quantize also what becomes slower here.")
+]
+AllowUnverified = Annotated[
+    bool,
+    typer.Option("--allow-unverified", help="Write the best mix also if it misses the target."),
 ]
 Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder to make. [default: <name>-<scheme>]")

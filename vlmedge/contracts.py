@@ -63,37 +63,97 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class Stats:
     """What a tensor did over the calibration data.
 
     Attributes:
         amax: Largest absolute value.
         rms: Root of the mean square.
+        channels: Largest absolute value of each channel (the last axis), float32 [channels], or
+            none where only the first two were asked for.
+        rows: Some of its rows as they came, float16 [rows, channels], or none.
     """
 
     amax: float
     rms: float
+    channels: NDArray[np.float32] | None = None
+    rows: NDArray[np.float16] | None = None
+
+    def divided(self, scale: NDArray[np.float32]) -> Stats:
+        """Return the statistics of the tensor divided by `scale`, float32 [channels]."""
+        assert self.channels is not None and self.rows is not None
+        channels = self.channels / scale
+        rows = self.rows / scale
+        rms = float(np.sqrt(np.square(rows).mean())) if rows.size else self.rms
+        return Stats(float(channels.max()), rms, channels, rows.astype(np.float16))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The tensors of one float graph that a scheme wants to know about.
+
+    Attributes:
+        names: Which; none when the scheme looks at weights alone.
+        rows: Whether it wants channels and rows too, not the largest value alone.
+    """
+
+    names: tuple[str, ...] = ()
+    rows: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """What a scheme does to one layer.
+
+    Attributes:
+        error: Of its output on the calibration data, relative, 0..1.
+        bits: Of its weights.
+    """
+
+    error: float
+    bits: int
 
 
 class Scheme(Protocol):
-    """`SCHEME` in quantize/<name>.py: portable graphs in, smaller portable graphs out."""
+    """`SCHEME` in quantize/<name>.py: a portable graph in, a smaller portable graph out."""
 
-    def rewrite(self, component: Component, model: ir.Model) -> list[KeptLayer]:
-        """Make the weights of one graph small, in place.
+    @property
+    def timed(self) -> bool:
+        """Whether it is there for speed on a CPU, so that what became slower here is dropped."""
+        ...
+
+    def watch(self, component: Component, model: ir.Model) -> Wanted:
+        """Name the tensors whose statistics `rewrite` wants."""
+        ...
+
+    def rewrite(
+        self,
+        component: Component,
+        model: ir.Model,
+        stats: Mapping[str, Stats],
+        keep: Mapping[str, str] = {},
+    ) -> list[KeptLayer]:
+        """Make one graph small, in place.
 
         Initializers stay lazy: what was read on demand in float is read on demand and quantized,
         so memory stays at a few tensors.
+
+        Args:
+            component: Its spec.
+            model: The float graph.
+            stats: Of what `watch` named.
+            keep: Layers that get other numbers than the scheme's: their weights' names, and a
+                precision, which is "float32" or one that the scheme knows.
+
+        Returns:
+            What stays float for the scheme's own reasons.
         """
         ...
 
-    def watch(self, component: Component, model: ir.Model) -> list[str]:
-        """Name the tensors whose ranges `calibrate` wants; none for weight-only components."""
-        ...
-
-    def calibrate(
-        self, component: Component, model: ir.Model, ranges: Mapping[str, Range]
-    ) -> list[KeptLayer]:
-        """Add what needs the activations' ranges, in place; the weights are on disk already."""
+    def harms(
+        self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
+    ) -> dict[str, Harm]:
+        """Say what rounding each layer alone would do, by the name of its weight."""
         ...
 
 

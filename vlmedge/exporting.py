@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,32 +14,35 @@ import msgspec
 from vlmedge import __version__
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
-from vlmedge.calibrating import calibrate, calibration_samples
 from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import Checkpoint, family_of, resolve
-from vlmedge.contracts import Export, Scheme
+from vlmedge.contracts import Export
 from vlmedge.errors import BundleError
 from vlmedge.manifest import FORMAT, CheckpointId, KeptLayer, Manifest
-from vlmedge.portable import load_graph, save_graph
+from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress
-from vlmedge.registry import ENGINES, FAMILIES, SCHEMES
+from vlmedge.recipe import FLOAT, Recipe
+from vlmedge.registry import FAMILIES
+from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
+from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 from vlmedge.writer import new_bundle, refuse_existing, stored_files, write_manifest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FLOAT = "float32"
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 def export(
     checkpoint: str,
     out: Path | None = None,
-    scheme: str | None = None,
+    recipe: Recipe | str | None = None,
     *,
+    calibrate: Path | None = None,
     overwrite: bool = False,
     check: bool = True,
+    allow_unverified: bool = False,
     allow_pickle: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
@@ -48,20 +51,22 @@ def export(
     Args:
         checkpoint: Built-in name, folder, alias or hub id.
         out: Folder to make; default: <name>-<scheme>.
-        scheme: A file name in quantize/, or none for float32.
+        recipe: How to quantize, or a scheme's name; none for float32.
+        calibrate: A folder of pictures to calibrate with; default: drawn scenes.
         overwrite: Replace a bundle that is there.
         check: Compare with PyTorch; without it the bundle is unverified.
+        allow_unverified: Write the best mix also when it misses the recipe's target.
         allow_pickle: Read weights from .bin files too.
         progress: Watches.
 
     Returns:
         The bundle; `verified` tells whether it passed.
     """
-    rewriter = None if scheme is None else SCHEMES[scheme]
+    chosen = _recipe(recipe)
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     found = resolve(checkpoint, progress, allow_pickle=allow_pickle)
-    out = out or Path(f"{found.name}-{scheme or FLOAT}")
+    out = out or Path(f"{found.name}-{chosen.scheme}")
     refuse_existing(out, overwrite=overwrite)
     opened = FAMILIES[family_of(found.folder)].open(found.folder, allow_pickle=allow_pickle)
     with new_bundle(out, overwrite=overwrite) as folder:
@@ -74,45 +79,50 @@ def export(
                 return opened.trace(component)
 
         source = _Source(opened.spec, found.identity(), opened.embeddings(), {}, trace)
-        bundle = _write(folder, source, scheme, rewriter, progress)
-        if check:
-            run_gate(bundle, opened, samples_for(found.built_in), progress)
+        gate = _gate(opened, found, progress) if check else None
+        _refuse_missed(
+            _write(folder, source, chosen, calibrate, gate, progress), chosen, allow_unverified
+        )
     return Bundle.load(out)
 
 
 def quantize(
     bundle: Path,
-    scheme: str,
+    recipe: Recipe | str,
     out: Path | None = None,
     *,
     against: str | None = None,
+    calibrate: Path | None = None,
     overwrite: bool = False,
     check: bool = True,
+    allow_unverified: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
     """Quantize a float32 bundle, and put the result to the gate.
 
     Args:
         bundle: What to quantize; it stays as it is.
-        scheme: A file name in quantize/.
+        recipe: How, or a scheme's name.
         out: Folder to make; default: the bundle's name with the scheme's for float32.
         against: The checkpoint to check against; default: the one that the manifest names.
+        calibrate: A folder of pictures to calibrate with; default: drawn scenes.
         overwrite: Replace a bundle that is there.
         check: Compare with PyTorch; without it the result is unverified.
+        allow_unverified: Write the best mix also when it misses the recipe's target.
         progress: Watches.
     """
-    rewriter = SCHEMES[scheme]
+    chosen = _recipe(recipe)
     before = Bundle.load(bundle)
     if before.manifest.scheme != FLOAT:
         raise BundleError(
             f"{bundle} is {before.manifest.scheme} already: quantize a {FLOAT} bundle"
         )
-    reference: tuple[Checkpoint, Export] | None = None
+    gate = None
     if check:
         found = resolve(against or before.manifest.checkpoint.id, progress)
-        reference = found, FAMILIES[family_of(found.folder)].open(found.folder)
+        gate = _gate(FAMILIES[family_of(found.folder)].open(found.folder), found, progress)
     name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
-    out = out or bundle.resolve().parent / f"{name}-{scheme}"
+    out = out or bundle.resolve().parent / f"{name}-{chosen.scheme}"
     with new_bundle(out, overwrite=overwrite) as folder:
         shutil.copytree(before.path / "assets", folder / "assets")
         source = _Source(
@@ -122,10 +132,32 @@ def quantize(
             before.manifest.provenance,
             lambda component: load_graph(before.path, component),
         )
-        after = _write(folder, source, scheme, rewriter, progress)
-        if reference:
-            run_gate(after, reference[1], samples_for(reference[0].built_in), progress)
+        _refuse_missed(
+            _write(folder, source, chosen, calibrate, gate, progress), chosen, allow_unverified
+        )
     return Bundle.load(out)
+
+
+def _recipe(given: Recipe | str | None) -> Recipe:
+    return given if isinstance(given, Recipe) else Recipe(given or FLOAT)
+
+
+def _gate(opened: Export, checkpoint: Checkpoint, progress: Progress) -> GateRun:
+    samples = samples_for(checkpoint.built_in)
+    return lambda bundle: run_gate(bundle, opened, samples, progress)
+
+
+def _refuse_missed(bundle: Bundle, recipe: Recipe, allow_unverified: bool) -> None:
+    """Refuse a mix that misses its target; nothing is written then."""
+    parity = bundle.manifest.parity
+    if recipe.target_drop is None or parity is None or allow_unverified:
+        return
+    lost = drop(parity)
+    if lost > recipe.target_drop or not parity.passed:
+        raise BundleError(
+            f"the best mix of {recipe.scheme} loses {lost:.2f}, the target is "
+            f"{recipe.target_drop:g}: give a larger --target-drop, or --allow-unverified"
+        )
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -141,67 +173,78 @@ class _Source(msgspec.Struct, frozen=True):
 def _write(
     folder: Path,
     source: _Source,
-    scheme: str | None,
-    rewriter: Scheme | None,
+    recipe: Recipe,
+    calibrate: Path | None,
+    gate: GateRun | None,
     progress: Progress,
 ) -> Bundle:
-    """Write graphs, weights and manifest into a folder that holds the assets."""
-    kept: list[KeptLayer] = []
-    for component in source.spec.components:
-        model = source.graph(component.name)
-        if rewriter is not None:
-            kept += rewriter.rewrite(component, model)
-        _write_weights(model, folder, component.name, progress)
-        _check_graph(folder, component.name)
+    """Write graphs, weights and manifest into a folder that holds the assets, and run the gate."""
     manifest = Manifest(
         format=FORMAT,
         vlmedge=__version__,
         checkpoint=source.checkpoint,
-        scheme=scheme or FLOAT,
+        scheme=recipe.scheme,
         spec=source.spec,
-        kept=tuple(kept),
-        files=stored_files(folder),
-        provenance={**source.provenance, **_provenance(folder, source.spec)},
+        kept=(),
+        files=(),
+        provenance=source.provenance,
         embeddings=source.embeddings,
     )
-    if rewriter is not None:
-        samples = calibration_samples()
-        bundle = Bundle(folder, manifest)
-        kept += calibrate(bundle, rewriter, ENGINES["ort"], samples, progress)
-        shutil.rmtree(folder / ENGINE_CACHE, ignore_errors=True)
-        calibration = f"{len(samples.images) + len(samples.singles)} drawn scenes"
-        manifest = msgspec.structs.replace(
+    unsealed = Bundle(folder, manifest)
+    if recipe.scheme == FLOAT:
+        for component in source.spec.components:
+            write_graph(source.graph(component.name), folder, component.name, progress)
+        bundle = _seal(unsealed, {}, ())
+        if gate is not None:
+            gate(bundle)
+        return Bundle.load(folder)
+    samples, origin = _calibration_samples(calibrate, progress)
+    shrinker = Shrinker(unsealed, recipe, samples, progress)
+    for component in source.spec.components:
+        shrinker.add(component, source.graph(component.name))
+    if recipe.budget_mib is not None:
+        shrinker.fit(recipe.budget_mib)
+    shrinker.finish()
+
+    def seal() -> Bundle:
+        shrinker.finish()
+        return _seal(unsealed, {"calibration": origin}, shrinker.kept)
+
+    if gate is not None and recipe.target_drop is not None:
+        shrinker.reach(recipe.target_drop, gate, seal)
+    elif gate is not None:
+        gate(seal())
+    else:
+        seal()
+    return Bundle.load(folder)
+
+
+def _seal(unsealed: Bundle, provenance: dict[str, str], kept: Sequence[KeptLayer]) -> Bundle:
+    """Write the manifest of what lies in the folder now."""
+    folder, manifest = unsealed.path, unsealed.manifest
+    shutil.rmtree(folder / ENGINE_CACHE, ignore_errors=True)
+    return write_manifest(
+        folder,
+        msgspec.structs.replace(
             manifest,
             kept=tuple(kept),
             files=stored_files(folder),
-            provenance={**manifest.provenance, "calibration": calibration},
-        )
-    return write_manifest(folder, manifest)
+            provenance={
+                **manifest.provenance,
+                **_provenance(folder, manifest.spec),
+                **provenance,
+            },
+        ),
+    )
 
 
-def _write_weights(model: ir.Model, folder: Path, component: str, progress: Progress) -> None:
-    total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    done = 0
-    with progress.step(f"writing {component}", total) as advance:
-
-        def wrote(bytes_written: int, bytes_total: int) -> None:
-            nonlocal done
-            advance(bytes_written - done)
-            done = bytes_written
-
-        save_graph(model, folder, component, wrote)
-
-
-def _check_graph(folder: Path, component: str) -> None:
-    """Level 0: onnx's own checker reads the file by path, so weights of any size stay on disk."""
-    import onnx
-
-    from vlmedge.bundle import graph_path
-
-    try:
-        onnx.checker.check_model(str(folder / graph_path(component)))
-    except onnx.checker.ValidationError as error:
-        raise BundleError(f"{component}: the graph is not valid ONNX: {error}") from None
+def _calibration_samples(folder: Path | None, progress: Progress) -> tuple[Samples, str]:
+    """Return what to calibrate with, and what to say of it."""
+    if folder is None:
+        samples = drawn(CALIBRATION_IMAGES, "calibration", labelled=False)
+        return samples, f"{len(samples.images) + len(samples.singles)} drawn scenes"
+    samples = calibration_folder(folder, progress.note)
+    return samples, f"{len(samples.images)} pictures of {folder.name}"
 
 
 def _provenance(folder: Path, spec: ModelSpec) -> dict[str, str]:

@@ -51,6 +51,8 @@ class ComponentParity(_Data, frozen=True):
         cosine: Of the flattened outputs, the worst case of all samples.
         tolerance: What was allowed: max_rel for float32, 1 - cosine for the rest.
         passed: Whether it was met.
+        kl: Of a decoder: how far the distribution of the first token is from PyTorch's (Kullback
+            and Leibler's divergence, nats, mean over samples), else none.
     """
 
     component: str
@@ -59,6 +61,7 @@ class ComponentParity(_Data, frozen=True):
     cosine: float
     tolerance: str
     passed: bool
+    kl: float | None = None
 
 
 class TaskParity(_Data, frozen=True):

@@ -14,6 +14,7 @@ import numpy as np
 from vlmedge.contracts import Array
 from vlmedge.errors import UnknownNameError
 from vlmedge.manifest import ComponentParity, TaskParity
+from vlmedge.sampling import log_softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,12 @@ TOLERANCES = {
     # half a point of accuracy is what the project promises. Without labels, answers to pictures
     # that say nothing to the model are near ties: one in ten may flip.
     "int8": Tolerance(max_rel=None, cosine=0.99, agreement=0.9, drop=0.005),
+    # E4M3 keeps 3 bits of mantissa: 2 to 3 % noise a layer.
+    "fp8": Tolerance(max_rel=None, cosine=0.98, agreement=0.85, drop=0.005),
+    # 11 bits of mantissa: what is lost is lost by overflow, which shows at once.
+    "fp16": Tolerance(max_rel=None, cosine=0.999, agreement=0.95, drop=0.001),
+    # 4 bits leave 8 to 10 % noise a layer; a point of accuracy is what the project promises.
+    "int4": Tolerance(max_rel=None, cosine=0.95, agreement=0.7, drop=0.01),
 }
 
 
@@ -82,6 +89,17 @@ def compare(component: str, scheme: str, reference: Array, ours: Array) -> Compo
     return ComponentParity(component, max_abs, max_rel, cosine, text, bool(fits))
 
 
+def divergence(reference: Array, ours: Array) -> float:
+    """Return the mean divergence of two sets of logits, nats.
+
+    Args:
+        reference: PyTorch's, [samples, vocabulary].
+        ours: The engine's, the same shape.
+    """
+    p, q = (log_softmax(logits.astype(np.float64)) for logits in (reference, ours))
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
 def worst(results: list[ComponentParity]) -> ComponentParity:
     """Return the worst figures of several comparisons of one component."""
     first = results[0]
@@ -92,6 +110,7 @@ def worst(results: list[ComponentParity]) -> ComponentParity:
         cosine=min(r.cosine for r in results),
         tolerance=first.tolerance,
         passed=all(r.passed for r in results),
+        kl=first.kl,
     )
 
 

@@ -6,6 +6,8 @@ data of their own distribution, for every other checkpoint merely pictures.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from vlmedge.scenes import CLASSES, draw_labelled, draw_scene
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 QUESTION = "what is in the picture?"
 CALIBRATION_IMAGES = 8  # of each kind: several objects, and one
+CALIBRATION_ADVISED = 16
+CAPTIONS = "captions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,69 @@ def drawn(count: int, split: str, *, labelled: bool) -> Samples:
     )
 
 
-def from_folder(folder: Path, count: int) -> Samples:
-    """Take the first `count` pictures of a folder, by name."""
+def calibration_folder(folder: Path, note: Callable[[str], None]) -> Samples:
+    """Take every picture of a folder that can be read, to calibrate with.
+
+    `captions.jsonl` beside them may hold lines such as {"image": "a.jpg", "caption": "a cat"}; a
+    decoder then reads a caption with its picture. Pictures are opened when they are needed.
+
+    Args:
+        folder: Of pictures.
+        note: Is told how many could not be read, and when they are few.
+
+    Raises:
+        InputError: There are none, or more than half cannot be read.
+    """
+    files = _pictures(folder)
+    readable = [file for file in files if _is_readable(file)]
+    broken = len(files) - len(readable)
+    if 2 * broken > len(files):
+        raise InputError(f"{folder}: {broken} of {len(files)} pictures cannot be read: mend them")
+    if broken:
+        note(f"{folder}: {broken} of {len(files)} pictures cannot be read and are left out")
+    if len(readable) < CALIBRATION_ADVISED:
+        note(f"{folder} has {len(readable)} pictures: {CALIBRATION_ADVISED} or more are advised")
+    written = _captions(folder)
+    captions = tuple(written.get(file.name, "") for file in readable) if written else None
+    return Samples(tuple(readable), (QUESTION,) * len(readable), captions)
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        load_image(file)
+    except InputError:
+        return False
+    return True
+
+
+def _captions(folder: Path) -> dict[str, str]:
+    """Read captions.jsonl, if it is there."""
+    file = folder / CAPTIONS
+    if not file.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            found[str(entry["image"])] = str(entry["caption"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f'{file} line {number}: it must be {{"image": "a.jpg", "caption": "a cat"}}'
+            ) from None
+    return found
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """List the pictures of a folder by name, and refuse one without."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: give one that holds pictures")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
     if not files:
         raise InputError(f"{folder} has no pictures: {', '.join(IMAGE_ENDINGS)} are read")
-    images = tuple(load_image(file) for file in files[:count])
+    return files
+
+
+def from_folder(folder: Path, count: int) -> Samples:
+    """Take the first `count` pictures of a folder, by name."""
+    images = tuple(load_image(file) for file in _pictures(folder)[:count])
     return Samples(images=images, questions=(QUESTION,) * len(images), singles=images)

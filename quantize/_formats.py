@@ -1,0 +1,146 @@
+"""The numbers that a weight may be made of: int8, fp8 and int4, all symmetric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vlmedge.contracts import Array
+
+from ._linear import Floats
+
+INT8_LEVELS = 127  # -127..127: -128 stays unused
+FP8_LARGEST = 448.0  # of E4M3 (Micikevicius et al. 2022, arXiv 2209.05433)
+STRIP = 1024  # columns that are searched at once, so that memory stays at a few tensors
+
+# What a block's largest magnitude becomes: int4 holds -8..7, so 7 clips nothing, and clipping a
+# little buys finer steps for the rest.
+INT4_ENDS = (7.0, 7.5, 8.0, 8.75)
+
+
+@dataclass(frozen=True)
+class Int8Columns:
+    """int8 with one scale a column: its largest magnitude over 127."""
+
+    dtype = ir.DataType.INT8
+    bits = 8
+
+    @property
+    def attributes(self) -> list[ir.Attr]:
+        """Of DequantizeLinear."""
+        return [ir.AttrInt64("axis", 1)]
+
+    def scale_shape(self, rows: int, columns: int) -> list[int]:
+        """One a column."""
+        return [columns]
+
+    def quantize(
+        self, weight: Floats, importance: Floats | None = None
+    ) -> tuple[NDArray[np.int8], Floats]:
+        """Round to int8 [in, out] and scales [out]."""
+        scale = _column_amax(weight) / np.float32(INT8_LEVELS)
+        scaled = weight / scale
+        np.rint(scaled, out=scaled)
+        return scaled.astype(np.int8), scale
+
+    def restore(self, values: Array, scale: Array) -> Floats:
+        """Return float32 [in, out]."""
+        return np.asarray(values.astype(np.float32) * scale)
+
+
+@dataclass(frozen=True)
+class Fp8Columns:
+    """E4M3 with one scale a column: its largest magnitude becomes 448."""
+
+    dtype = ir.DataType.FLOAT8E4M3FN
+    bits = 8
+
+    @property
+    def attributes(self) -> list[ir.Attr]:
+        """Of DequantizeLinear."""
+        return [ir.AttrInt64("axis", 1)]
+
+    def scale_shape(self, rows: int, columns: int) -> list[int]:
+        """One a column."""
+        return [columns]
+
+    def quantize(self, weight: Floats, importance: Floats | None = None) -> tuple[Array, Floats]:
+        """Round to float8_e4m3fn [in, out] and scales [out]."""
+        scale = _column_amax(weight) / np.float32(FP8_LARGEST)
+        return (weight / scale).astype(ml_dtypes.float8_e4m3fn), scale
+
+    def restore(self, values: Array, scale: Array) -> Floats:
+        """Return float32 [in, out]."""
+        return np.asarray(values.astype(np.float32) * scale)
+
+
+@dataclass(frozen=True)
+class Int4Blocks:
+    """int4 with one scale for every `block` rows of a column.
+
+    Of a few candidate scales each block takes the one with the least squared error, weighted by
+    how strong each input channel is where that is known (the clipping of AWQ, Lin et al. 2023,
+    arXiv 2306.00978).
+    """
+
+    block: int = 128
+    dtype = ir.DataType.INT4
+    bits = 4
+
+    @property
+    def attributes(self) -> list[ir.Attr]:
+        """Of DequantizeLinear, opset 21."""
+        return [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", self.block)]
+
+    def scale_shape(self, rows: int, columns: int) -> list[int]:
+        """One a block and column."""
+        return [rows // self.block, columns]
+
+    def quantize(self, weight: Floats, importance: Floats | None = None) -> tuple[Array, Floats]:
+        """Round to int4 [in, out] and scales [in / block, out]."""
+        rows, columns = weight.shape
+        values = np.empty((rows, columns), np.int8)
+        scales = np.empty((rows // self.block, columns), np.float32)
+        heavy = np.ones(rows, np.float32) if importance is None else importance + 1e-12
+        heavy = heavy.reshape(-1, self.block, 1)
+        for start in range(0, columns, STRIP):
+            part = slice(start, min(start + STRIP, columns))
+            blocks = np.ascontiguousarray(weight[:, part]).reshape(
+                -1, self.block, part.stop - start
+            )
+            found, scale = _search(blocks, heavy)
+            values[:, part] = found.reshape(rows, -1)
+            scales[:, part] = scale
+        return values.astype(ml_dtypes.int4), scales
+
+    def restore(self, values: Array, scale: Array) -> Floats:
+        """Return float32 [in, out]."""
+        return np.asarray(values.astype(np.float32) * np.repeat(scale, self.block, axis=0))
+
+
+def _search(blocks: Floats, heavy: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Round blocks [n, block, columns] with the best of the candidate scales [n, columns]."""
+    amax = np.abs(blocks).max(axis=1, keepdims=True)
+    amax[amax == 0] = 1.0
+    best_error = np.full((len(blocks), 1, blocks.shape[2]), np.inf, np.float32)
+    best = np.zeros(blocks.shape, np.int8)
+    best_scale = np.ones_like(amax)
+    for end in INT4_ENDS:
+        scale = amax / np.float32(end)
+        rounded = np.clip(np.rint(blocks / scale), -8, 7)
+        error = (np.square(rounded * scale - blocks) * heavy).sum(axis=1, keepdims=True)
+        better = error < best_error
+        np.copyto(best, rounded.astype(np.int8), where=better)
+        np.copyto(best_scale, scale, where=better)
+        np.copyto(best_error, error, where=better)
+    return best, best_scale[:, 0]
+
+
+def _column_amax(weight: Floats) -> Floats:
+    amax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
+    amax[amax == 0] = 1.0  # a column of zeros: any scale will do
+    return np.asarray(amax, np.float32)

@@ -1,0 +1,280 @@
+"""What the schemes share: find the Linears of a graph, and make their weights small on demand.
+
+A Linear is MatMul on a constant weight of [in, out], which is the one form that export writes. Its
+small form is
+
+    x ---------------------------> MatMul
+    W -> DequantizeLinear(scale) ---^
+
+Every tensor stays lazy: it is read, rounded and let go when the writer asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vlmedge.contracts import Array, Harm, Stats
+from vlmedge.spec import Component
+
+Floats = NDArray[np.float32]
+FLOAT = "float32"  # the precision of a layer that is left alone
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One MatMul on a float weight.
+
+    Attributes:
+        node: The MatMul.
+        x: What it reads, [..., in].
+        weight: The initializer, [in, out].
+    """
+
+    node: ir.Node
+    x: ir.Value
+    weight: ir.Value
+
+    @property
+    def name(self) -> str:
+        """The weight's name: the checkpoint's, but for a suffix where it was transposed."""
+        return str(self.weight.name)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out)."""
+        assert self.weight.const_value is not None
+        rows, columns = sizes(self.weight.const_value.shape)
+        return rows, columns
+
+    def read(self) -> Floats:
+        """Read the weight, float32 [in, out]."""
+        assert self.weight.const_value is not None
+        return self.weight.const_value.numpy()
+
+
+class Format(Protocol):
+    """How the numbers of one weight are rounded."""
+
+    def quantize(self, weight: Floats, importance: Floats | None) -> tuple[Array, Array]:
+        """Round a weight.
+
+        Args:
+            weight: float32 [in, out].
+            importance: Mean square of each input channel, float32 [in], or none.
+
+        Returns:
+            Values of `dtype` [in, out] and scales, float32 of `scale_shape`.
+        """
+        ...
+
+    def restore(self, values: Array, scale: Array) -> Floats:
+        """Turn rounded values back into float32 [in, out]."""
+        ...
+
+    def scale_shape(self, rows: int, columns: int) -> list[int]:
+        """Return the shape of a weight's scales."""
+        ...
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Of the values."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """Of one value."""
+        ...
+
+    @property
+    def attributes(self) -> list[ir.Attr]:
+        """Of DequantizeLinear."""
+        ...
+
+
+def linears(model: ir.Model) -> list[Linear]:
+    """List the MatMuls on float weights, in the graph's order."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "MatMul" or node.domain:
+            continue
+        x, weight = node.inputs
+        if x is None or weight is None or not weight.is_initializer():
+            continue
+        tensor = weight.const_value
+        if tensor is not None and len(tensor.shape) == 2 and tensor.dtype == ir.DataType.FLOAT:
+            found.append(Linear(node, x, weight))
+    return found
+
+
+def last_projections(component: Component, model: ir.Model) -> set[str]:
+    """Name the weights whose product, with its bias, is an output of the graph.
+
+    Their error would go straight into the output. A decoder's is its vocabulary, which is large
+    and whose error meets a softmax: it is no exception there.
+    """
+    if component.state:
+        return set()
+    outputs = {value.name for value in model.graph.outputs}
+    found = set()
+    for linear in linears(model):
+        value = linear.node.outputs[0]
+        after = [use.node for use in value.uses()]
+        if len(after) == 1 and after[0].op_type == "Add":
+            value = after[0].outputs[0]
+        if value.name in outputs:
+            found.add(linear.name)
+    return found
+
+
+def shrink(graph: ir.Graph, linear: Linear, form: Format, importance: Floats | None = None) -> None:
+    """Put W -> DequantizeLinear in place of a float weight; a shared weight is shrunk once."""
+    suffix = str(form.dtype).lower()
+    restored_name = f"{linear.name}.restored"
+    known = [
+        use.node.outputs[0]
+        for use in graph.initializers[f"{linear.name}.{suffix}"].uses()
+        if use.node.outputs[0].name == restored_name
+    ] if f"{linear.name}.{suffix}" in graph.initializers else []  # fmt: skip
+    if known:
+        linear.node.replace_input_with(1, known[0])
+    else:
+        source = linear.weight.const_value
+        assert source is not None
+        made = _Rounded(source, form, importance)
+        rows, columns = linear.shape
+        values = initializer(
+            graph,
+            f"{linear.name}.{suffix}",
+            ir.LazyTensor(made.values, form.dtype, ir.Shape([rows, columns])),
+        )
+        scale_shape = ir.Shape(form.scale_shape(rows, columns))
+        scale = initializer(
+            graph,
+            f"{linear.name}.scale",
+            ir.LazyTensor(made.scale, ir.DataType.FLOAT, scale_shape),
+        )
+        restored = ir.Node(
+            "",
+            "DequantizeLinear",
+            [values, scale],
+            form.attributes,
+            name=f"{linear.node.name}.weight",
+        )
+        describe(restored.outputs[0], restored_name, ir.Shape([rows, columns]))
+        graph.insert_before(linear.node, restored)
+        linear.node.replace_input_with(1, restored.outputs[0])
+    if not linear.weight.uses():
+        graph.initializers.pop(linear.name, None)
+
+
+def scale_rows(linear: Linear, factor: Floats) -> None:
+    """Multiply a weight's input channels by `factor`, float32 [in], when it is read."""
+    source = linear.weight.const_value
+    assert source is not None
+    rows, columns = linear.shape
+
+    def scaled() -> ir.Tensor[Floats]:
+        return ir.Tensor(source.numpy() * factor[:, None])
+
+    linear.weight.const_value = ir.LazyTensor(
+        scaled, ir.DataType.FLOAT, ir.Shape([rows, columns]), name=linear.name
+    )
+
+
+def round_activation(
+    graph: ir.Graph, node: ir.Node, x: ir.Value, scale: float, dtype: ir.DataType
+) -> ir.Value:
+    """Put x -> QuantizeLinear -> DequantizeLinear before a node; return what comes out."""
+    step = initializer(graph, f"{x.name}.scale", ir.tensor(np.array(scale, np.float32)))
+    zero = initializer(graph, f"{x.name}.zero", ir.tensor(np.array(0, dtype.numpy()), dtype))
+    rounded = ir.Node("", "QuantizeLinear", [x, step, zero], name=f"{x.name}.quantize")
+    restored = ir.Node(
+        "", "DequantizeLinear", [rounded.outputs[0], step, zero], name=f"{x.name}.dequantize"
+    )
+    rounded.outputs[0].name = f"{x.name}.{str(dtype).lower()}"
+    rounded.outputs[0].type = ir.TensorType(dtype)
+    rounded.outputs[0].shape = x.shape
+    describe(restored.outputs[0], f"{x.name}.restored", x.shape)
+    graph.insert_before(node, [rounded, restored])
+    return restored.outputs[0]
+
+
+RoundRows = Callable[[Floats], Floats]
+
+
+def harm(
+    linear: Linear, stats: Mapping[str, Stats], form: Format, round_rows: RoundRows | None
+) -> Harm:
+    """Measure the error of a Linear's output; it is 0 where its input was not seen.
+
+    Args:
+        linear: Its weight is float still.
+        stats: Of what it reads.
+        form: What its weight would be rounded to.
+        round_rows: How its input would be rounded, or none.
+    """
+    seen = stats.get(str(linear.x.name))
+    if seen is None or seen.rows is None or len(seen.rows) == 0:
+        return Harm(0.0, form.bits)
+    rows, weight = seen.rows.astype(np.float32), linear.read()
+    exact = rows @ weight
+    restored = form.restore(*form.quantize(weight, importance(stats, linear)))
+    error = (rows if round_rows is None else round_rows(rows)) @ restored - exact
+    size = max(float(np.linalg.norm(exact)), 1e-30)
+    return Harm(float(np.linalg.norm(error)) / size, form.bits)
+
+
+def importance(stats: Mapping[str, Stats], linear: Linear) -> Floats | None:
+    """Return the mean square of each input channel over the rows that were seen, or none."""
+    seen = stats.get(str(linear.x.name))
+    if seen is None or seen.rows is None or len(seen.rows) == 0:
+        return None
+    rows = seen.rows.astype(np.float32)
+    return np.asarray(np.square(rows).mean(axis=0), np.float32)
+
+
+def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add a constant to a graph."""
+    tensor.name = name
+    value = ir.Value(name=name, const_value=tensor)
+    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(sizes(tensor.shape))
+    graph.register_initializer(value)
+    return value
+
+
+def sizes(shape: ir.ShapeProtocol) -> list[int]:
+    """Return the sizes of a constant, which are all known."""
+    return [int(str(size)) for size in shape]
+
+
+def describe(value: ir.Value, name: str, shape: ir.Shape | None) -> None:
+    """Name a float value."""
+    value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), shape
+
+
+class _Rounded:
+    """One weight's values and scales, made from the float tensor when asked for.
+
+    Nothing but the scales is kept: the writer asks in its own order, and holding the values until
+    it comes for them would hold the whole model.
+    """
+
+    def __init__(self, source: ir.TensorProtocol, form: Format, importance: Floats | None) -> None:
+        self._source, self._form, self._importance = source, form, importance
+        self._scale: Array | None = None
+
+    def scale(self) -> ir.Tensor[Array]:
+        if self._scale is None:
+            self.values()
+        assert self._scale is not None
+        return ir.Tensor(self._scale)
+
+    def values(self) -> ir.Tensor[Array]:
+        values, self._scale = self._form.quantize(self._source.numpy(), self._importance)
+        return ir.Tensor(values, self._form.dtype)

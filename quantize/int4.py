@@ -1,0 +1,91 @@
+"""INT4: 4-bit weights in decoders, and INT8 in what stands before them.
+
+An encoder's time is its multiplications, which 8-bit integers do fastest; a decoder's is the memory
+that its weights take. Its vocabulary projection is int8: errors there choose the word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from vlmedge.contracts import Harm, Stats, Wanted
+from vlmedge.manifest import KeptLayer
+from vlmedge.spec import Component
+
+from ._formats import INT8_LEVELS, Int4Blocks, Int8Columns
+from ._linear import FLOAT, Format, Linear, harm, importance, linears, shrink
+from ._smooth import groups, smooth
+from ._static import Static
+
+BLOCKS = (128, 64, 32)  # the larger the faster; the widest that divides a weight's rows
+OPSET = 21  # the first whose DequantizeLinear has blocks
+ENCODERS = Static(Int8Columns(), INT8_LEVELS, noisy=True, timed=True)
+
+
+class Int4:
+    """The scheme `int4`."""
+
+    timed = True
+
+    def watch(self, component: Component, model: ir.Model) -> Wanted:
+        """Name what the Linears read."""
+        if not component.state:
+            return ENCODERS.watch(component, model)
+        return Wanted(tuple(dict.fromkeys(str(linear.x.name) for linear in linears(model))))
+
+    def rewrite(
+        self,
+        component: Component,
+        model: ir.Model,
+        stats: Mapping[str, Stats],
+        keep: Mapping[str, str] = {},
+    ) -> list[KeptLayer]:
+        """Round every Linear; see `Scheme.rewrite`."""
+        if not component.state:
+            return ENCODERS.rewrite(component, model, stats, keep)
+        stats = dict(stats)
+        chosen = [linear for linear in linears(model) if keep.get(linear.name) != FLOAT]
+        finer = _vocabulary(component, model) | {n for n, to in keep.items() if to == "int8"}
+        for group in groups(chosen):
+            name = str(group.x.name)
+            form = _form(group.linears[0], finer)
+            if name in stats and isinstance(form, Int4Blocks):
+                scale = smooth(group, stats[name], form, None)
+                if scale is not None:
+                    stats[name] = stats[name].divided(scale)
+        for linear in chosen:
+            shrink(model.graph, linear, _form(linear, finer), importance(stats, linear))
+        model.opset_imports[""] = max(model.opset_imports[""] or OPSET, OPSET)
+        return []
+
+    def harms(
+        self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
+    ) -> dict[str, Harm]:
+        """Say what rounding each layer alone would do; see `Scheme.harms`."""
+        if not component.state:
+            return ENCODERS.harms(component, model, stats)
+        head = _vocabulary(component, model)
+        return {
+            linear.name: harm(linear, stats, _form(linear, head), None) for linear in linears(model)
+        }
+
+
+SCHEME = Int4()
+
+
+def _vocabulary(component: Component, model: ir.Model) -> set[str]:
+    """Name the weight that gives the logits."""
+    outputs = {value.name for value in model.graph.outputs}
+    return {linear.name for linear in linears(model) if linear.node.outputs[0].name in outputs}
+
+
+def _form(linear: Linear, finer: set[str]) -> Format:
+    """Choose a weight's numbers; rows that no block divides are int8."""
+    if linear.name in finer:
+        return Int8Columns()
+    for block in BLOCKS:
+        if linear.shape[0] % block == 0:
+            return Int4Blocks(block)
+    return Int8Columns()

@@ -1,0 +1,77 @@
+"""What a user asks of a quantization, as data: the scheme, and what may overrule it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from vlmedge.errors import InputError
+from vlmedge.registry import SCHEMES, unknown
+
+FLOAT = "float32"
+PRECISIONS = (FLOAT, "int8")
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to make a bundle smaller.
+
+    Attributes:
+        scheme: A file name in quantize/, or float32 for none.
+        keep: Layers by the pattern of their weights' names (`*` and `?`), and the precision that
+            they get instead: float32, or int8 where the scheme is int4.
+        target_drop: Layers go back to more bits, the most harmful first, until no task has lost
+            more than this: points of accuracy where answers are known, else hundredths of a nat
+            of the first token's divergence.
+        budget_mib: Layers get more bits, the most harmful first, while the graphs fit this size.
+        keep_slower: Keep a component small also where that made it slower on this machine.
+    """
+
+    scheme: str = FLOAT
+    keep: dict[str, str] = {}
+    target_drop: float | None = None
+    budget_mib: float | None = None
+    keep_slower: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if self.scheme != FLOAT and self.scheme not in SCHEMES.names():
+            raise unknown("scheme", self.scheme, [FLOAT, *SCHEMES.names()])
+        for pattern, precision in self.keep.items():
+            if precision not in PRECISIONS:
+                raise InputError(
+                    f"layers {pattern!r} cannot be kept in {precision!r}: "
+                    f"choose from {', '.join(PRECISIONS)}"
+                )
+        if self.target_drop is not None and self.target_drop < 0:
+            raise InputError(f"target drop {self.target_drop:g}: it must be at least 0")
+        if self.budget_mib is not None and self.budget_mib <= 0:
+            raise InputError(f"budget {self.budget_mib:g} MiB: it must be over 0")
+        if self.target_drop is not None and self.budget_mib is not None:
+            raise InputError("a target drop and a budget pull apart: give one of them")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether layers are ranked by their harm."""
+        return self.target_drop is not None or self.budget_mib is not None
+
+    def kept(self, layers: Iterable[str]) -> dict[str, str]:
+        """Name the layers that the patterns catch, with their precision."""
+        return {
+            layer: precision
+            for layer in layers
+            for pattern, precision in self.keep.items()
+            if fnmatch.fnmatchcase(layer, pattern)
+        }
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe from JSON, such as {"scheme": "int4", "keep": {"*.fc2.*": "int8"}}."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Recipe)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"{file} is no recipe: {error}") from None

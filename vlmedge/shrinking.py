@@ -1,0 +1,272 @@
+"""Write a bundle's graphs by a recipe: calibrate, round, time, and give bits back where needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vlmedge.bundle import Bundle, graph_path
+from vlmedge.calibrating import LARGE_BYTES, Calibration
+from vlmedge.contracts import Harm, Scheme, Stats
+from vlmedge.errors import BundleError
+from vlmedge.manifest import KeptLayer, Parity
+from vlmedge.portable import save_graph
+from vlmedge.progress import Progress
+from vlmedge.recipe import FLOAT, Recipe
+from vlmedge.registry import ENGINES, SCHEMES
+from vlmedge.samples import Samples
+from vlmedge.spec import Component
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+REPORT = "reports/quantize.json"
+SLOWER = 1.1  # times: below it is the clock's own noise
+SLOWER_MS = 0.05
+
+# What a layer of so many bits becomes when they are too few, and its bytes a weight.
+FINER = {4: ("int8", 1.0), 8: (FLOAT, 4.0), 16: (FLOAT, 4.0)}
+
+GateRun = Callable[[Bundle], Parity]
+
+
+@dataclass
+class _Part:
+    """One component on its way.
+
+    Attributes:
+        component: Its spec.
+        model: The float graph, weights unread; it stays as it is.
+        stats: What calibration saw.
+        harms: What rounding does to each layer, where layers are ranked.
+        keep: Layers that get more bits than the scheme's.
+        kept: What is not as the scheme would have it, and why.
+        timing: Milliseconds before and after.
+        float_only: It was slower when small.
+    """
+
+    component: Component
+    model: ir.Model
+    stats: dict[str, Stats]
+    harms: dict[str, Harm] = field(default_factory=dict)
+    keep: dict[str, str] = field(default_factory=dict)
+    kept: list[KeptLayer] = field(default_factory=list)
+    timing: dict[str, float] = field(default_factory=dict)
+    float_only: bool = False
+
+
+class Shrinker:
+    """One bundle being written by one recipe."""
+
+    def __init__(
+        self, bundle: Bundle, recipe: Recipe, samples: Samples, progress: Progress
+    ) -> None:
+        """Prepare.
+
+        Args:
+            bundle: Its folder holds the assets and gets the graphs.
+            recipe: What is asked.
+            samples: To calibrate with.
+            progress: Watches.
+        """
+        self._bundle, self._recipe, self._progress = bundle, recipe, progress
+        self._scheme: Scheme = SCHEMES[recipe.scheme]
+        self._calibration = Calibration(bundle, ENGINES["ort"], SCHEMES["int8"], samples, progress)
+        self._parts: list[_Part] = []
+
+    def add(self, component: Component, model: ir.Model) -> None:
+        """Calibrate a component and write it small, unless it is faster as it was."""
+        wanted = self._scheme.watch(component, model)
+        part = _Part(component, model, self._calibration.observe(component, model, wanted))
+        if self._recipe.mixes:
+            with self._progress.step(f"ranking {component.name}"):
+                part.harms = self._scheme.harms(component, model, part.stats)
+        weights = model.graph.initializers.values()
+        part.keep = self._recipe.kept(str(v.name) for v in weights if len(v.shape or ()) == 2)
+        if not self._recipe.mixes:
+            part.stats, spent = {}, part.stats
+        else:
+            spent = part.stats
+        self._write(part, spent)
+        if self._scheme.timed and not self._recipe.keep_slower:
+            self._compare_speed(part)
+        self._parts.append(part)
+
+    def finish(self) -> list[KeptLayer]:
+        """Remove what calibration left; return what is not as the scheme would have it."""
+        self._calibration.close()
+        report = self._bundle.path / REPORT
+        report.parent.mkdir(exist_ok=True)
+        report.write_text(json.dumps(self._report(), indent=2) + "\n")
+        return self.kept
+
+    @property
+    def kept(self) -> list[KeptLayer]:
+        """What is not as the scheme would have it."""
+        return [layer for part in self._parts for layer in part.kept]
+
+    def fit(self, budget_mib: float) -> None:
+        """Give layers more bits, the most harmful for its size first, while all graphs fit.
+
+        Raises:
+            BundleError: The scheme alone is larger than the budget.
+        """
+        have = self._graphs_mib()
+        if have > budget_mib:
+            raise BundleError(
+                f"the smallest mix of {self._recipe.scheme} takes {have:.1f} MiB: "
+                f"a budget of {budget_mib:g} MiB is too small"
+            )
+        for part, layer, cost_mib in self._ranked(by_size=True):
+            if have + cost_mib <= budget_mib:
+                have += cost_mib
+                _give_back(part, layer)
+        self._rewrite()
+
+    def reach(self, target: float, gate: GateRun, seal: Callable[[], Bundle]) -> Parity:
+        """Give layers more bits, the most harmful first, until the gate passes.
+
+        Args:
+            target: The largest drop; see `Recipe.target_drop`.
+            gate: Compares a bundle with PyTorch.
+            seal: Makes a bundle of the folder as it is.
+
+        Returns:
+            What the gate found last, passed or not.
+        """
+        ranked = self._ranked(by_size=False)
+        step = 1
+        while True:
+            parity = gate(seal())
+            lost = drop(parity)
+            passed = lost <= target and all(result.passed for result in parity.components)
+            self._progress.note(f"drop {lost:.2f} (target {target:g}): {self._given()} layers back")
+            if passed or not ranked:
+                return parity
+            for part, layer, _ in ranked[:step]:
+                _give_back(part, layer)
+            del ranked[:step]
+            step *= 2
+            self._rewrite()
+
+    def _ranked(self, *, by_size: bool) -> list[tuple[_Part, str, float]]:
+        """List (part, layer, MiB that more bits cost), the most worth it first."""
+        found = []
+        for part in self._parts:
+            if part.float_only:
+                continue
+            for layer, harm in part.harms.items():
+                if layer in part.keep:
+                    continue
+                tensor = part.model.graph.initializers[layer].const_value
+                assert tensor is not None
+                cost_mib = tensor.size * (FINER[harm.bits][1] - harm.bits / 8) / 2**20
+                worth = harm.error / cost_mib if by_size else harm.error
+                found.append((worth, part, layer, cost_mib))
+        found.sort(key=lambda entry: -entry[0])
+        return [(part, layer, cost_mib) for _, part, layer, cost_mib in found]
+
+    def _given(self) -> int:
+        return sum(len(part.keep) for part in self._parts)
+
+    def _rewrite(self) -> None:
+        """Write the components again whose layers changed."""
+        for part in self._parts:
+            if part.keep and not part.float_only:
+                self._write(part, part.stats)
+
+    def _write(self, part: _Part, stats: dict[str, Stats]) -> None:
+        """Round one component and write it."""
+        model = part.model.clone()
+        name = part.component.name
+        part.kept = self._scheme.rewrite(part.component, model, stats, part.keep)
+        for layer, precision in part.keep.items():
+            known = part.harms.get(layer)
+            harm = "" if known is None else f": alone it costs {known.error:.2%}"
+            part.kept.append(KeptLayer(name, layer, f"{precision} instead{harm}"))
+        write_graph(model, self._bundle.path, name, self._progress)
+
+    def _compare_speed(self, part: _Part) -> None:
+        """Time a component small and in float; the faster one stays."""
+        name = part.component.name
+        initializers = part.model.graph.initializers.values()
+        weights = sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
+        if weights > LARGE_BYTES:  # its float form may not even fit this machine
+            return
+        with self._progress.step(f"timing {name}"):
+            times = self._calibration.race(self._bundle, part.component, part.model)
+        if times is None:
+            return
+        before, after = times
+        part.timing = {"float32_ms": round(before, 3), f"{self._recipe.scheme}_ms": round(after, 3)}
+        if after < before * SLOWER or after < before + SLOWER_MS:
+            return
+        part.float_only = True
+        reason = f"{after / before:.1f} times slower here: {after:.2f} ms, {before:.2f} in float32"
+        part.kept = [KeptLayer(name, "every layer", reason)]
+        write_graph(part.model.clone(), self._bundle.path, name, self._progress)
+
+    def _graphs_mib(self) -> float:
+        files = (self._bundle.path / "graphs").iterdir()
+        return sum(file.stat().st_size for file in files) / 2**20
+
+    def _report(self) -> dict[str, object]:
+        return {
+            "recipe": msgspec.to_builtins(self._recipe),
+            "components": {
+                part.component.name: {
+                    **part.timing,
+                    "kept": [msgspec.to_builtins(layer) for layer in part.kept],
+                    "harms": {name: round(harm.error, 5) for name, harm in part.harms.items()},
+                }
+                for part in self._parts
+            },
+        }
+
+
+def _give_back(part: _Part, layer: str) -> None:
+    """Give a layer the next more bits."""
+    part.keep[layer] = FINER[part.harms[layer].bits][0]
+
+
+def drop(parity: Parity) -> float:
+    """Return the largest loss of any task; see `Recipe.target_drop`."""
+    points = [
+        100 * (task.reference_accuracy - task.accuracy)
+        for task in parity.tasks
+        if task.accuracy is not None and task.reference_accuracy is not None
+    ]
+    if points:
+        return max(points)
+    nats = [result.kl for result in parity.components if result.kl is not None]
+    return 100 * max(nats) if nats else 0.0
+
+
+def write_graph(model: ir.Model, folder: Path, component: str, progress: Progress) -> None:
+    """Write a component, with a bar of its bytes, and have onnx check it."""
+    total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    done = 0
+    with progress.step(f"writing {component}", total) as advance:
+
+        def wrote(bytes_written: int, bytes_total: int) -> None:
+            nonlocal done
+            advance(bytes_written - done)
+            done = bytes_written
+
+        save_graph(model, folder, component, wrote)
+    _check_graph(folder, component)
+
+
+def _check_graph(folder: Path, component: str) -> None:
+    """Level 0: onnx's own checker reads the file by path, so weights of any size stay on disk."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(folder / graph_path(component)))
+    except onnx.checker.ValidationError as error:
+        raise BundleError(f"{component}: the graph is not valid ONNX: {error}") from None
