@@ -38,14 +38,15 @@ class Int8Columns:
         """One a column."""
         return [columns]
 
-    def quantize(
-        self, weight: Floats, importance: Floats | None = None
-    ) -> tuple[NDArray[np.int8], Floats]:
-        """Round to int8 [in, out] and scales [out]."""
-        scale = _column_amax(weight) / np.float32(INT8_LEVELS)
+    def scale(self, weight: Floats, importance: Floats | None = None) -> Floats:
+        """Choose scales [out]."""
+        return _column_amax(weight) / np.float32(INT8_LEVELS)
+
+    def round(self, weight: Floats, scale: Floats) -> NDArray[np.int8]:
+        """Round to int8 [in, out]."""
         scaled = weight / scale
         np.rint(scaled, out=scaled)
-        return scaled.astype(np.int8), scale
+        return scaled.astype(np.int8)
 
     def restore(self, values: Array, scale: Array) -> Floats:
         """Return float32 [in, out]."""
@@ -68,10 +69,13 @@ class Fp8Columns:
         """One a column."""
         return [columns]
 
-    def quantize(self, weight: Floats, importance: Floats | None = None) -> tuple[Array, Floats]:
-        """Round to float8_e4m3fn [in, out] and scales [out]."""
-        scale = _column_amax(weight) / np.float32(FP8_LARGEST)
-        return (weight / scale).astype(ml_dtypes.float8_e4m3fn), scale
+    def scale(self, weight: Floats, importance: Floats | None = None) -> Floats:
+        """Choose scales [out]."""
+        return _column_amax(weight) / np.float32(FP8_LARGEST)
+
+    def round(self, weight: Floats, scale: Floats) -> Array:
+        """Round to float8_e4m3fn [in, out]."""
+        return (weight / scale).astype(ml_dtypes.float8_e4m3fn)
 
     def restore(self, values: Array, scale: Array) -> Floats:
         """Return float32 [in, out]."""
@@ -100,44 +104,47 @@ class Int4Blocks:
         """One a block and column."""
         return [rows // self.block, columns]
 
-    def quantize(self, weight: Floats, importance: Floats | None = None) -> tuple[Array, Floats]:
-        """Round to int4 [in, out] and scales [in / block, out]."""
+    def scale(self, weight: Floats, importance: Floats | None = None) -> Floats:
+        """Choose scales [in / block, out]."""
         rows, columns = weight.shape
-        values = np.empty((rows, columns), np.int8)
-        scales = np.empty((rows // self.block, columns), np.float32)
         heavy = np.ones(rows, np.float32) if importance is None else importance + 1e-12
         heavy = heavy.reshape(-1, self.block, 1)
+        scale = np.empty((rows // self.block, columns), np.float32)
         for start in range(0, columns, STRIP):
-            part = slice(start, min(start + STRIP, columns))
-            blocks = np.ascontiguousarray(weight[:, part]).reshape(
-                -1, self.block, part.stop - start
-            )
-            found, scale = _search(blocks, heavy)
-            values[:, part] = found.reshape(rows, -1)
-            scales[:, part] = scale
-        return values.astype(ml_dtypes.int4), scales
+            strip = np.ascontiguousarray(weight[:, start : start + STRIP])
+            blocks = strip.reshape(-1, self.block, strip.shape[1])
+            scale[:, start : start + STRIP] = _search(blocks, heavy)
+        return scale
+
+    def round(self, weight: Floats, scale: Floats) -> Array:
+        """Round to int4 [in, out]."""
+        rows, columns = weight.shape
+        scaled = weight.reshape(-1, self.block, columns) / scale[:, None]
+        np.rint(scaled, out=scaled)
+        np.clip(scaled, -8, 7, out=scaled)
+        return scaled.reshape(rows, columns).astype(ml_dtypes.int4)
 
     def restore(self, values: Array, scale: Array) -> Floats:
         """Return float32 [in, out]."""
         return np.asarray(values.astype(np.float32) * np.repeat(scale, self.block, axis=0))
 
 
-def _search(blocks: Floats, heavy: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Round blocks [n, block, columns] with the best of the candidate scales [n, columns]."""
-    amax = np.abs(blocks).max(axis=1, keepdims=True)
+def _search(blocks: Floats, heavy: Floats) -> Floats:
+    """Return the best of the candidate scales, [n, columns], of blocks [n, block, columns]."""
+    amax = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
     amax[amax == 0] = 1.0
-    best_error = np.full((len(blocks), 1, blocks.shape[2]), np.inf, np.float32)
-    best = np.zeros(blocks.shape, np.int8)
-    best_scale = np.ones_like(amax)
+    least = np.full(amax.shape, np.inf, np.float32)
+    best: Floats = amax / np.float32(INT4_ENDS[0])
     for end in INT4_ENDS:
         scale = amax / np.float32(end)
-        rounded = np.clip(np.rint(blocks / scale), -8, 7)
-        error = (np.square(rounded * scale - blocks) * heavy).sum(axis=1, keepdims=True)
-        better = error < best_error
-        np.copyto(best, rounded.astype(np.int8), where=better)
-        np.copyto(best_scale, scale, where=better)
-        np.copyto(best_error, error, where=better)
-    return best, best_scale[:, 0]
+        off = blocks / scale[:, None]
+        np.subtract(np.clip(np.rint(off), -8, 7), off, out=off)
+        np.square(off, out=off)
+        error = np.einsum("nbc,nb->nc", off, heavy[:, :, 0]) * np.square(scale)
+        better = error < least
+        np.copyto(best, scale, where=better)
+        np.copyto(least, error, where=better)
+    return np.asarray(best)
 
 
 def _column_amax(weight: Floats) -> Floats:

@@ -61,16 +61,20 @@ class Linear:
 class Format(Protocol):
     """How the numbers of one weight are rounded."""
 
-    def quantize(self, weight: Floats, importance: Floats | None) -> tuple[Array, Array]:
-        """Round a weight.
+    def scale(self, weight: Floats, importance: Floats | None = None) -> Floats:
+        """Choose the scales of a weight.
 
         Args:
             weight: float32 [in, out].
             importance: Mean square of each input channel, float32 [in], or none.
 
         Returns:
-            Values of `dtype` [in, out] and scales, float32 of `scale_shape`.
+            float32 of `scale_shape`.
         """
+        ...
+
+    def round(self, weight: Floats, scale: Floats) -> Array:
+        """Round a weight of float32 [in, out] to values of `dtype`."""
         ...
 
     def restore(self, values: Array, scale: Array) -> Floats:
@@ -224,10 +228,16 @@ def harm(
         return Harm(0.0, form.bits)
     rows, weight = seen.rows.astype(np.float32), linear.read()
     exact = rows @ weight
-    restored = form.restore(*form.quantize(weight, importance(stats, linear)))
+    restored = rounded(form, weight, importance(stats, linear))
     error = (rows if round_rows is None else round_rows(rows)) @ restored - exact
     size = max(float(np.linalg.norm(exact)), 1e-30)
     return Harm(float(np.linalg.norm(error)) / size, form.bits)
+
+
+def rounded(form: Format, weight: Floats, importance: Floats | None) -> Floats:
+    """Return a weight as it is once it was rounded, float32 [in, out]."""
+    scale = form.scale(weight, importance)
+    return form.restore(form.round(weight, scale), scale)
 
 
 def importance(stats: Mapping[str, Stats], linear: Linear) -> Floats | None:
@@ -267,14 +277,16 @@ class _Rounded:
 
     def __init__(self, source: ir.TensorProtocol, form: Format, importance: Floats | None) -> None:
         self._source, self._form, self._importance = source, form, importance
-        self._scale: Array | None = None
+        self._scale: Floats | None = None
 
-    def scale(self) -> ir.Tensor[Array]:
-        if self._scale is None:
-            self.values()
-        assert self._scale is not None
-        return ir.Tensor(self._scale)
+    def scale(self) -> ir.Tensor[Floats]:
+        return ir.Tensor(self._scale_of(self._source.numpy()))
 
     def values(self) -> ir.Tensor[Array]:
-        values, self._scale = self._form.quantize(self._source.numpy(), self._importance)
-        return ir.Tensor(values, self._form.dtype)
+        weight = self._source.numpy()
+        return ir.Tensor(self._form.round(weight, self._scale_of(weight)), self._form.dtype)
+
+    def _scale_of(self, weight: Floats) -> Floats:
+        if self._scale is None:
+            self._scale = self._form.scale(weight, self._importance)
+        return self._scale

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from vlmedge.contracts import Stats
 
-from ._linear import Floats, Format, Linear, RoundRows, scale_rows
+from ._linear import Floats, Format, Linear, RoundRows, rounded, scale_rows
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.65, 0.8)
 GAIN = 0.97  # of the error: less than 3 % better is not worth a change
@@ -121,6 +121,6 @@ def _error(
     """Squared error of x W when both are rounded after the scale moved."""
     x = rows / scale
     importance = np.square(x).mean(axis=0)
-    restored = form.restore(*form.quantize(weight * scale[:, None], importance))
+    restored = rounded(form, weight * scale[:, None], importance)
     seen = x if round_rows is None else round_rows(x)
     return float(np.square(seen @ restored - rows @ weight).sum())

@@ -18,7 +18,7 @@ from vlmedge.contracts import Array, Harm, Stats, Wanted
 from vlmedge.manifest import KeptLayer
 from vlmedge.spec import Component
 
-from ._linear import harm, linears, sizes
+from ._linear import Floats, harm, linears, sizes
 
 LARGEST = 65504.0
 HEADROOM = 4.0  # calibration has not seen everything
@@ -72,11 +72,14 @@ class _Half:
     bits = 16
     attributes: list[ir.Attr] = []  # noqa: RUF012 - never changed
 
-    def quantize(self, weight: Array, importance: Array | None = None) -> tuple[Array, Array]:
-        return _halved(weight), np.ones(1, np.float32)
+    def scale(self, weight: Floats, importance: Floats | None = None) -> Floats:
+        return np.ones(1, np.float32)
 
-    def restore(self, values: Array, scale: Array) -> Array:
-        return values.astype(np.float32)
+    def round(self, weight: Floats, scale: Floats) -> Array:
+        return _halved(weight)
+
+    def restore(self, values: Array, scale: Array) -> Floats:
+        return np.asarray(values, np.float32)
 
     def scale_shape(self, rows: int, columns: int) -> list[int]:
         return [1]
