@@ -28,6 +28,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlmedge.contracts import Array
+from vlmedge.spec import Component
+
+from ._ort_attention import fuse
 
 CONTRIB = "com.microsoft"
 BLOCK = 128  # weights of one column that share a scale in MatMulNBits; measured fastest
@@ -39,16 +42,18 @@ ALIGNMENT_BYTES = 4096  # so that every tensor can be mapped
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """What became of the quantized MatMuls.
+    """What became of a graph.
 
     Attributes:
         dynamic: How many became DynamicQuantizeMatMul.
         weight_only: How many became MatMulNBits.
+        attentions: How many keep their cache in place; see _ort_attention.py.
         packed: Initializers whose tensors are made when asked for, and must be written.
     """
 
     dynamic: int
     weight_only: int
+    attentions: int
     packed: tuple[ir.Value, ...]
 
 
@@ -65,10 +70,11 @@ class _Linear:
     bias: ir.Value | None  # float32 [out]
 
 
-def lower(model: ir.Model) -> Lowered:
-    """Replace every quantized MatMul and widen float16, in place; no weight is read yet."""
+def lower(component: Component, model: ir.Model) -> Lowered:
+    """Replace quantized MatMuls and cached attentions, widen float16; no weight is read yet."""
     graph = model.graph
     _widen(graph)
+    attentions = fuse(component, model)
     packed: dict[str, tuple[ir.Value, ir.Value]] = {}
     linears = [found for node in graph if (found := _match(node)) is not None]
     for linear in linears:
@@ -87,7 +93,7 @@ def lower(model: ir.Model) -> Lowered:
         del graph.initializers[name]
     dynamic = sum(linear.rounded for linear in linears)
     both = tuple(value for pair in packed.values() for value in pair)
-    return Lowered(dynamic, len(linears) - dynamic, both)
+    return Lowered(dynamic, len(linears) - dynamic, attentions, both)
 
 
 def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:

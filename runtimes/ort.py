@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU.
 
-Float graphs are opened as they are. Quantized ones are lowered once to the kernels that ONNX
-Runtime has for them (_ort_lower.py) and kept:
+Float encoders are opened as they are. Quantized graphs and decoders are lowered once to the kernels
+that ONNX Runtime has for them (_ort_lower.py, _ort_attention.py) and kept:
 
     <bundle>/engines/ort-<key>/<component>.onnx   which points to the bundle's own weights
                                <component>.bin    what had to be repacked, if anything
@@ -29,17 +29,19 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlmedge.bundle import ENGINES, Bundle
-from vlmedge.contracts import Array, Graph
-from vlmedge.errors import BundleError
+from vlmedge.contracts import Array, Arrays, Graph
+from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component
 from vlmedge.writer import refuse_full_disk
 
+KERNEL = "GroupQueryAttention"  # in a lowered graph: its cache is in place
 GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
 # What the graphs of the schemes hold and float32 ones do not: an operator, and fp16's weights.
 QUANTIZED = (b"DequantizeLinear", b".float16")
-LOWERING = 2  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
+CAPACITY_MIN = 64  # positions of a new cache
+LOWERING = 3  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 ABANDONED_S = 3600  # an unfinished engine of this age has nobody working on it
 
@@ -93,6 +95,105 @@ class OrtGraph(CheckedGraph):
         self._session = None
 
 
+class InPlaceGraph(OrtGraph):
+    """A decoder whose cache lies in buffers that its kernels write into; no step copies it.
+
+    Buffers are float32 [rows, heads, capacity, width] and grow by doubling. After a prompt is
+    repeated for beams, rows of one origin hold the same prompt, which is never copied again.
+    """
+
+    def __init__(self, component: Component, session: ort.InferenceSession) -> None:
+        super().__init__(component, session)
+        self._specs = {i.name: i for i in component.inputs if i.name in self._became.values()}
+        self._buffers: dict[str, Array] = {}
+        self._binding: ort.IOBinding | None = None
+        self._used = 0
+        self._origin = np.zeros(0, np.int64)  # of each row: the row that it was repeated from
+        self._shared = 0  # positions that rows of one origin have in common
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        """Run once; see `vlmedge.contracts.Graph.run`."""
+        if self._session is None:
+            raise RuntimeError(f"{self.component.name} is closed")
+        axes = self._check(feeds)
+        self._make_room(axes["batch"], axes["total"])
+        binding = self._bound()
+        held = {name: _held(value) for name, value in feeds.items()}
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
+        plain = [name for name in self._outputs if name not in self._became]
+        for name in plain:  # anew: what is bound already has the shape of the call before
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        self._used = axes["total"]
+        found = binding.get_outputs()[-len(plain) :]
+        return {name: value.numpy() for name, value in zip(plain, found, strict=True)}
+
+    def reset(self) -> None:
+        """Forget the state; the buffers stay for the next text."""
+        self._used = self._shared = 0
+
+    def reorder(self, rows: NDArray[np.int64]) -> None:
+        """Make state row i the row `rows[i]` of now."""
+        batch = len(self._origin)
+        if np.array_equal(rows, np.arange(batch)):
+            return
+        if len(rows) != batch:
+            capacity = self._capacity()
+            self._allocate(len(rows), capacity, rows)
+            self._origin = self._origin[rows] if self._shared else rows.copy()
+            self._shared = self._shared or self._used
+            return
+        start = self._shared if np.array_equal(self._origin[rows], self._origin) else 0
+        moved = np.flatnonzero(rows != np.arange(batch))
+        for buffer in self._buffers.values():
+            buffer[moved, :, start : self._used] = buffer[rows[moved], :, start : self._used]
+        self._origin = self._origin[rows]
+
+    def close(self) -> None:
+        """Free the session and the buffers."""
+        super().close()
+        self._buffers, self._binding = {}, None
+
+    def _capacity(self) -> int:
+        return next(iter(self._buffers.values())).shape[2] if self._buffers else 0
+
+    def _make_room(self, batch: int, total: int) -> None:
+        """See that the buffers hold `total` positions of `batch` rows."""
+        if self._used == 0:
+            self._origin = np.arange(batch)
+        rows = next(iter(self._buffers.values())).shape[0] if self._buffers else 0
+        if rows == batch and total <= self._capacity():
+            return
+        if self._used and batch != rows:
+            raise InputError(
+                f"{self.component.name}: the cache has {rows} rows, the feeds {batch}: reset first"
+            )
+        capacity = max(CAPACITY_MIN, 1 << (total - 1).bit_length())
+        self._allocate(batch, capacity, np.arange(rows))
+
+    def _allocate(self, batch: int, capacity: int, rows: NDArray[np.int64]) -> None:
+        """Make new buffers, with the given rows of the old ones as far as they are used."""
+        for name, spec in self._specs.items():
+            _, heads, _, width = spec.shape
+            fresh = np.empty((batch, int(heads), capacity, int(width)), spec.dtype)
+            if self._used:
+                fresh[:, :, : self._used] = self._buffers[name][rows, :, : self._used]
+            self._buffers[name] = fresh
+        self._binding = None
+
+    def _bound(self) -> ort.IOBinding:
+        """Bind each buffer as the past and as what comes of it, once."""
+        if self._binding is None:
+            assert self._session is not None
+            self._binding = self._session.io_binding()
+            for out, into in self._became.items():
+                value = ort.OrtValue.ortvalue_from_numpy(self._buffers[into])
+                self._binding.bind_ortvalue_input(into, value)
+                self._binding.bind_ortvalue_output(out, value)
+        return self._binding
+
+
 class Ort:
     """ONNX Runtime."""
 
@@ -100,20 +201,27 @@ class Ort:
         """Open one session, on the lowered graph if the portable one is quantized."""
         spec, portable = bundle.spec.component(component), bundle.graph_file(component)
         graph = portable.read_bytes()
-        if not any(mark in graph for mark in QUANTIZED):
+        if not spec.state and not any(mark in graph for mark in QUANTIZED):
             return OrtGraph(spec, _session(portable, portable.parent, spec))
         folder = _folder(bundle, _key(bundle, graph))
         file = folder / portable.name
         if file.is_file():
             try:
-                return OrtGraph(spec, _session(file, _root(bundle, folder, component), spec))
+                return _opened(spec, file, _root(bundle, folder, component))
             except BundleError:  # a broken cache is no reason to stop
                 shutil.rmtree(folder, ignore_errors=True)
         _build(bundle, component, folder)
-        return OrtGraph(spec, _session(file, _root(bundle, folder, component), spec))
+        return _opened(spec, file, _root(bundle, folder, component))
 
 
 ENGINE = Ort()
+
+
+def _opened(component: Component, file: Path, root: Path) -> Graph:
+    """Open a lowered graph; its kernels tell how it keeps its state."""
+    session = _session(file, root, component)
+    in_place = KERNEL.encode() in file.read_bytes()
+    return InPlaceGraph(component, session) if in_place else OrtGraph(component, session)
 
 
 def _session(file: Path, root: Path, component: Component) -> ort.InferenceSession:
@@ -234,7 +342,8 @@ def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:
 
     from ._ort_lower import external, lower, refer, write
 
-    lowered, weights = lower(model), f"{component}.bin"
+    spec = bundle.spec.component(component)
+    lowered, weights = lower(spec, model), f"{component}.bin"
     if folder.is_relative_to(bundle.path):
         place = folder.relative_to(bundle.path)
         kept, repacked, location = external(model), lowered.packed, (place / weights).as_posix()

@@ -18,7 +18,7 @@ import pytest
 
 from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.contracts import Array, Graph
-from vlmedge.errors import BundleError
+from vlmedge.errors import BundleError, InputError
 from vlmedge.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.portable import save_graph
 from vlmedge.registry import ENGINES
@@ -387,3 +387,48 @@ def test_closed_graph_does_not_run(decoder: Graph) -> None:
     decoder.close()
     with pytest.raises(RuntimeError, match="decoder is closed"):
         step(decoder, 1)
+
+
+def test_cache_in_place_is_the_cache_that_is_copied(blip2_bundle: Path) -> None:
+    """Grown past its first buffers, repeated for beams, swapped, and shrunk to fewer rows."""
+    bundle = Bundle.load(blip2_bundle)
+    spec = bundle.spec.component("decoder")
+    ours = ort.ENGINE.open(bundle, "decoder")
+    assert type(ours).__name__ == "InPlaceGraph"
+    portable = bundle.graph_file("decoder")
+    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent, spec))
+    rng = np.random.default_rng(0)
+    width = int(spec.inputs[0].shape[-1])
+
+    def both(mask: Array, tokens: int) -> None:
+        total = mask.shape[1]
+        embeds = rng.standard_normal((len(mask), tokens, width)).astype(np.float32)
+        feeds = {"inputs_embeds": embeds, "attention_mask": mask}
+        a, b = ours.run(feeds)["logits"], plain.run(feeds)["logits"]
+        keep = mask[:, total - tokens :] == 1
+        np.testing.assert_allclose(a[keep], b[keep], rtol=1e-4, atol=1e-4)
+
+    for _ in range(2):  # the buffers are used again
+        for graph in (ours, plain):
+            graph.reset()
+        mask = np.ones((2, 60), np.int64)
+        mask[1, :3] = 0  # a shorter prompt, padded on the left
+        both(mask, 60)
+        for rows in (
+            [0, 0, 0, 1, 1, 1],
+            [2, 0, 1, 4, 3, 5],
+            [0, 0, 2, 3, 5, 5],
+            [3, 1, 2, 0, 4, 5],
+            [1, 0],
+        ):
+            for graph in (ours, plain):
+                graph.reorder(np.array(rows))
+            mask = np.pad(mask[rows], ((0, 0), (0, 1)), constant_values=1)
+            both(mask, 1)
+    with pytest.raises(InputError, match="the cache has 2 rows, the feeds 1: reset first"):
+        ours.run(
+            {
+                "inputs_embeds": np.zeros((1, 1, width), np.float32),
+                "attention_mask": np.ones((1, 66), np.int64),
+            }
+        )
