@@ -333,13 +333,13 @@ class Run:
 
 def main() -> None:
     """Train, save, say how long it took."""
-    parser = training.parser("train tiny-blip2", steps=1200, lr=2e-3, pictures=60_000)
+    parser = training.parser("train tiny-blip2", steps=1800, lr=2e-3, pictures=60_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vision-layers", type=int, default=5)
     parser.add_argument("--resume", type=Path, help="a folder to go on from; give 0 steps to skip")
-    parser.add_argument("--vision-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, default=2800)
-    parser.add_argument("--representation-steps", type=int, default=1500)
+    parser.add_argument("--vision-steps", type=int, default=800)
+    parser.add_argument("--language-steps", type=int, default=1300)
+    parser.add_argument("--representation-steps", type=int, default=250)
     options = parser.parse_args()
     started = time.perf_counter()
     training.setup(options)

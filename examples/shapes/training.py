@@ -28,7 +28,7 @@ def parser(description: str, *, steps: int, lr: float, pictures: int) -> argpars
         "--minutes", type=float, default=math.inf, help="end by then: fewer steps, same schedule"
     )
     options.add_argument("--pictures", type=int, default=pictures, help="training pictures to draw")
-    options.add_argument("--batch", type=int, default=128)
+    options.add_argument("--batch", type=int, default=64)
     options.add_argument("--lr", type=float, default=lr, help="peak learning rate")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--device", default="cpu")
