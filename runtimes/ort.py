@@ -28,7 +28,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vlmedge.bundle import ENGINES, Bundle
+from vlmedge.building import engines_folder
+from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
@@ -286,12 +287,8 @@ def _key(bundle: Bundle, graph: bytes) -> str:
 
 def _folder(bundle: Bundle, key: str) -> Path:
     """Return where an engine is, or will be: in the bundle if that can be written."""
-    engines = bundle.path / ENGINES
-    inside = engines / f"ort-{key}"
-    if inside.is_dir() or os.access(engines if engines.is_dir() else bundle.path, os.W_OK):
-        return inside
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("VLMEDGE_CACHE") or home / "vlmedge") / f"ort-{key}"
+    name = f"ort-{key}"
+    return engines_folder(bundle, name) / name
 
 
 def _root(bundle: Bundle, folder: Path, component: str) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmedge import __version__, cli_model
+from vlmedge import __version__, cli_build, cli_model
 from vlmedge.cli_types import (
     AllowUnverified,
     BudgetMib,
@@ -207,6 +207,8 @@ def check(
     _conclude(Bundle.load(bundle), as_json, quiet)
 
 
+app.command()(cli_build.build)
+app.add_typer(cli_build.engines, name="engines", no_args_is_help=True)
 for _command in (cli_model.caption, cli_model.ask, cli_model.classify, cli_model.embed):
     app.command()(_command)
 

@@ -105,8 +105,8 @@ def warn(bundle: Bundle) -> None:
 
 
 def emit(value: Any) -> None:
-    """Print a struct, a dataclass, a list or a dict as JSON; nan becomes null."""
-    print(json.dumps(json.loads(msgspec.json.encode(value)), indent=2))
+    """Print a struct, a dataclass, a list or a dict as JSON; nan becomes null, a path its text."""
+    print(json.dumps(json.loads(msgspec.json.encode(value, enc_hook=str)), indent=2))
 
 
 def write(

@@ -32,7 +32,7 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     except OSError as error:
         raise BundleError(f"{out} cannot be made: {error.strerror}") from None
-    with _terminate_as_interrupt():
+    with terminate_as_interrupt():
         try:
             yield partial
             partial.chmod(0o755)  # mkdtemp's 0700 would hide the bundle from its users
@@ -99,7 +99,7 @@ def _publish(partial: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """Turn SIGTERM into KeyboardInterrupt, so that a killed export cleans up too."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:

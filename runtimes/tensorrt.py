@@ -1,0 +1,218 @@
+"""TensorRT 8.6 to 11.x: compiled on the device that runs it, kept beside the bundle.
+
+    portable graph --_trt_lower--> graph of this version --_trt_worker (a child)--> plan
+    plan + record --_trt_cache--> engines/trt-<key>/ --_trt_graph--> a graph that runs
+
+What differs between the versions is in _trt_api.py. Neither TensorRT nor CUDA is imported before it
+is needed, so that the lint runs anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlmedge.building import (
+    BuildOptions,
+    Built,
+    Finding,
+    Precision,
+    engines_folder,
+    read_sidecar,
+)
+from vlmedge.bundle import Bundle
+from vlmedge.contracts import Graph
+from vlmedge.errors import BundleError
+from vlmedge.progress import Advance, Progress
+from vlmedge.spec import Component
+from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
+
+from . import _trt_api as api
+from . import _trt_cache as cache
+from ._trt_build import compile_component, lowered
+from ._trt_cuda import Cuda, connect
+from ._trt_graph import TrtGraph, read_profiles
+from ._trt_operators import version_of
+from ._trt_probe import Probe, not_finite
+from ._trt_profile import profiles, refuse_unknown_axes
+from ._trt_worker import PLAN, TIMING
+
+_LOG = logging.getLogger("vlmedge.tensorrt")
+
+
+class _Logged:
+    """Tells the log what happens when a graph is opened whose engine has to be built first."""
+
+    @contextlib.contextmanager
+    def step(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        if total is None:
+            _LOG.warning("%s: this takes minutes, once", title)
+        yield lambda amount: None
+
+    def note(self, text: str) -> None:
+        _LOG.warning("%s", text)
+
+
+class TensorRt:
+    """NVIDIA's compiler and its runtime."""
+
+    def open(self, bundle: Bundle, component: str) -> Graph:
+        """Open an engine that fits this machine; it is built first if there is none.
+
+        What `build` was last asked for is what is opened, whichever options that were.
+        """
+        spec = bundle.spec.component(component)
+        trt, cuda = api.load(), connect()
+        options = cache.last_options(bundle, component, cuda.name)
+        folder, _ = cache.find(bundle, _identify(bundle, spec, trt, cuda, options))
+        if folder is None:
+            folder = self._built(bundle, spec, trt, cuda, options, Probe(bundle), _Logged()).folder
+        return _opened(trt, cuda, spec, folder)
+
+    def build(self, bundle: Bundle, options: BuildOptions, progress: Progress) -> list[Built]:
+        """Compile a bundle's components for this machine; what fits is not built again."""
+        components = _chosen(bundle, options)
+        trt, cuda = api.load(), connect()
+        probe = Probe(bundle)
+        return [
+            self._built(bundle, component, trt, cuda, options, probe, progress)
+            for component in components
+        ]
+
+    def lint(self, bundle: Bundle, options: BuildOptions, version: str) -> list[Finding]:
+        """Name all that a version would refuse; neither TensorRT nor a GPU is needed."""
+        number = version_of(version)
+        found = []
+        for component in _chosen(bundle, options):
+            found += lowered(bundle, component, number, options.precision)[2]
+        return found
+
+    def _built(
+        self,
+        bundle: Bundle,
+        component: Component,
+        trt: Any,
+        cuda: Cuda,
+        options: BuildOptions,
+        probe: Probe,
+        progress: Progress,
+    ) -> Built:
+        """Return one engine, built if it is not there; two processes build it once."""
+        identity = _identify(bundle, component, trt, cuda, options)
+        folder, why = cache.find(bundle, identity)
+        if folder is not None:
+            return _report(component, folder, 0.0)
+        name = component.name
+        if why:
+            progress.note(f"{name}: built again: {why}")
+        engines = engines_folder(bundle, identity.key)
+        busy = f"{name}: another process builds it, waiting"
+        start = time.monotonic()
+        with (
+            terminate_as_interrupt(),
+            _full_disk(engines),
+            cache.workshop(engines, name, lambda: progress.note(busy)) as partial,
+        ):
+            folder, _ = cache.find(bundle, identity)  # the other process may have been faster
+            if folder is not None:
+                return _report(component, folder, 0.0)
+            timings = cache.timing_file(engines, identity)
+            if timings.is_file():
+                (partial / TIMING).write_bytes(timings.read_bytes())
+            computed_in = self._compile(
+                bundle, component, trt, cuda, options, probe, progress, partial
+            )
+            cache.keep_timing(partial / TIMING, timings)
+            folder = cache.store(partial, bundle, identity, options, computed_in)
+        return _report(component, folder, time.monotonic() - start)
+
+    def _compile(
+        self,
+        bundle: Bundle,
+        component: Component,
+        trt: Any,
+        cuda: Cuda,
+        options: BuildOptions,
+        probe: Probe,
+        progress: Progress,
+        partial: Path,
+    ) -> Precision:
+        """Write a plan whose outputs are finite; return what its float layers compute in."""
+        built_for = profiles(bundle.spec, component, options.axes)
+        tried: list[Precision] = ["float32"]
+        if options.precision == "float16":
+            tried.insert(0, "float16")
+        bad = ""
+        for precision in tried:
+            try:
+                compile_component(
+                    bundle,
+                    component,
+                    api.version(trt),
+                    built_for,
+                    precision,
+                    options,
+                    partial,
+                    cuda.memory(),
+                    progress,
+                )
+            except api.BeyondHalfError as error:
+                what = str(error).split(":")[0]
+                progress.note(f"{component.name}: {what}: built in float32")
+                continue
+            plan = (partial / PLAN).read_bytes()
+            graph = TrtGraph(trt, cuda, component, plan, built_for, partial / PLAN)
+            try:
+                bad = not_finite(graph, probe)
+            finally:
+                graph.close()
+            if not bad:
+                return precision
+            if precision != tried[-1]:
+                progress.note(f"{component.name}: {bad} is nan or inf in {precision}: built again")
+        raise BundleError(
+            f"{component.name}: {bad} is nan or inf even in float32: check the bundle with "
+            f"`vlmedge check {bundle.path} --against {bundle.manifest.checkpoint.id}`"
+        )
+
+
+ENGINE = TensorRt()
+
+
+def _chosen(bundle: Bundle, options: BuildOptions) -> list[Component]:
+    refuse_unknown_axes(bundle.spec, options.axes)
+    names = options.components or tuple(c.name for c in bundle.spec.components)
+    return [bundle.spec.component(name) for name in names]
+
+
+def _identify(
+    bundle: Bundle, component: Component, trt: Any, cuda: Cuda, options: BuildOptions
+) -> cache.Identity:
+    machine = (str(trt.__version__), cuda.name, cuda.capability)
+    built_for = profiles(bundle.spec, component, options.axes)
+    return cache.identify(bundle, component.name, machine, built_for, options)
+
+
+def _opened(trt: Any, cuda: Cuda, component: Component, folder: Path) -> Graph:
+    stored = read_profiles(read_sidecar(folder)["identity"]["profiles"])
+    plan = folder / PLAN
+    return TrtGraph(trt, cuda, component, plan.read_bytes(), stored, plan)
+
+
+def _report(component: Component, folder: Path, seconds: float) -> Built:
+    record = read_sidecar(folder)
+    size = record["plan"]["bytes"]
+    return Built(component.name, folder, record["computed_in"], size, seconds, not seconds)
+
+
+@contextlib.contextmanager
+def _full_disk(engines: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        refuse_full_disk(error, engines, "set VLMEDGE_CACHE")
+        raise

@@ -1,0 +1,449 @@
+"""What the stand-ins of `tensorrt` share: engines that run their graph on ONNX Runtime's CPU.
+
+A stand-in holds the names that its version has, and no others: reading or setting any other name
+fails, as it does in the real bindings. Addresses are the host's, so that a stand-in of CUDA is a
+dictionary of buffers. $TRT_STANDIN_FAULT names a fault for the builder to have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+MAGIC = b"standin plan\n"
+NUMPY = {
+    1: ("FLOAT", np.float32),
+    10: ("HALF", np.float16),
+    3: ("INT8", np.int8),
+    6: ("INT32", np.int32),
+    7: ("INT64", np.int64),
+    9: ("BOOL", np.bool_),
+}
+POOLS = ("WORKSPACE", "TACTIC_DRAM")
+
+
+class Strict:
+    """An object of the bindings: only the names of its version can be read or set."""
+
+    NAMES: frozenset[str] = frozenset()
+
+    def __getattribute__(self, name: str) -> Any:
+        """Read a name that the version has."""
+        if not name.startswith("_") and name not in type(self).NAMES:
+            raise AttributeError(f"{type(self).__name__} has no {name} in this version")
+        return super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a name that the version has."""
+        if not name.startswith("_") and name not in type(self).NAMES:
+            raise AttributeError(f"{type(self).__name__} has no {name} in this version")
+        super().__setattr__(name, value)
+
+
+class Flags:
+    """An enum of the bindings, without their numbers' history."""
+
+    def __init__(self, **values: int) -> None:
+        for name, value in values.items():
+            setattr(self, name, Flag(value, name))
+
+
+class Flag(int):
+    """One value of an enum; enums of different kinds are never equal."""
+
+    label: str
+
+    def __new__(cls, value: int, name: str) -> Flag:
+        """Make a number with a name."""
+        made = super().__new__(cls, value)
+        made.label = name
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        """Compare names, as pybind compares types."""
+        return isinstance(other, Flag) and other.label == self.label
+
+    def __hash__(self) -> int:
+        """Hash the name."""
+        return hash(self.label)
+
+
+class Memory(Strict):
+    """IHostMemory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __bytes__(self) -> bytes:
+        """Copy."""
+        return self._data
+
+
+class TimingCache(Strict):
+    """ITimingCache: how many kernels were timed."""
+
+    NAMES = frozenset({"serialize", "combine", "reset"})
+
+    def __init__(self, data: bytes) -> None:
+        self._timed = int(data or b"0")
+
+    def serialize(self) -> Memory:
+        """Write it."""
+        return Memory(str(self._timed).encode())
+
+
+class Profile(Strict):
+    """IOptimizationProfile."""
+
+    NAMES = frozenset({"set_shape", "get_shape", "set_shape_input", "get_shape_input"})
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, list[list[int]]] = {}
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        """Keep what an input may be."""
+        if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
+            raise ValueError(f"{input}: {min} {opt} {max}")
+        self._shapes[input] = [list(min), list(opt), list(max)]
+
+
+class Network(Strict):
+    """INetworkDefinition: the graph that was parsed, its weights inside."""
+
+    NAMES = frozenset({"num_inputs", "num_outputs", "get_input", "get_output", "name"})
+
+    def __init__(self) -> None:
+        self._model: onnx.ModelProto | None = None
+        self._typed = False
+
+
+class ParserError(Strict):
+    """IParserError."""
+
+    NAMES = frozenset({"desc", "code", "node", "file", "line", "func"})
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def desc(self) -> str:
+        """Say it."""
+        return self._text
+
+
+def fault() -> str:
+    """Return the fault that a test has asked for."""
+    return os.environ.get("TRT_STANDIN_FAULT", "")
+
+
+def install(
+    module: ModuleType,
+    *,
+    version: str,
+    names: dict[str, str],
+    network_flags: dict[str, int],
+    builder_flags: str,
+    dtypes: str,
+    monitor: bool,
+    opset: int,
+) -> None:
+    """Fill a module with one version's names."""
+    major = int(version.split(".")[0])
+    allowed = {kind: frozenset(text.split()) for kind, text in names.items()}
+    dtype = Flags(**{name: i for i, name in enumerate(dtypes.split())})
+    builder_flag = Flags(**{name: i for i, name in enumerate(builder_flags.split())})
+    severity = Flags(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+
+    class ILogger:
+        Severity = severity
+
+        def __init__(self) -> None:
+            self._ready = True
+
+        def log(self, severity: Any, msg: str) -> None:
+            raise NotImplementedError
+
+    class IProgressMonitor:
+        def __init__(self) -> None:
+            self._ready = True
+
+    class Config(Strict):
+        NAMES = allowed["IBuilderConfig"]
+
+        def __init__(self) -> None:
+            self._flags: list[str] = []
+            self._profiles: list[Profile] = []
+            self._pools: dict[str, int] = {}
+            self._cache: TimingCache | None = None
+            self.builder_optimization_level = 3
+            if monitor:
+                self.progress_monitor = None
+
+        def set_flag(self, flag: Flag) -> None:
+            self._flags.append(flag.label)
+
+        def set_memory_pool_limit(self, pool: Flag, pool_size: int) -> None:
+            self._pools[pool.label] = pool_size
+
+        def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
+            return TimingCache(serialized_timing_cache)
+
+        def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+            self._cache = cache
+            return not ignore_mismatch
+
+        def get_timing_cache(self) -> TimingCache | None:
+            return self._cache
+
+        def add_optimization_profile(self, profile: Profile) -> int:
+            self._profiles.append(profile)
+            return len(self._profiles) - 1
+
+    class Builder(Strict):
+        NAMES = allowed["Builder"]
+
+        def __init__(self, logger: ILogger) -> None:
+            assert logger._ready
+            self._logger = logger
+
+        def create_network(self, flags: int = 0) -> Network:
+            known = {label for label, bit in network_flags.items() if flags >> bit & 1}
+            if flags >> (max(network_flags.values()) + 1):
+                raise ValueError(f"{flags}: no such flag")
+            if major == 8 and "EXPLICIT_BATCH" not in known:
+                raise ValueError("the ONNX parser wants an explicit batch")
+            if major >= 11 and known:
+                raise ValueError(f"{known} set: networks are strongly typed")
+            network = Network()
+            network._typed = major >= 11 or "STRONGLY_TYPED" in known
+            return network
+
+        def create_builder_config(self) -> Config:
+            return Config()
+
+        def create_optimization_profile(self) -> Profile:
+            return Profile()
+
+        def build_serialized_network(self, network: Network, config: Config) -> Memory | None:
+            model = network._model
+            assert model is not None
+            watcher = config.progress_monitor if monitor else None
+            if watcher is not None:
+                watcher.phase_start("Building Engine", None, 3)
+                watcher.phase_start("Timing", "Building Engine", 1)
+                for step in range(3):
+                    watcher.step_complete("Building Engine", step)
+                watcher.step_complete("Timing", 0)
+                watcher.phase_finish("Building Engine")
+            if reason := self._misbehave(config):
+                self._logger.log(severity.ERROR, reason)
+                return None
+            if network._typed and {"FP16", "INT8"} & set(config._flags):
+                self._logger.log(severity.ERROR, "kFP16 is not compatible with strong typing")
+                return None
+            quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+            if major == 8 and quantized and "INT8" not in config._flags:
+                self._logger.log(severity.ERROR, "Q/DQ without BuilderFlag.INT8")
+                return None
+            dynamic = any(
+                d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim
+            )
+            if dynamic and not config._profiles:
+                self._logger.log(severity.ERROR, "dynamic inputs without a profile")
+                return None
+            if config._cache is not None:
+                config._cache._timed += 1
+            head = {
+                "version": version,
+                "profiles": [profile._shapes for profile in config._profiles],
+                "flags": config._flags,
+                "level": config.builder_optimization_level,
+                "pools": config._pools,
+            }
+            return Memory(MAGIC + json.dumps(head).encode() + b"\n" + model.SerializeToString())
+
+        def _misbehave(self, config: Config) -> str:
+            kind = fault()
+            if kind == "hog":  # what TensorRT does to a small board
+                kept = np.ones(256 * 2**20, np.uint8)
+                time.sleep(30)
+                return str(kept[0])
+            if kind == "slow":
+                Path(os.environ["TRT_STANDIN_MARK"]).touch()
+                time.sleep(30)
+            if kind == "pause":
+                time.sleep(1.5)
+            if kind == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "crash":
+                print("free(): invalid pointer", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return {
+                "memory": "Error Code 2: OutOfMemory (no further information)",
+                "refuses": "Error Code 10: Could not find any implementation for node {ForeignNode",
+            }.get(kind, "")
+
+    class OnnxParser(Strict):
+        NAMES = allowed["OnnxParser"]
+
+        def __init__(self, network: Network, logger: ILogger) -> None:
+            self._network = network
+            self._errors: list[str] = []
+
+        @property
+        def num_errors(self) -> int:
+            return len(self._errors)
+
+        def get_error(self, index: int) -> ParserError:
+            return ParserError(self._errors[index])
+
+        def parse_from_file(self, model: str) -> bool:
+            found = onnx.load(model)  # external weights by the file's folder
+            newest = max(o.version for o in found.opset_import if not o.domain)
+            if newest > opset:
+                self._errors.append(f"opset {newest} is newer than {opset}")
+                return False
+            onnx.checker.check_model(found)
+            self._network._model = found
+            return True
+
+    class Runtime(Strict):
+        NAMES = allowed["Runtime"]
+
+        def __init__(self, logger: ILogger) -> None:
+            self._logger = logger
+
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+            data = bytes(serialized_engine)
+            try:
+                assert data.startswith(MAGIC)
+                head, _, rest = data[len(MAGIC) :].partition(b"\n")
+                return Engine(self._logger, json.loads(head), rest)
+            except Exception:
+                self._logger.log(severity.ERROR, "Serialization assertion failed: magic tag")
+                return None
+
+    class Engine(Strict):
+        NAMES = allowed["ICudaEngine"]
+
+        def __init__(self, logger: ILogger, head: dict[str, Any], model: bytes) -> None:
+            if head["version"] != version:
+                raise ValueError(f"version tag does not match: {head['version']}")
+            self._logger = logger
+            self._head = head
+            self._model = onnx.load_from_string(model)
+            self._values = [*self._model.graph.input, *self._model.graph.output]
+
+        @property
+        def num_io_tensors(self) -> int:
+            return len(self._values)
+
+        def get_tensor_name(self, index: int) -> str:
+            return str(self._values[index].name)
+
+        def get_tensor_dtype(self, name: str) -> Flag:
+            value = next(v for v in self._values if v.name == name)
+            label = NUMPY[value.type.tensor_type.elem_type][0]
+            # before 9.0 the parser cast int64 to int32
+            found: Flag = getattr(dtype, "INT32" if major < 9 and label == "INT64" else label)
+            return found
+
+        def create_execution_context(self) -> Context:
+            return Context(self)
+
+    class Context(Strict):
+        NAMES = allowed["IExecutionContext"]
+
+        def __init__(self, engine: Engine) -> None:
+            self._engine = engine
+            self._profile = 0
+            self._shapes: dict[str, tuple[int, ...]] = {}
+            self._addresses: dict[str, int] = {}
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            self._session = onnxruntime.InferenceSession(
+                engine._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+
+        def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+            self._profile = profile_index
+            self._shapes = {}
+            return profile_index < len(self._engine._head["profiles"])
+
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+            profiles = self._engine._head["profiles"]
+            limits = profiles[self._profile].get(name) if profiles else None
+            if limits is not None:
+                low, _, high = limits
+                if not all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
+                    self._engine._logger.log(severity.ERROR, f"{name}: {shape} not in {limits}")
+                    return False
+            self._shapes[name] = tuple(shape)
+            return True
+
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            if not memory:
+                raise ValueError(f"{name}: a null address")
+            self._addresses[name] = memory
+            return True
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            axes: dict[str, int] = {}
+            for value in self._engine._model.graph.input:
+                dims = value.type.tensor_type.shape.dim
+                for dim, size in zip(dims, self._shapes[value.name], strict=True):
+                    if dim.dim_param:
+                        axes[dim.dim_param] = size
+            value = next(v for v in self._engine._values if v.name == name)
+            return tuple(
+                eval(d.dim_param, {}, axes) if d.dim_param else d.dim_value
+                for d in value.type.tensor_type.shape.dim
+            )
+
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            model, addresses = self._engine._model.graph, dict(self._addresses)
+            taken = [addresses[v.name] for v in self._engine._values]
+            assert len(set(taken)) == len(taken), "two tensors share memory"
+            feeds = {}
+            for value in model.input:
+                stored = NUMPY[value.type.tensor_type.elem_type][1]
+                held = np.int32 if major < 9 and stored is np.int64 else stored
+                shape = self._shapes[value.name]
+                count = int(np.prod(shape)) * np.dtype(held).itemsize
+                data = ctypes.string_at(addresses[value.name], count)
+                feeds[value.name] = np.frombuffer(data, held).reshape(shape).astype(stored)
+            for value, array in zip(model.output, self._session.run(None, feeds), strict=True):
+                assert array.shape == self.get_tensor_shape(value.name), value.name
+                if major < 9 and array.dtype == np.int64:
+                    array = array.astype(np.int32)
+                data = np.ascontiguousarray(array).tobytes()
+                ctypes.memmove(addresses[value.name], data, len(data))
+            return True
+
+    offered: dict[str, Any] = {
+        "Builder": Builder,
+        "BuilderFlag": builder_flag,
+        "DataType": dtype,
+        "ILogger": ILogger,
+        "IProgressMonitor": IProgressMonitor,
+        "MemoryPoolType": Flags(**{name: i for i, name in enumerate(POOLS)}),
+        "NetworkDefinitionCreationFlag": Flags(**network_flags),
+        "OnnxParser": OnnxParser,
+        "Runtime": Runtime,
+        "__version__": version,
+        "init_libnvinfer_plugins": lambda logger, namespace: True,
+    }
+    if not monitor:
+        del offered["IProgressMonitor"]
+    for name, value in offered.items():
+        setattr(module, name, value)

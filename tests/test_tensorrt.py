@@ -1,0 +1,977 @@
+"""The TensorRT engine, driven against stand-ins of three versions that run graphs on a CPU.
+
+What cannot be had without a GPU is whether TensorRT takes the graphs and how fast they are; what
+can is every name that is used, profiles, types, state, the cache, the lock and how builds fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vlmedge
+from vlmedge import building
+from vlmedge.building import AxisRange, BuildOptions
+from vlmedge.bundle import Bundle
+from vlmedge.contracts import Array, Graph
+from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
+from vlmedge.model import Model
+from vlmedge.progress import SILENT
+from vlmedge.registry import ENGINES
+
+engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
+package = engine.__package__
+api, builder, cache, cuda, graphs = (
+    import_module(f"{package}._trt_{name}") for name in ("api", "build", "cache", "cuda", "graph")
+)
+STANDINS = Path(__file__).parent / "standins"
+VERSIONS = {"trt86": "8.6.1", "trt103": "10.3.0", "trt110": "11.0.0"}
+EXACT = BuildOptions(precision="float32")
+
+
+class _FakeCuda:
+    """A GPU whose memory is the host's: addresses are real, and what is freed twice is found."""
+
+    name = "NVIDIA Orin Nano"
+    capability = "8.7"
+
+    def __init__(self) -> None:
+        self.held: dict[int, Any] = {}
+        self.allocations = 0
+        self.copied_bytes = {"up": 0, "down": 0, "inside": 0}
+        self.streams = 0
+        self.free = 4 * 2**30
+
+    def memory(self) -> tuple[int, int]:
+        return self.free, 8 * 2**30
+
+    def allocate(self, size: int) -> int:
+        data = ctypes.create_string_buffer(b"\xff" * size, size)  # nan, should anyone read it
+        self.allocations += 1
+        self.held[ctypes.addressof(data)] = data
+        return ctypes.addressof(data)
+
+    def release(self, address: int) -> None:
+        del self.held[address]
+
+    def stream(self) -> int:
+        self.streams += 1
+        return self.streams
+
+    def close_stream(self, stream: int) -> None:
+        self.streams -= 1
+
+    def upload(self, address: int, array: Array, stream: int) -> None:
+        assert array.flags.c_contiguous and array.nbytes <= len(self._at(address))
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        self.copied_bytes["up"] += array.nbytes
+
+    def download(self, array: Array, address: int, stream: int) -> None:
+        assert array.nbytes <= len(self._at(address))
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        self.copied_bytes["down"] += array.nbytes
+
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        ctypes.memmove(target, source, size)
+        self.copied_bytes["inside"] += size
+
+    def wait(self, stream: int) -> None:
+        pass
+
+    def _at(self, address: int) -> Any:
+        return self.held[address]
+
+
+class _Notes:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.totals: list[int | None] = []
+        self.advanced = 0
+
+    def step(self, title: str, total: int | None = None) -> Any:
+        self.totals.append(total)
+        return _Step(self)
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class _Step:
+    def __init__(self, notes: _Notes) -> None:
+        self._notes = notes
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._advance
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def _advance(self, amount: int) -> None:
+        self._notes.advanced += amount
+
+
+Use = Callable[[str], _FakeCuda]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
+    """Put one version's stand-in where `import tensorrt` finds it, here and in child processes."""
+
+    def forget() -> None:
+        for name in ("tensorrt", "trt_core"):
+            sys.modules.pop(name, None)
+
+    def put(version: str) -> _FakeCuda:
+        forget()
+        places = [str(STANDINS / version), str(STANDINS)]
+        for place in reversed(places):
+            monkeypatch.syspath_prepend(place)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+        gpu = _FakeCuda()
+        monkeypatch.setattr(engine, "connect", lambda: gpu)
+        return gpu
+
+    yield put
+    forget()
+
+
+@pytest.fixture
+def clip(clip_int8: Path, tmp_path: Path) -> Bundle:
+    return copied(clip_int8, tmp_path)
+
+
+@pytest.fixture
+def blip2(blip2_bundle: Path, tmp_path: Path) -> Bundle:
+    return copied(blip2_bundle, tmp_path)
+
+
+def copied(source: Path, folder: Path) -> Bundle:
+    """Copy a bundle without its engines."""
+    target = folder / "bundle"
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("engines"))
+    return Bundle.load(target)
+
+
+def build(bundle: Bundle, options: BuildOptions = EXACT, progress: Any = SILENT) -> Any:
+    return ENGINES["tensorrt"].build(bundle, options, progress)  # type: ignore[attr-defined]
+
+
+def only(name: str, **more: Any) -> BuildOptions:
+    return BuildOptions(precision="float32", components=(name,), **more)
+
+
+def left(bundle: Bundle) -> list[str]:
+    """List what is in engines/ besides the stamps of verified files."""
+    return sorted(f.name for f in (bundle.path / "engines").iterdir() if f.suffix != ".json")
+
+
+def plan_head(folder: Path) -> dict[str, Any]:
+    _, head, _ = (folder / "engine.plan").read_bytes().split(b"\n", 2)
+    found: dict[str, Any] = json.loads(head)
+    return found
+
+
+def forbidden(*args: object, **more: object) -> None:
+    raise AssertionError("it was built again")
+
+
+# ---- one code path, three versions
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_captions_are_those_of_onnx_runtime(
+    version: str, precision: Any, use: Use, blip2: Bundle, pictures: list[Path]
+) -> None:
+    """Prefill, decode, state, beams and rows that end early go through the profiles."""
+    use(version)
+    build(blip2, BuildOptions(precision=precision))
+    there, here = Model(blip2), Model(blip2, "tensorrt")
+    paths = [str(p) for p in pictures]
+    assert here.caption(paths) == there.caption(paths)
+    assert here.caption(paths, num_beams=3) == there.caption(paths, num_beams=3)
+    here.graphs.close()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_quantized_clip_classifies_as_onnx_runtime_does(
+    version: str, use: Use, clip: Bundle, pictures: list[Path]
+) -> None:
+    use(version)
+    build(clip)
+    labels = ["red circle", "blue star", "green square"]
+    for picture in pictures:
+        expected = dict(Model(clip).classify(str(picture), labels))
+        found = dict(Model(clip, "tensorrt").classify(str(picture), labels))
+        for label, probability in expected.items():
+            assert abs(found[label] - probability) < 0.05  # ORT rounds activations call by call
+        assert max(found, key=found.__getitem__) == max(expected, key=expected.__getitem__)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_builder_is_told_by_the_names_of_its_version(version: str, use: Use, clip: Bundle) -> None:
+    use(version)
+    options = BuildOptions(level=2, workspace_mib=64, components=("vision_encoder",))
+    (built,) = build(clip, options)
+    head = plan_head(built.folder)
+    assert head["version"] == VERSIONS[version]
+    assert head["level"] == 2
+    assert head["pools"] == {"WORKSPACE": 64 * 2**20}
+    assert head["flags"] == (["FP16", "INT8"] if version == "trt86" else [])
+
+
+def test_workspace_is_half_of_what_is_free(use: Use, clip: Bundle) -> None:
+    gpu = use("trt103")
+    gpu.free = 2**30
+    (built,) = build(clip, only("vision_encoder"))
+    assert plan_head(built.folder)["pools"] == {"WORKSPACE": 2**29}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_progress_is_the_builder_s_outer_phase(version: str, use: Use, clip: Bundle) -> None:
+    use(version)
+    notes = _Notes()
+    build(clip, only("vision_encoder"), notes)
+    monitored = version != "trt86"
+    assert notes.totals == [None, 3] if monitored else [None]
+    assert notes.advanced == (3 if monitored else 0)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_stand_in_refuses_names_of_other_versions(version: str, use: Use) -> None:
+    use(version)
+    trt = api.load()
+    config = trt.Builder(api.logger(trt, print)).create_builder_config()
+    with pytest.raises(AttributeError):
+        config.max_tactics = 3
+    assert hasattr(trt, "IProgressMonitor") == (version != "trt86")
+    assert hasattr(trt.BuilderFlag, "FP16") == (version != "trt110")
+    assert hasattr(config, "progress_monitor") == (version != "trt86")
+
+
+def test_int64_beyond_int32_is_refused_by_8_6(use: Use, clip: Bundle) -> None:
+    use("trt86")
+    build(clip, only("text_encoder"))
+    graph = ENGINES["tensorrt"].open(clip, "text_encoder")
+    feeds = token_feeds(clip, 1)
+    feeds["input_ids"][0, 0] = 2**40
+    with pytest.raises(InputError, match=r"'input_ids' holds 1099511627776: .* takes int32"):
+        graph.run(feeds)
+    graph.close()
+
+
+def token_feeds(bundle: Bundle, rows: int) -> dict[str, Array]:
+    spec = bundle.spec.component("text_encoder")
+    assert bundle.spec.text is not None
+    tokens = bundle.spec.text.pad_to or bundle.spec.text.max_tokens
+    return {i.name: np.ones((rows, tokens), i.dtype) for i in spec.inputs}
+
+
+# ---- state and memory on the GPU
+
+
+@pytest.fixture
+def decoder(use: Use, blip2: Bundle) -> Iterator[tuple[Graph, _FakeCuda, Graph]]:
+    """The decoder on the stand-in of 10.3, its GPU, and the same on ONNX Runtime."""
+    gpu = use("trt103")
+    build(blip2, only("decoder"))
+    graph = ENGINES["tensorrt"].open(blip2, "decoder")
+    yield graph, gpu, ENGINES["ort"].open(blip2, "decoder")
+    graph.close()
+
+
+def prompt(rows: int, tokens: int, total: int) -> dict[str, Array]:
+    random = np.random.default_rng(tokens)
+    embeds = random.standard_normal((rows, tokens, 128)).astype(np.float32)
+    return {"inputs_embeds": embeds, "attention_mask": np.ones((rows, total), np.int64)}
+
+
+def test_state_stays_on_the_gpu(decoder: tuple[Graph, _FakeCuda, Graph]) -> None:
+    graph, gpu, other = decoder
+    graph.run(prompt(2, 9, 9))
+    other.run(prompt(2, 9, 9))
+    gpu.copied_bytes = dict.fromkeys(gpu.copied_bytes, 0)
+    feeds = prompt(2, 1, 10)
+    found = graph.run(feeds)["logits"]
+    np.testing.assert_allclose(found, other.run(feeds)["logits"], atol=1e-4)
+    assert gpu.copied_bytes["up"] == sum(array.nbytes for array in feeds.values())
+    assert gpu.copied_bytes["down"] == found.nbytes
+    assert gpu.copied_bytes["inside"] == 0
+
+
+@pytest.mark.parametrize("rows", [[1, 0], [1, 1], [0, 1, 1, 0], [1]])
+def test_state_is_reordered_on_the_gpu(
+    decoder: tuple[Graph, _FakeCuda, Graph], rows: list[int]
+) -> None:
+    graph, gpu, other = decoder
+    for each in (graph, other):
+        each.run(prompt(2, 9, 9))
+        each.run(prompt(2, 1, 10))
+    gpu.copied_bytes = dict.fromkeys(gpu.copied_bytes, 0)
+    for each in (graph, other):
+        each.reorder(np.array(rows))
+    assert gpu.copied_bytes["up"] == gpu.copied_bytes["down"] == 0
+    feeds = prompt(len(rows), 1, 11)
+    expected = other.run(feeds)["logits"]
+    np.testing.assert_allclose(graph.run(feeds)["logits"], expected, atol=1e-4)
+
+
+def test_rows_that_are_not_there_are_refused(decoder: tuple[Graph, _FakeCuda, Graph]) -> None:
+    graph, _, _ = decoder
+    graph.run(prompt(2, 9, 9))
+    with pytest.raises(IndexError, match=r"rows \[0, 2\] of 2"):
+        graph.reorder(np.array([0, 2]))
+
+
+def test_state_is_forgotten_by_reset(decoder: tuple[Graph, _FakeCuda, Graph]) -> None:
+    graph, _, _ = decoder
+    first = graph.run(prompt(1, 9, 9))["logits"]
+    graph.reset()
+    np.testing.assert_array_equal(graph.run(prompt(1, 9, 9))["logits"], first)
+
+
+def test_past_can_be_fed(decoder: tuple[Graph, _FakeCuda, Graph]) -> None:
+    graph, _, other = decoder
+    feeds = prompt(1, 1, 4)
+    for name, _ in ((i.name, 0) for i in graph.component.inputs if i.name.startswith("past")):
+        feeds[name] = np.random.default_rng(3).standard_normal((1, 4, 3, 32)).astype(np.float32)
+    expected = other.run(feeds)["logits"]
+    np.testing.assert_allclose(graph.run(feeds)["logits"], expected, atol=1e-4)
+
+
+def test_buffers_are_kept_while_they_are_large_enough(
+    decoder: tuple[Graph, _FakeCuda, Graph],
+) -> None:
+    graph, gpu, _ = decoder
+    graph.run(prompt(1, 30, 30))
+    for total in range(31, 35):
+        graph.run(prompt(1, 1, total))
+    before = gpu.allocations
+    for total in range(35, 45):
+        graph.run(prompt(1, 1, total))
+    assert gpu.allocations == before
+
+
+def test_closed_graph_gives_all_memory_back(use: Use, blip2: Bundle) -> None:
+    gpu = use("trt103")
+    build(blip2, only("decoder"))
+    graph = ENGINES["tensorrt"].open(blip2, "decoder")
+    graph.run(prompt(1, 9, 9))
+    graph.run(prompt(1, 1, 10))
+    assert gpu.held
+    graph.close()
+    graph.close()
+    assert not gpu.held
+    assert gpu.streams == 0
+    with pytest.raises(RuntimeError, match="decoder is closed"):
+        graph.run(prompt(1, 9, 9))
+
+
+def test_longer_batch_goes_through_in_pieces(use: Use, clip: Bundle) -> None:
+    use("trt103")
+    build(clip, only("text_encoder", axes={"batch": AxisRange(1, 2, 3)}))
+    graph, feeds = ENGINES["tensorrt"].open(clip, "text_encoder"), token_feeds(clip, 8)
+    feeds["input_ids"] = feeds["input_ids"] * np.arange(1, 9)[:, None]
+    together = graph.run(feeds)
+    for i in range(8):
+        alone = graph.run({name: array[i : i + 1] for name, array in feeds.items()})
+        for name, array in alone.items():
+            np.testing.assert_allclose(together[name][i : i + 1], array, atol=1e-5)
+    graph.close()
+
+
+# ---- profiles
+
+
+def test_profile_that_does_not_cover_names_axis_size_and_range(use: Use, blip2: Bundle) -> None:
+    use("trt103")
+    build(blip2, only("decoder", axes={"past": AxisRange(1, 8, 12), "tokens": AxisRange(1, 8, 9)}))
+    graph = ENGINES["tensorrt"].open(blip2, "decoder")
+    with pytest.raises(
+        InputError, match=r"decoder: tokens is 20: its engine takes 1 to 9: .*--axis tokens=1:9:20"
+    ):
+        graph.run(prompt(1, 20, 20))
+    graph.run(prompt(1, 9, 9))
+    for total in range(10, 14):
+        graph.run(prompt(1, 1, total))
+    with pytest.raises(InputError, match=r"decoder: (past|total) is 1[34]: .*--axis past="):
+        graph.run(prompt(1, 1, 14))
+    with pytest.raises(InputError, match=r"decoder: batch is 9: its engine takes 1 to 8: "):
+        graph.reset()
+        graph.run(prompt(9, 4, 4))
+    graph.close()
+
+
+@pytest.mark.parametrize("text", ["3:2:1", "1:2", "x", "1:2:3:4", "-1:1:2"])
+def test_wrong_range_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="it must be MIN:OPT:MAX"):
+        AxisRange.parse(text)
+
+
+def test_range_of_an_unknown_axis_is_refused(use: Use, clip: Bundle) -> None:
+    use("trt103")
+    options = BuildOptions(axes={"bach": AxisRange(1, 1, 2)})
+    with pytest.raises(InputError, match="no axis 'bach': give a range of batch"):
+        build(clip, options)
+
+
+# ---- the cache
+
+
+def test_engine_is_built_once(use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    use("trt103")
+    first = build(clip)
+    monkeypatch.setattr(engine, "compile_component", forbidden)
+    second = build(clip)
+    assert [b.reused for b in first] == [False, False]
+    assert [b.reused for b in second] == [True, True]
+    assert [b.folder for b in first] == [b.folder for b in second]
+    assert len([name for name in left(clip) if name.endswith(".timing")]) == 1
+    assert not [name for name in left(clip) if name.startswith(".")]
+
+
+def test_record_says_what_an_engine_is_for(use: Use, clip: Bundle) -> None:
+    use("trt103")
+    (built,) = build(clip, only("vision_encoder"))
+    identity = building.read_sidecar(built.folder)["identity"]
+    assert identity["component"] == "vision_encoder"
+    assert identity["tensorrt"] == "10.3.0"
+    assert (identity["gpu"], identity["compute_capability"]) == ("NVIDIA Orin Nano", "8.7")
+    assert identity["precision"] == "float32"
+    assert identity["profiles"] == [{"batch": "1:1:8"}]
+    assert sorted(f.name for f in built.folder.iterdir()) == ["engine.json", "engine.plan"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tensorrt": "10.3.1"}, "tensorrt was 10.3.0 and is 10.3.1"),
+        ({"capability": "8.9"}, "compute_capability was 8.7 and is 8.9"),
+        ({"name": "NVIDIA A2"}, "gpu was NVIDIA Orin Nano and is NVIDIA A2"),
+        ({"precision": "float16"}, "precision was float32 and is float16"),
+        ({"level": 1}, "level was None and is 1"),
+        ({"axes": {"batch": AxisRange(1, 1, 2)}}, "profiles changed"),
+    ],
+)
+def test_changed_field_is_named_and_built_again(
+    change: dict[str, Any], words: str, use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = use("trt103")
+    build(clip, only("vision_encoder"))
+    for name in ("name", "capability"):
+        if name in change:
+            monkeypatch.setattr(gpu, name, change[name])
+    if "tensorrt" in change:
+        monkeypatch.setattr(api.load(), "__version__", change["tensorrt"])
+    asked = {k: v for k, v in change.items() if k in ("precision", "level", "axes")}
+    options = BuildOptions(**{"precision": "float32", "components": ("vision_encoder",), **asked})
+    notes = _Notes()
+    (built,) = build(clip, options, notes)
+    assert not built.reused
+    assert notes.lines == [f"vision_encoder: built again: {words}"]
+
+
+def test_changed_weights_are_another_engine(use: Use, clip: Bundle) -> None:
+    use("trt103")
+    build(clip, only("vision_encoder"))
+    files = tuple(
+        type(f)(f.path, "0" * 64, f.bytes) if f.path == "graphs/vision_encoder.bin" else f
+        for f in clip.manifest.files
+    )
+    import msgspec
+
+    other = Bundle(clip.path, msgspec.structs.replace(clip.manifest, files=files))
+    notes = _Notes()
+    build(other, only("vision_encoder"), notes)
+    assert notes.lines == ["vision_encoder: built again: weights changed"]
+
+
+def test_another_machine_s_plan_is_left_alone_and_never_read(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = use("trt103")
+    (desktop,) = build(clip, only("vision_encoder"))
+    monkeypatch.setattr(gpu, "name", "NVIDIA GeForce RTX 4090")
+    (desktop.folder / "engine.plan").write_bytes(b"do not read me")
+    build(clip, only("vision_encoder"))
+    assert (desktop.folder / "engine.plan").read_bytes() == b"do not read me"
+    ENGINES["tensorrt"].open(clip, "vision_encoder").close()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "gone", "record"])
+def test_broken_engine_is_built_again(damage: str, use: Use, clip: Bundle) -> None:
+    use("trt103")
+    (built,) = build(clip, only("vision_encoder"))
+    plan, good = built.folder / "engine.plan", (built.folder / "engine.plan").read_bytes()
+    if damage == "truncated":
+        plan.write_bytes(good[: len(good) // 2])
+    elif damage == "foreign":
+        plan.write_bytes(good[::-1])
+    elif damage == "gone":
+        plan.unlink()
+    else:
+        (built.folder / "engine.json").write_text("{")
+    notes = _Notes()
+    (again,) = build(clip, only("vision_encoder"), notes)
+    assert not again.reused
+    why = "engine.plan is not the file that was built"
+    assert notes.lines == [f"vision_encoder: built again: {why}"]
+    assert plan.read_bytes() == good
+
+
+def test_open_keeps_to_the_options_of_the_build(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    build(clip, only("vision_encoder", level=1, axes={"batch": AxisRange(1, 2, 4)}))
+    monkeypatch.setattr(engine, "compile_component", forbidden)
+    ENGINES["tensorrt"].open(clip, "vision_encoder").close()
+
+
+def test_built_engine_opens_without_onnx_ir(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    build(clip, only("vision_encoder"))
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    ENGINES["tensorrt"].open(clip, "vision_encoder").close()
+
+
+def test_engine_imports_without_onnx_ir_and_tensorrt() -> None:
+    code = "import sys; sys.modules['onnx_ir'] = sys.modules['tensorrt'] = None\n"
+    code += "from vlmedge.registry import ENGINES; ENGINES['tensorrt']"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_open_builds_what_is_missing_and_says_so(
+    use: Use, clip: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    use("trt103")
+    ENGINES["tensorrt"].open(clip, "vision_encoder").close()
+    assert "building vision_encoder: this takes minutes, once" in caplog.text
+
+
+def test_read_only_bundle_has_its_engines_in_the_users_cache(
+    use: Use, clip: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # chmod does not bind root
+    monkeypatch.setenv("VLMEDGE_CACHE", str(tmp_path / "cache"))
+    (built,) = build(clip, only("vision_encoder"))
+    assert built.folder.is_relative_to(tmp_path / "cache")
+    assert not [name for name in left(clip) if name.startswith("trt-")]
+
+
+def test_timings_are_handed_on(use: Use, clip: Bundle) -> None:
+    use("trt103")
+    build(clip)
+    (file,) = (clip.path / "engines").glob("*.timing")
+    assert file.name == "trt-nvidia-orin-nano-10.3.0.timing"
+    assert file.read_bytes() == b"2"  # components
+
+
+def test_engines_are_listed_and_cleaned(use: Use, clip: Bundle, vlmedge: Any) -> None:
+    use("trt103")
+    build(clip)
+    listed = vlmedge("engines", "list", clip.path)
+    assert listed.out.count("10.3.0, NVIDIA Orin Nano, float32") == 2
+    rows = json.loads(vlmedge("engines", "list", clip.path, "--json").out)
+    assert {row["identity"]["component"] for row in rows} == {"text_encoder", "vision_encoder"}
+    assert vlmedge("engines", "clean", clip.path).out.startswith("2 engines removed, ")
+    assert not [name for name in left(clip) if "trt" in name]
+    assert "no engines" in vlmedge("engines", "list", clip.path).out
+    Bundle.load(clip.path)
+
+
+def test_engines_of_no_bundle_are_refused(tmp_path: Path, vlmedge: Any) -> None:
+    ran = vlmedge("engines", "clean", tmp_path)
+    assert (ran.code, "is no bundle" in ran.err) == (1, True)
+
+
+# ---- numbers that are none
+
+
+def test_nan_in_float16_falls_back_to_float32(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    verdicts = iter(["image_embeds", ""])
+    monkeypatch.setattr(engine, "not_finite", lambda graph, probe: next(verdicts))
+    notes = _Notes()
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    assert built.precision == "float32"
+    assert notes.lines == ["vision_encoder: image_embeds is nan or inf in float16: built again"]
+
+
+def test_weight_beyond_float16_falls_back_to_float32(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    compiled = engine.compile_component
+
+    def refuse(*arguments: Any) -> None:
+        if arguments[4] == "float16":
+            raise api.BeyondHalfError("w reaches 1.0e+05, beyond float16: build with float32")
+        compiled(*arguments)
+
+    monkeypatch.setattr(engine, "compile_component", refuse)
+    notes = _Notes()
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    assert built.precision == "float32"
+    assert notes.lines == ["vision_encoder: w reaches 1.0e+05, beyond float16: built in float32"]
+
+
+def test_nan_in_float32_is_refused(use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    use("trt103")
+    monkeypatch.setattr(engine, "not_finite", lambda graph, probe: "image_embeds")
+    with pytest.raises(BundleError, match="image_embeds is nan or inf even in float32: check"):
+        build(clip, BuildOptions(components=("vision_encoder",)))
+    assert not [name for name in left(clip) if "trt" in name and not name.endswith(".timing")]
+
+
+def test_outputs_are_looked_at_for_nan() -> None:
+    probe = import_module(f"{package}._trt_probe")
+    component = SimpleNamespace(inputs=(), state=())
+    for bad in (np.nan, np.inf):
+        outputs = {"ids": np.ones(2, np.int64), "y": np.array([1, bad], np.float16)}
+        graph = SimpleNamespace(
+            component=component, reset=lambda: None, run=lambda feeds, out=outputs: out
+        )
+        known = SimpleNamespace(steps=lambda graph: [{}], learn=lambda outputs: None)
+        assert probe.not_finite(graph, known) == "y"
+    outputs["y"] = np.ones(2, np.float16)
+    assert probe.not_finite(graph, known) == ""
+
+
+# ---- what goes wrong
+
+
+def test_no_gpu_is_told(use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    use("trt103")
+    monkeypatch.setattr(engine, "connect", cuda.connect)
+    monkeypatch.setattr(cuda, "_load", lambda names: None)
+    with pytest.raises(VlmEdgeError, match=r"no NVIDIA GPU: its driver .* or use --engine ort"):
+        build(clip)
+
+
+def test_driver_without_a_gpu_is_told() -> None:
+    class Runtime:
+        class cudaGetErrorString:
+            restype: Any = None
+
+            def __new__(cls, error: int) -> Any:
+                return b"no CUDA-capable device is detected"
+
+        @staticmethod
+        def cudaGetDeviceCount(count: Any) -> int:
+            return 100
+
+    with pytest.raises(VlmEdgeError, match="no NVIDIA GPU: no CUDA-capable device is detected"):
+        cuda.Cudart(Runtime, None)
+
+
+def test_missing_tensorrt_is_told(clip: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingExtraError, match="TensorRT is not installed: pip install tensorrt"):
+        build(clip)
+
+
+def test_empty_package_from_pypi_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace())  # type: ignore[arg-type]
+    with pytest.raises(MissingExtraError, match="TensorRT cannot be loaded .*: pip install"):
+        api.load()
+
+
+HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@pytest.mark.parametrize(
+    ("release", "python", "words"),
+    [
+        ("# R36 (release), REVISION: 4.3", "3.10", "python3-libnvinfer"),
+        ("# R36 (release), REVISION: 4.3", "3.99", "python3.10 -m venv --system-site-packages"),
+        ("# R39 (release), REVISION: 2.0", "3.99", "python3.12 -m venv --system-site-packages"),
+        ("# R35 (release), REVISION: 6.1", "3.10", "L4T R35 has TensorRT 8.5 or older"),
+        ("# R32 (release), REVISION: 7.6", "3.10", "L4T R32 has TensorRT 8.5 or older"),
+    ],
+)
+def test_jetpack_is_told_how_to_get_tensorrt(
+    release: str, python: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text(release + ", GCID: 1, BOARD: generic")
+    major, minor = python.split(".")
+    monkeypatch.setattr(api.sys, "version_info", (int(major), int(minor), 0))
+    assert words in api.how_to_get(tmp_path)
+
+
+def test_jetpack_s_own_tensorrt_is_found_outside_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3")
+    (tmp_path / "usr/lib/python3.10/dist-packages/tensorrt").mkdir(parents=True)
+    monkeypatch.setattr(api.sys, "version_info", (3, 10, 0))
+    assert "venv --system-site-packages" in api.how_to_get(tmp_path)
+
+
+def test_too_old_tensorrt_is_refused(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    use("trt86")
+    monkeypatch.setattr(import_module("tensorrt"), "__version__", "8.5.2.2")
+    with pytest.raises(InputError, match=r"TensorRT 8\.5\.2\.2 is too old: 8\.6"):
+        api.load()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("memory", r"vision_encoder: the build ran out of memory .*--level 1; --workspace 256"),
+        ("killed", r"vision_encoder: the build ran out of memory .*add swap"),
+        ("refuses", r"TensorRT cannot build it: .*Could not find any implementation"),
+        ("crash", r"builder ended with signal 11: .*free\(\): invalid pointer"),
+    ],
+)
+def test_failed_build_ends_in_one_line_and_leaves_nothing(
+    fault: str, words: str, use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    monkeypatch.setenv("TRT_STANDIN_FAULT", fault)
+    with pytest.raises(BundleError, match=words) as got:
+        build(clip, only("vision_encoder"))
+    assert "\n" not in str(got.value)
+    assert left(clip) == []
+
+
+def test_build_that_takes_too_much_memory_is_stopped(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    monkeypatch.setenv("TRT_STANDIN_FAULT", "hog")
+    start = time.monotonic()
+    with pytest.raises(BundleError, match=r"ran out of memory \(it took \d+ MiB"):
+        build(clip, only("vision_encoder", memory_mib=200))
+    assert time.monotonic() - start < 25  # it would have slept for 30 s
+    assert left(clip) == []
+
+
+def test_weights_that_do_not_fit_the_gpu_are_refused_before_the_build(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = use("trt103")
+    gpu.free = 2**18
+    monkeypatch.setattr(builder, "_run", forbidden)
+    with pytest.raises(BundleError, match=r"the GPU has 0 MiB free, its weights alone take 1 MiB"):
+        build(clip, only("vision_encoder"))
+
+
+def test_full_disk_is_refused_before_the_build(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(builder, "_run", forbidden)
+    with pytest.raises(BundleError, match=r"the disk has 1 MiB free, building takes about \d+"):
+        build(clip, only("vision_encoder"))
+    assert left(clip) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is full")
+def test_disk_that_fills_up_in_the_build_is_told(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    make = builder._write
+
+    def full(model: Any, changed: bool, bundle: Bundle, name: str, partial: Path) -> Path:
+        (partial / "engine.plan").symlink_to("/dev/full")
+        found: Path = make(model, changed, bundle, name, partial)
+        return found
+
+    monkeypatch.setattr(builder, "_write", full)
+    with pytest.raises(BundleError, match=r"vision_encoder: the disk is full .*VLMEDGE_CACHE"):
+        build(clip, only("vision_encoder"))
+    assert left(clip) == []
+
+
+def test_graph_that_a_version_refuses_is_named_before_the_build(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    monkeypatch.setattr(builder, "_run", forbidden)
+    finding = building.Finding("vision_encoder", "n1", "Det", "no such operator", "decompose it")
+    monkeypatch.setattr(builder, "lowered", lambda *a: (None, False, [finding]))
+    with pytest.raises(BundleError, match=r"TensorRT 10\.3 refuses Det 'n1': no such operator"):
+        build(clip, only("vision_encoder"))
+
+
+def test_two_builds_at_once_build_once(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads hold the lock as two processes do: a file handle each."""
+    use("trt103")
+    monkeypatch.setenv("TRT_STANDIN_FAULT", "pause")
+    monkeypatch.setattr(engine, "terminate_as_interrupt", no_signals)
+    notes, found = [_Notes(), _Notes()], []
+
+    def run(i: int) -> None:
+        found.extend(build(clip, only("vision_encoder"), notes[i]))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(b.reused for b in found) == [False, True]
+    said = notes[0].lines + notes[1].lines
+    assert said == ["vision_encoder: another process builds it, waiting"]
+    assert len([name for name in left(clip) if name.startswith("trt-") and "." not in name]) == 1
+
+
+def no_signals() -> Any:
+    return _Nothing()
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+PROGRAM = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from vlmedge.registry import ENGINES
+sys.path.insert(0, sys.argv[2])
+import test_tensorrt as t
+t.engine.connect = t._FakeCuda
+from vlmedge.cli import main
+main(["build", sys.argv[1], "--component", "vision_encoder", "--precision", "float32"])
+"""
+
+
+def start(bundle: Bundle, mark: Path, fault: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"TRT_STANDIN_FAULT": fault, "TRT_STANDIN_MARK": str(mark)}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(bundle.path), str(Path(__file__).parent)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(file: Path) -> None:
+    for _ in range(600):
+        if file.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{file} did not come")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)], ids=["ctrl-c", "kill"]
+)
+def test_interrupted_build_leaves_nothing(
+    number: int, code: int, use: Use, clip: Bundle, tmp_path: Path
+) -> None:
+    use("trt103")
+    mark = tmp_path / "mark"
+    child = start(clip, mark, "slow")
+    wait_for(mark)
+    began = time.monotonic()
+    child.send_signal(number)
+    out, err = child.communicate(timeout=20)
+    assert child.returncode == code, err
+    assert err.splitlines()[-1] == "vlmedge: interrupted"
+    assert "Traceback" not in err + out
+    assert time.monotonic() - began < 15  # the builder would have slept for 30 s
+    assert left(clip) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends the child there")
+def test_killed_build_is_cleaned_up_by_the_next(use: Use, clip: Bundle, tmp_path: Path) -> None:
+    use("trt103")
+    mark = tmp_path / "mark"
+    child = start(clip, mark, "slow")
+    wait_for(mark)
+    child.kill()
+    child.communicate(timeout=20)
+    assert [name for name in left(clip) if name.startswith(".")]
+    build(clip, only("vision_encoder"))
+    assert not [name for name in left(clip) if name.startswith(".")]
+
+
+# ---- the command
+
+
+def test_build_command_prints_what_it_built(use: Use, clip: Bundle, vlmedge: Any) -> None:
+    use("trt103")
+    ran = vlmedge("build", clip.path, "--quiet")
+    assert ran.code == 0
+    assert ["vision_encoder", "float16"] in [line.split()[:2] for line in ran.out.splitlines()]
+    again = json.loads(vlmedge("build", clip.path, "--quiet", "--json").out)
+    assert [row["reused"] for row in again] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--level", "9"], "optimization level 9: it must be 0 to 5"),
+        (["--workspace", "0"], "workspace_mib is 0: it must be at least 1"),
+        (["--axis", "batch=4:1:1"], "it must be MIN:OPT:MAX"),
+        (["--axis", "depth=1"], "no axis 'depth'"),
+        (["--component", "decoder"], "no component 'decoder'"),
+        (["--engine", "ort"], "engine 'ort' is not built"),
+        (["--precision", "int3"], "precision 'int3': it must be float32 or float16"),
+    ],
+)
+def test_build_command_refuses(
+    arguments: list[str], words: str, use: Use, clip: Bundle, vlmedge: Any
+) -> None:
+    use("trt103")
+    ran = vlmedge("build", clip.path, *arguments)
+    assert ran.code == 1
+    assert len(ran.err.splitlines()) == 1
+    assert words in ran.err
+
+
+def test_check_only_and_version_go_together(clip: Bundle, vlmedge: Any) -> None:
+    assert vlmedge("build", clip.path, "--check-only").code == 2
+    assert vlmedge("build", clip.path, "--tensorrt", "10.3").code == 2
+
+
+# ---- on a GPU
+
+
+@pytest.mark.gpu
+def test_real_engine_answers_as_onnx_runtime_does(clip: Bundle, pictures: list[Path]) -> None:
+    pytest.importorskip("tensorrt")
+    try:
+        cuda.connect()
+    except VlmEdgeError as error:
+        pytest.skip(str(error))
+    build(clip)
+    model, reference = vlmedge.load(clip.path, engine="tensorrt"), Model(clip)
+    for picture in pictures:
+        cosine = float(model.embed_image(str(picture)) @ reference.embed_image(str(picture)))
+        assert cosine > 0.99

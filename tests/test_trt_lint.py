@@ -1,0 +1,459 @@
+"""The lint and the lowering for TensorRT: what a version would refuse, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from vlmedge.bundle import Bundle
+from vlmedge.contracts import Array
+from vlmedge.errors import BundleError, InputError
+from vlmedge.registry import ENGINES
+
+package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
+lint, lower, tables = (import_module(f"{package}._trt_{n}") for n in ("lint", "lower", "operators"))
+VERSIONS = ("8.6", "10.3", "10.13", "10.16", "11.x")
+FLOAT, HALF, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
+V10_3, V11 = (10, 3), (11, 0)
+
+
+class _Draft:
+    """A graph of a few nodes, x float32 [2, 8] in, y out."""
+
+    def __init__(self, opset: int = 20, dtype: ir.DataType = FLOAT) -> None:
+        self.x = ir.Value(name="x", type=ir.TensorType(dtype), shape=ir.Shape(["batch", 8]))
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+        self.opset = opset
+
+    def constant(self, array: Any, dtype: Any = None) -> ir.Value:
+        data = np.array(array, dtype)
+        name = f"c{len(self.constants)}"
+        tensor = ir.tensor(data, name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
+        value.shape = ir.Shape(data.shape)
+        self.constants.append(value)
+        return value
+
+    def add(
+        self, kind: str, *inputs: ir.Value | None, dtype: ir.DataType = FLOAT, **attributes: Any
+    ) -> ir.Value:
+        domain = attributes.pop("domain", "")
+        node = ir.node(kind, list(inputs), attributes, domain=domain, name=f"n{len(self.nodes)}")
+        node.outputs[0].name = f"v{len(self.nodes)}"
+        node.outputs[0].type = ir.TensorType(dtype)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def model(self, y: ir.Value, rank: int = 2) -> ir.Model:
+        y.name = "y"
+        y.shape = ir.Shape(["rows", "columns"][:rank])
+        graph = ir.Graph(
+            [self.x],
+            [y],
+            nodes=self.nodes,
+            initializers=self.constants,
+            opset_imports={"": self.opset},
+            name="draft",
+        )
+        return ir.Model(graph, ir_version=10)
+
+
+def problems(model: ir.Model, version: tuple[int, int] = V10_3, *, cached: bool = False) -> str:
+    found = lint.lint("part", model, version, cached=cached)
+    return "; ".join(f"{f.operator}: {f.problem}" for f in found)
+
+
+def run(model: ir.Model, **feeds: Array) -> list[NDArray[Any]]:
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    found: list[NDArray[Any]] = session.run(None, feeds)
+    return found
+
+
+# ---- every family, every version
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["clip_bundle", "clip_int8", "blip2_bundle", "blip2_int8"])
+def test_built_in_bundles_pass(
+    name: str, version: str, vlmedge: Any, request: pytest.FixtureRequest
+) -> None:
+    bundle = request.getfixturevalue(name)
+    for precision in ("float32", "float16"):
+        how = ("--check-only", "--tensorrt", version, "--precision", precision)
+        ran = vlmedge("build", bundle, *how)
+        assert ran.code == 0, ran.err
+        assert ran.out == f"{bundle}: tensorrt {version} takes it\n"
+        assert json.loads(vlmedge("build", bundle, *how, "--json").out) == []
+
+
+def test_portable_decoder_has_what_the_lowering_is_for(blip2_bundle: Path) -> None:
+    """The lint would be worth nothing if it took the graph as it is."""
+    model = ir.load(Bundle.load(blip2_bundle).graph_file("decoder"))
+    assert problems(model) == "CumSum: it does not take int64: it takes bfloat16, float16, float32"
+    vision = ir.load(Bundle.load(blip2_bundle).graph_file("vision_encoder"))
+    assert set(problems(vision).split("; ")) == {"Gelu: its parser has no such operator"}
+    assert problems(vision, (10, 6)) == ""
+    assert problems(vision, (8, 6)).startswith(": the graph is of opset 20, its parser reads up to")
+
+
+def test_findings_are_printed_and_counted(clip_int8: Path, vlmedge: Any, monkeypatch: Any) -> None:
+    engine = import_module(type(ENGINES["tensorrt"]).__module__)
+    draft = _Draft()
+    finding = lint.lint("part", draft.model(draft.add("Det", draft.x)), V10_3, cached=False)
+    monkeypatch.setattr(engine, "lowered", lambda *a: (None, False, finding))
+    ran = vlmedge("build", clip_int8, "--check-only", "--tensorrt", "10.3")
+    assert ran.code == 1
+    for word in ("part", "Det", "n0", "its parser has no such operator"):
+        assert word in ran.out
+    assert ran.err.endswith("tensorrt 10.3 would refuse 2 nodes\n")  # one a component
+
+
+# ---- versions
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("10.3", (10, 3)),
+        ("10.13.3.9", (10, 13)),
+        ("11.x", (11, 0)),
+        ("11", (11, 0)),
+        ("8.x", (8, 6)),
+    ],
+)
+def test_version_is_read(text: str, version: tuple[int, int]) -> None:
+    assert tables.version_of(text) == version
+
+
+@pytest.mark.parametrize("text", ["ten", "", "10,3", "v10"])
+def test_what_is_no_version_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"it is no version: give one like 8\.6, 10\.3"):
+        tables.version_of(text)
+
+
+def test_too_old_version_is_refused() -> None:
+    with pytest.raises(InputError, match=r"TensorRT 8\.5 is too old: 8\.6"):
+        tables.version_of("8.5")
+
+
+@pytest.mark.parametrize(
+    ("operator", "since"),
+    [
+        ("Gelu", (10, 6)),
+        ("STFT", (10, 5)),
+        ("Attention", (10, 14)),
+        ("TensorScatter", (10, 15)),
+        ("Swish", (11, 0)),
+        ("LayerNormalization", (8, 6)),
+        ("Hardmax", (9, 2)),
+    ],
+)
+def test_operator_is_there_since(operator: str, since: tuple[int, int]) -> None:
+    assert operator in tables.operators(since).types
+    if since > tables.OLDEST:
+        before = (since[0], since[1] - 1) if since[1] else (since[0] - 1, 99)
+        assert operator not in tables.operators(before).types
+
+
+def test_opsets_are_those_of_the_tables() -> None:
+    opsets = [tables.operators(tables.version_of(v)).opset for v in VERSIONS]
+    assert opsets == [17, 20, 22, 24, 24]
+
+
+# ---- single rules
+
+
+def test_unknown_operator_and_domain_are_named() -> None:
+    draft = _Draft()
+    y = draft.add(
+        "MatMulNBits", draft.add("DynamicQuantizeLinear", draft.x), domain="com.microsoft"
+    )
+    assert problems(draft.model(y)) == (
+        "DynamicQuantizeLinear: its parser has no such operator; "
+        "MatMulNBits: domain 'com.microsoft' is no standard ONNX"
+    )
+
+
+def test_types_are_those_of_the_table() -> None:
+    draft = _Draft(dtype=ir.DataType.DOUBLE)
+    assert "Add: it does not take double" in problems(
+        draft.model(draft.add("Add", draft.x, draft.x, dtype=ir.DataType.DOUBLE))
+    )
+    draft = _Draft(dtype=ir.DataType.BOOL)
+    found = problems(draft.model(draft.add("Equal", draft.x, draft.x, dtype=ir.DataType.BOOL)))
+    assert found.startswith("Equal: it does not take bool")
+
+
+def test_pow_of_integers_came_with_10_12() -> None:
+    draft = _Draft(dtype=ir.DataType.INT64)
+    model = draft.model(draft.add("Pow", draft.x, draft.x, dtype=ir.DataType.INT64))
+    assert "Pow: it does not take int64" in problems(model, (10, 11))
+    assert problems(model, (10, 12)) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "fine"),
+    [("ReduceSum", 1, None), ("Unsqueeze", 1, (10, 7)), ("CumSum", 1, (10, 8))],
+)
+def test_axes_must_be_constant(kind: str, index: int, fine: tuple[int, int] | None) -> None:
+    draft = _Draft()
+    axes = draft.add("Shape", draft.x, dtype=ir.DataType.INT64)
+    model = draft.model(draft.add(kind, draft.x, axes))
+    assert "must be constant" in problems(model)
+    if fine is None:
+        assert "must be constant" in problems(model, V11)
+    else:
+        assert problems(model, fine) == ""
+
+
+def test_second_output_of_layer_norm_is_refused() -> None:
+    draft = _Draft()
+    scale = draft.constant(np.ones(8, np.float32))
+    node = ir.node("LayerNormalization", [draft.x, scale], num_outputs=2, name="n")
+    for value in node.outputs:
+        value.type = ir.TensorType(FLOAT)
+    draft.nodes.append(node)
+    model = draft.model(draft.add("Add", node.outputs[0], node.outputs[1]))
+    assert "only its first output is there" in problems(model)
+
+
+def test_resize_and_top_k_have_limits() -> None:
+    draft = _Draft()
+    y = draft.add("Resize", draft.x, None, draft.constant([1.0, 2.0], np.float32), mode="cubic")
+    assert "mode 'cubic' is not there" in problems(draft.model(y))
+    draft = _Draft()
+    y = draft.add("TopK", draft.x, draft.constant([4000], np.int64))
+    assert "K is 4000" in problems(draft.model(y))
+
+
+def test_causal_attention_with_a_cache_is_a_trap_before_11() -> None:
+    draft = _Draft(opset=23)
+    draft.x.shape = ir.Shape([1, 2, 4, 8])
+    model = draft.model(draft.add("Attention", draft.x, draft.x, draft.x, is_causal=1))
+    assert "would hide the newest keys" in problems(model, (10, 15), cached=True)
+    assert problems(model, (10, 15)) == ""
+    assert problems(model, V11, cached=True) == ""
+    assert "no such operator" in problems(model, (10, 13))
+
+
+def test_attention_with_past_is_refused() -> None:
+    draft = _Draft(opset=23)
+    draft.x.shape = ir.Shape([1, 2, 4, 8])
+    inputs = [draft.x, draft.x, draft.x, None, draft.x, draft.x]
+    assert "past, present" in problems(draft.model(draft.add("Attention", *inputs)), V11)
+
+
+# ---- rules of Q/DQ
+
+
+def quantized(
+    zero: Any = 0,
+    scale: Any = 0.5,
+    dtype: Any = np.int8,
+    scale_dtype: Any = np.float32,
+    last: str = "Relu",
+) -> ir.Model:
+    """X -> QuantizeLinear -> DequantizeLinear -> Relu."""
+    draft = _Draft()
+    step, point = draft.constant(scale, scale_dtype), draft.constant(zero, dtype)
+    stored = INT8 if dtype is np.int8 else ir.DataType.UINT8
+    q = draft.add("QuantizeLinear", draft.x, step, point, dtype=stored)
+    y = draft.add("DequantizeLinear", q, step, point)
+    return draft.model(draft.add(last, y))
+
+
+def weighted(
+    values: Any = ((1,) * 4,) * 8, scale: Any = (1.0,) * 4, axis: int = 1, dtype: Any = np.int8
+) -> ir.Model:
+    """W int8 -> DequantizeLinear -> MatMul <- x."""
+    draft = _Draft()
+    w = draft.add(
+        "DequantizeLinear",
+        draft.constant(values, dtype),
+        draft.constant(scale, np.float32),
+        axis=axis,
+    )
+    return draft.model(draft.add("MatMul", draft.x, w))
+
+
+def test_symmetric_int8_passes() -> None:
+    for version in (V10_3, V11):
+        assert problems(quantized(), version) == ""
+        assert problems(weighted(), version) == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: quantized(zero=3), "its zero point is not 0"),
+        (lambda: quantized(zero=128, dtype=np.uint8), "it is of UINT8, not INT8"),
+        (lambda: quantized(scale=0.0), "not above 0"),
+        (lambda: quantized(scale=np.nan), "not above 0"),
+        (lambda: quantized(scale=[0.5] * 8, zero=[0] * 8), "scaled per channel"),
+        (lambda: quantized(scale_dtype=np.float16), "types differ: FLOAT16 scale, FLOAT tensor"),
+        (lambda: weighted(scale=np.ones(3, np.float32)), "3 scales for 4 channels"),
+        (lambda: weighted(axis=0), "4 scales for 8 channels"),
+        (lambda: weighted(axis=2), "axis 2 is outside"),
+        (lambda: weighted(dtype=np.int32), "it is of INT32, not INT8"),
+    ],
+)
+def test_rules_of_quantization(model: Any, words: str) -> None:
+    assert words in problems(model())
+
+
+def test_scale_that_is_computed_is_refused() -> None:
+    draft = _Draft()
+    step = draft.add("ReduceMax", draft.x, keepdims=0)
+    assert "its scale is no constant" in problems(
+        draft.model(draft.add("QuantizeLinear", draft.x, step, dtype=INT8))
+    )
+
+
+def test_integers_that_go_elsewhere_are_refused() -> None:
+    draft = _Draft()
+    step, zero = draft.constant(0.5, np.float32), draft.constant(0, np.int8)
+    q = draft.add("QuantizeLinear", draft.x, step, zero, dtype=INT8)
+    found = problems(draft.model(draft.add("Transpose", q, dtype=INT8)))
+    assert "QuantizeLinear: Transpose takes its integers" in found
+    assert "Transpose: it does not take int8" in found
+
+
+def test_int4_came_with_10_3() -> None:
+    draft = _Draft(opset=21)
+    w = draft.constant(np.ones((8, 4), np.int8))
+    w.const_value = ir.tensor(np.ones((8, 4), np.int8), dtype=ir.DataType.INT4, name=w.name)
+    w.type = ir.TensorType(ir.DataType.INT4)
+    scale = draft.constant(np.ones((2, 4), np.float32))
+    y = draft.add("DequantizeLinear", w, scale, axis=0, block_size=4)
+    model = draft.model(draft.add("MatMul", draft.x, y))
+    assert "it is of INT4" in problems(model, (10, 2))
+    assert problems(model, (10, 6)) == ""
+
+
+# ---- the lowering gives the same numbers
+
+
+@pytest.mark.parametrize("how", ["none", "tanh"])
+def test_gelu_is_written_out_exactly(how: str) -> None:
+    draft = _Draft()
+    model = draft.model(draft.add("Gelu", draft.x, approximate=how))
+    x = np.linspace(-6, 6, 16, dtype=np.float32).reshape(2, 8)
+    (expected,) = run(model, x=x)
+    assert lower.lower(model, V10_3, "float32")
+    assert "Gelu" not in {node.op_type for node in model.graph}
+    assert model.graph.outputs[0].name == "y"
+    np.testing.assert_allclose(run(model, x=x)[0], expected, atol=2e-6)
+
+
+def test_sum_of_integers_is_exact() -> None:
+    draft = _Draft(dtype=ir.DataType.INT64)
+    axis = draft.constant(1, np.int64)
+    model = draft.model(draft.add("CumSum", draft.x, axis, dtype=ir.DataType.INT64))
+    x = np.random.default_rng(0).integers(0, 2**20, (2, 8))
+    assert lower.lower(model, V11, "float32")
+    (found,) = run(model, x=x)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, x.cumsum(axis=1))
+    assert problems(model, V11) == ""
+
+
+def test_opset_17_has_axes_as_attributes() -> None:
+    draft = _Draft()
+    axes = draft.constant([1], np.int64)
+    model = draft.model(draft.add("ReduceMean", draft.x, axes, keepdims=0), rank=1)
+    x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    (expected,) = run(model, x=x)
+    assert lower.lower(model, (8, 6), "float16")
+    assert model.opset_imports[""] == 17
+    assert problems(model, (8, 6)) == ""
+    np.testing.assert_allclose(run(model, x=x)[0], expected, rtol=1e-6)
+
+
+def test_what_is_fit_is_left_alone() -> None:
+    model = weighted()
+    assert not lower.lower(model, V11, "float32")
+
+
+def half_types(model: ir.Model) -> dict[str, str]:
+    return {n.op_type: n.outputs[0].dtype.name for n in model.graph if n.op_type != "Cast"}
+
+
+def test_products_are_half_and_squares_are_not() -> None:
+    """RMSNorm written out: the mean of squares and the product with its root stay float32."""
+    draft = _Draft()
+    h = draft.add("MatMul", draft.x, draft.constant(np.eye(8, dtype=np.float32) * 300))
+    mean = draft.add("ReduceMean", draft.add("Pow", h, draft.constant(2.0, np.float32)), keepdims=1)
+    root = draft.add("Sqrt", draft.add("Add", mean, draft.constant(1e-6, np.float32)))
+    normal = draft.add("Div", h, root)
+    y = draft.add("Relu", normal)
+    model = draft.model(y)
+    x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    (expected,) = run(model, x=x)
+    lower.lower(model, V10_3, "float16")
+    assert half_types(model) == {
+        "MatMul": "FLOAT16",
+        "Pow": "FLOAT",
+        "ReduceMean": "FLOAT",
+        "Add": "FLOAT",
+        "Sqrt": "FLOAT",
+        "Div": "FLOAT",
+        "Relu": "FLOAT16",
+    }
+    (found,) = run(model, x=x)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_mask_of_the_least_float_stays_finite() -> None:
+    draft = _Draft()
+    least = draft.constant(np.finfo(np.float32).min, np.float32)
+    y = draft.add("Softmax", draft.add("Add", draft.add("Relu", draft.x), least), axis=-1)
+    model = draft.model(y)
+    lower.lower(model, V10_3, "float16")
+    (found,) = run(model, x=np.ones((2, 8), np.float32))
+    np.testing.assert_allclose(found, 1 / 8, atol=1e-3)
+
+
+def test_weight_beyond_float16_is_refused() -> None:
+    draft = _Draft()
+    model = draft.model(draft.add("MatMul", draft.x, draft.constant(np.full((8, 8), 1e5, "f4"))))
+    lower.lower(model, V10_3, "float16")
+    value = model.graph.initializers["c0.float16"].const_value
+    assert value is not None
+    with pytest.raises(BundleError, match=r"c0 reaches 1.0e\+05, beyond float16"):
+        value.numpy()
+
+
+def test_scale_too_small_for_float16_keeps_its_node_in_float32() -> None:
+    model = weighted(scale=np.full(4, 1e-6, np.float32))
+    lower.lower(model, V10_3, "float16")
+    assert half_types(model) == {"DequantizeLinear": "FLOAT", "MatMul": "FLOAT16"}
+    assert problems(model) == ""
+    model = weighted(scale=np.full(4, 1e-2, np.float32))
+    lower.lower(model, V10_3, "float16")
+    assert half_types(model) == {"DequantizeLinear": "FLOAT16", "MatMul": "FLOAT16"}
+    assert problems(model) == ""
+
+
+def test_state_is_float16_and_the_rest_keeps_its_type(blip2_bundle: Path) -> None:
+    bundle = Bundle.load(blip2_bundle)
+    model = ir.load(bundle.graph_file("decoder"))
+    state = {name for pair in bundle.spec.component("decoder").state for name in pair}
+    lower.lower(model, V10_3, "float16", state)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        expected = HALF if value.name in state else FLOAT
+        assert value.dtype in (expected, ir.DataType.INT64)

@@ -1,0 +1,203 @@
+"""What `vlmedge build` asks of an engine that compiles, and what it gets; the engines on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from vlmedge.bundle import ENGINES, Bundle
+from vlmedge.contracts import Engine
+from vlmedge.errors import BundleError, InputError
+from vlmedge.progress import Progress
+
+SIDECAR = "engine.json"  # beside an engine: what it was made from and for
+LEVELS = range(6)  # of the builder's optimization
+
+Precision = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRange:
+    """What sizes of a named axis an engine is built for."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range."""
+        if not 0 <= self.min <= self.opt <= self.max:
+            raise InputError(f"range {self}: it must be MIN:OPT:MAX, none smaller than the last")
+
+    def __str__(self) -> str:
+        """Write it as the command line takes it."""
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    @classmethod
+    def parse(cls, text: str) -> AxisRange:
+        """Read MIN:OPT:MAX, or one number for all three."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+            raise InputError(f"range {text!r}: it must be MIN:OPT:MAX, or one number")
+        numbers = [int(part) for part in parts]
+        return cls(*(numbers if len(numbers) == 3 else numbers * 3))
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to compile.
+
+    Attributes:
+        precision: What the float layers compute in; quantized ones keep their own.
+        axes: Ranges of named axes, in place of those that the manifest implies.
+        level: The builder's optimization level, 0 (quick) to 5 (thorough), or its default.
+        workspace_mib: Scratch memory that a layer may take, or none: a share of what is free.
+        memory_mib: The build is stopped when it takes more of the host's memory, or none.
+        components: Only these, or all.
+    """
+
+    precision: Precision = "float16"
+    axes: Mapping[str, AxisRange] = field(default_factory=dict)
+    level: int | None = None
+    workspace_mib: int | None = None
+    memory_mib: int | None = None
+    components: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine takes."""
+        if self.precision not in (known := get_args(Precision)):
+            raise InputError(f"precision {self.precision!r}: it must be {' or '.join(known)}")
+        if self.level is not None and self.level not in LEVELS:
+            raise InputError(f"optimization level {self.level}: it must be 0 to {LEVELS[-1]}")
+        for name in ("workspace_mib", "memory_mib"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise InputError(f"{name} is {size}: it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing in a graph that an engine would refuse.
+
+    Attributes:
+        component: Where.
+        node: Its name in the graph.
+        operator: Its kind.
+        problem: What the engine does not take.
+        remedy: What to do.
+    """
+
+    component: str
+    node: str
+    operator: str
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One component, compiled.
+
+    Attributes:
+        component: Its name.
+        folder: Where the engine is.
+        precision: What its float layers compute in; float32 if float16 gave nan or inf.
+        bytes: Its size.
+        seconds: How long it took; 0 for one that was there.
+        reused: Whether it was there.
+    """
+
+    component: str
+    folder: Path
+    precision: str
+    bytes: int
+    seconds: float
+    reused: bool
+
+
+@runtime_checkable
+class Compiler(Engine, Protocol):
+    """An engine that is built for a machine before it runs."""
+
+    def build(self, bundle: Bundle, options: BuildOptions, progress: Progress) -> list[Built]:
+        """Compile a bundle's components for this machine; what fits is not built again."""
+        ...
+
+    def lint(self, bundle: Bundle, options: BuildOptions, version: str) -> list[Finding]:
+        """Name all that `version` of the engine would refuse; no GPU is needed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEngine:
+    """One folder in engines/.
+
+    Attributes:
+        name: The folder's.
+        bytes: Its size.
+        identity: What it was made from and for; empty for engines that keep no record.
+    """
+
+    name: str
+    bytes: int
+    identity: Mapping[str, Any]
+
+
+def stored_engines(bundle: Path) -> list[StoredEngine]:
+    """List the engines of a bundle."""
+    return [
+        StoredEngine(
+            folder.name,
+            sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+            read_sidecar(folder).get("identity") or {},
+        )
+        for folder in _folders(bundle)
+    ]
+
+
+def clean_engines(bundle: Path) -> list[StoredEngine]:
+    """Remove a bundle's engines, timings included; return those that were there."""
+    found = stored_engines(bundle)
+    try:
+        for folder in _folders(bundle):
+            shutil.rmtree(folder)
+        for file in (bundle / ENGINES).glob("*.timing"):
+            file.unlink()
+    except OSError as error:
+        raise BundleError(f"{bundle}: engines cannot be removed: {error.strerror}") from None
+    return found
+
+
+def engines_folder(bundle: Bundle, name: str) -> Path:
+    """Return the folder in which the engine `name` is, or will be: the bundle's if it can be.
+
+    A bundle that cannot be written has its engines in $VLMEDGE_CACHE, else in
+    $XDG_CACHE_HOME/vlmedge or ~/.cache/vlmedge.
+    """
+    engines = bundle.path / ENGINES
+    writable = os.access(engines if engines.is_dir() else bundle.path, os.W_OK)
+    if (engines / name).is_dir() or writable:
+        return engines
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("VLMEDGE_CACHE") or home / "vlmedge")
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """Read what an engine was made from; empty if it does not say, or not in JSON."""
+    try:
+        data = json.loads((folder / SIDECAR).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _folders(bundle: Path) -> list[Path]:
+    """List whole engines; a name with a dot in front is one under construction."""
+    engines = bundle / ENGINES
+    if not engines.is_dir():
+        return []
+    return sorted(f for f in engines.iterdir() if f.is_dir() and not f.name.startswith("."))

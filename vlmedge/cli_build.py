@@ -1,0 +1,117 @@
+"""The commands that compile a bundle for this machine, and look after what was compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from vlmedge.cli_types import BundleFolder, Json, Quiet
+from vlmedge.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from vlmedge.building import AxisRange, Precision
+
+engines = typer.Typer(help="List or remove what engines have built of a bundle.")
+
+
+def build(
+    bundle: BundleFolder,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="What to build for.")] = "tensorrt",
+    precision: Annotated[
+        str, typer.Option(metavar="TYPE", help="Of float layers: float16 or float32.")
+    ] = "float16",
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MIN:OPT:MAX", help="Sizes to build for: batch, tokens, past."),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(metavar="N", help="Optimization level, 0 quick to 5 thorough.")
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(metavar="MIB", help="Scratch memory. [default: half of what's free]"),
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(metavar="MIB", help="Stop a build that takes more of the host's.")
+    ] = None,
+    component: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
+    ] = None,
+    check_only: Annotated[
+        bool, typer.Option("--check-only", help="Only say what would be refused; needs no GPU.")
+    ] = False,
+    tensorrt: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Of --check-only: 8.6, 10.3, 11.x, ...")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a bundle for this machine's GPU; what is there already is kept."""
+    if check_only != (tensorrt is not None):
+        raise typer.BadParameter("--check-only and --tensorrt VERSION go together")
+    from vlmedge import console, tables_build
+    from vlmedge.building import BuildOptions, Compiler
+    from vlmedge.registry import ENGINES
+
+    compiler = ENGINES[engine]
+    if not isinstance(compiler, Compiler):
+        raise InputError(f"engine {engine!r} is not built: it opens bundles as they are")
+    options = BuildOptions(
+        precision=cast("Precision", precision),  # BuildOptions judges it
+        axes=_axes(axis or []),
+        level=level,
+        workspace_mib=workspace,
+        memory_mib=memory,
+        components=tuple(component or ()),
+    )
+    opened = console.load(bundle)
+    if tensorrt is None:
+        built = compiler.build(opened, options, console.progress(quiet))
+        console.emit(built) if as_json else tables_build.show_built(built)
+        return
+    findings = compiler.lint(opened, options, tensorrt)
+    if as_json:
+        console.emit(findings)
+    else:
+        tables_build.show_findings(findings)
+    if findings:
+        raise BundleError(f"{bundle}: {engine} {tensorrt} would refuse {len(findings)} nodes")
+    if not as_json and not quiet:
+        print(f"{bundle}: {engine} {tensorrt} takes it")
+
+
+@engines.command("list")
+def list_(bundle: BundleFolder, as_json: Json = False) -> None:
+    """List the engines of a bundle, and what each was built for."""
+    from vlmedge import console, tables_build
+    from vlmedge.building import stored_engines
+    from vlmedge.bundle import read_manifest
+
+    read_manifest(bundle)  # refuses what is no bundle
+    found = stored_engines(bundle)
+    console.emit(found) if as_json else tables_build.show_engines(found)
+
+
+@engines.command()
+def clean(bundle: BundleFolder, as_json: Json = False) -> None:
+    """Remove the engines of a bundle; the next run builds them again."""
+    from vlmedge import console, tables_build
+    from vlmedge.building import clean_engines
+    from vlmedge.bundle import read_manifest
+
+    read_manifest(bundle)
+    removed = clean_engines(bundle)
+    console.emit(removed) if as_json else tables_build.show_removed(removed)
+
+
+def _axes(texts: list[str]) -> dict[str, AxisRange]:
+    from vlmedge.building import AxisRange
+
+    found = {}
+    for text in texts:
+        name, equals, sizes = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--axis {text}: give NAME=MIN:OPT:MAX")
+        found[name] = AxisRange.parse(sizes)
+    return found
