@@ -117,9 +117,15 @@ class InPlaceGraph(OrtGraph):
         if self._session is None:
             raise RuntimeError(f"{self.component.name} is closed")
         axes = self._check(feeds)
+        given = {name: value for name, value in feeds.items() if name in self._specs}
+        if given:
+            self._used, self._shared = axes["past"], 0
+            self._buffers = {}
         self._make_room(axes["batch"], axes["total"])
+        for name, value in given.items():
+            self._buffers[name][:, :, : self._used] = value
         binding = self._bound()
-        held = {name: _held(value) for name, value in feeds.items()}
+        held = {name: _held(value) for name, value in feeds.items() if name not in given}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         plain = [name for name in self._outputs if name not in self._became]
@@ -161,12 +167,12 @@ class InPlaceGraph(OrtGraph):
 
     def _make_room(self, batch: int, total: int) -> None:
         """See that the buffers hold `total` positions of `batch` rows."""
-        if self._used == 0:
+        if self._used == 0 or not self._buffers:
             self._origin = np.arange(batch)
         rows = next(iter(self._buffers.values())).shape[0] if self._buffers else 0
         if rows == batch and total <= self._capacity():
             return
-        if self._used and batch != rows:
+        if self._used and self._buffers and batch != rows:
             raise InputError(
                 f"{self.component.name}: the cache has {rows} rows, the feeds {batch}: reset first"
             )
@@ -178,7 +184,7 @@ class InPlaceGraph(OrtGraph):
         for name, spec in self._specs.items():
             _, heads, _, width = spec.shape
             fresh = np.empty((batch, int(heads), capacity, int(width)), spec.dtype)
-            if self._used:
+            if self._used and name in self._buffers:
                 fresh[:, :, : self._used] = self._buffers[name][rows, :, : self._used]
             self._buffers[name] = fresh
         self._binding = None
