@@ -24,8 +24,3 @@ def test_registry_lists_the_nearest_and_the_known() -> None:
 def test_literals_are_read_without_import() -> None:
     assert FAMILIES.literal("clip", "ARCHITECTURES") == ("CLIPModel",)
     assert FAMILIES.literal("blip2", "ALIASES")["blip2"] == "Salesforce/blip2-opt-2.7b"
-
-
-def test_device_names_only_known_engines() -> None:
-    for name in DEVICES.names():
-        assert set(DEVICES[name].engines) <= set(ENGINES.names())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,8 +202,59 @@ class Family(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Dense tera-operations a second, a multiply-add being two; none: it cannot.
+
+    Attributes:
+        fp32: Of the plain float units, not TF32.
+        fp16: With sums in float32, which is what TensorRT does.
+        int8: Of 8-bit integers.
+        fp8: Of E4M3.
+        fp4: Of NVFP4.
+    """
+
+    fp32: float
+    fp16: float | None = None
+    int8: float | None = None
+    fp8: float | None = None
+    fp4: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
-    """`DEVICE` in devices/<name>.py: a board, in the numbers that choose an engine."""
+    """A value of `DEVICES` in devices/<product line>.py: a board, in numbers that decide.
+
+    Attributes:
+        title: What people call it.
+        kind: What it is; only a gpu has memory apart from the system's.
+        engines: What runs on it, the best first.
+        precisions: What it computes in, or unpacks while it computes (int4).
+        rates: Of the whole device; of one core for a CPU.
+        bandwidth_gb_s: Between memory and processor, as published.
+        memory_gib: What is built in; none: it differs from machine to machine.
+        compute_capability: CUDA's, or none.
+        marks: By what it is known: module ids of a Jetson, names that nvidia-smi gives, CPU flags.
+        dla_cores: Deep-learning accelerators.
+        dla_int8_tops: What they do together, dense.
+        jetpacks: The JetPack releases that run on it, a prefix each.
+        power_modes: Names as nvpmodel has them; their numbers differ, so they are read there.
+    """
 
     title: str
+    kind: Literal["jetson", "gpu", "cpu"]
     engines: tuple[str, ...]
+    precisions: tuple[str, ...]
+    rates: Rates
+    bandwidth_gb_s: float
+    memory_gib: float | None = None
+    compute_capability: str | None = None
+    marks: tuple[str, ...] = ()
+    dla_cores: int = 0
+    dla_int8_tops: float = 0.0
+    jetpacks: tuple[str, ...] = ()
+    power_modes: tuple[str, ...] = ()
+
+    @property
+    def shared_memory(self) -> bool:
+        """Whether the system and its desktop live in the same memory."""
+        return self.kind != "gpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,4 +75,17 @@ class Registry(Generic[T]):
 FAMILIES: Registry[Family] = Registry("export", "FAMILY", "family", "export")
 SCHEMES: Registry[Scheme] = Registry("quantize", "SCHEME", "scheme", "export")
 ENGINES: Registry[Engine] = Registry("runtimes", "ENGINE", "engine", "cpu")
-DEVICES: Registry[Device] = Registry("devices", "DEVICE", "device", "cpu")
+DEVICES: Registry[Mapping[str, Device]] = Registry("devices", "DEVICES", "product line", "cpu")
+
+
+def devices() -> dict[str, Device]:
+    """Return every device of every product line by its name, in the lines' own order."""
+    return {name: device for line in DEVICES.names() for name, device in DEVICES[line].items()}
+
+
+def device(name: str) -> Device:
+    """Return the device called `name`."""
+    known = devices()
+    if name not in known:
+        raise unknown("device", name, list(known))
+    return known[name]

@@ -114,7 +114,7 @@ def shelves() -> dict[str, Any]:
         "families": {name: families.literal(name, "ARCHITECTURES") for name in families.names()},
         "schemes": [FLOAT, *registry.SCHEMES.names()],
         "engines": registry.ENGINES.names(),
-        "devices": registry.DEVICES.names(),
+        "devices": list(registry.devices()),
     }
 
 
