@@ -74,13 +74,16 @@ def aliases() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def resolve(name: str, progress: Progress, *, allow_pickle: bool = False) -> Checkpoint:
+def resolve(
+    name: str, progress: Progress, *, allow_pickle: bool = False, config_only: bool = False
+) -> Checkpoint:
     """Find a checkpoint: built-in name, local folder, alias or hub id, in this order.
 
     Args:
         name: What the user gave.
         progress: Watches a download.
         allow_pickle: Fetch .bin weights too.
+        config_only: Fetch config.json alone.
 
     Raises:
         CheckpointError: It is nowhere, or the hub cannot be reached.
@@ -98,7 +101,8 @@ def resolve(name: str, progress: Progress, *, allow_pickle: bool = False) -> Che
         raise CheckpointError(f"{folder} is a file: give the folder that holds config.json")
     hub_id = aliases().get(name, name)
     if _HUB_ID.fullmatch(hub_id) and not name.startswith((".", "/", "~")):
-        return _fetch(hub_id, progress, allow_pickle)
+        wanted = [*_WANTED, *(_PICKLES if allow_pickle else ())]
+        return _fetch(hub_id, progress, ["config.json"] if config_only else wanted)
     if "/" in name or "\\" in name:
         raise CheckpointError(f"{name}: no such folder: give a checkpoint's folder or a hub id")
     raise unknown("checkpoint", name, [*built_ins(), *aliases()])
@@ -125,7 +129,7 @@ def family_of(folder: Path) -> str:
     raise unknown("architecture", str(found[0]), sorted(known))
 
 
-def _fetch(hub_id: str, progress: Progress, allow_pickle: bool) -> Checkpoint:
+def _fetch(hub_id: str, progress: Progress, wanted: list[str]) -> Checkpoint:
     """Download what an export reads from the hub; a broken download goes on where it stopped."""
     try:
         import huggingface_hub
@@ -135,7 +139,6 @@ def _fetch(hub_id: str, progress: Progress, allow_pickle: bool) -> Checkpoint:
             f"fetching {hub_id} needs the package {error.name}: pip install 'vlmedge[export]'"
         ) from error
     progress.note(f"fetching {hub_id} from the hub")
-    wanted = [*_WANTED, *(_PICKLES if allow_pickle else ())]
     try:
         folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:

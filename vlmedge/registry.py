@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from vlmedge.contracts import Device, Engine, Family, Scheme
 from vlmedge.errors import MissingExtraError, UnknownNameError
+from vlmedge.shape import Fields, Shape
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ FAMILIES: Registry[Family] = Registry("export", "FAMILY", "family", "export")
 SCHEMES: Registry[Scheme] = Registry("quantize", "SCHEME", "scheme", "export")
 ENGINES: Registry[Engine] = Registry("runtimes", "ENGINE", "engine", "cpu")
 DEVICES: Registry[Mapping[str, Device]] = Registry("devices", "DEVICES", "product line", "cpu")
+SHAPES: Registry[Callable[[Fields], Shape]] = Registry("shapes", "SHAPE", "shape", "cpu")
 
 
 def devices() -> dict[str, Device]:

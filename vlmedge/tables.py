@@ -190,11 +190,12 @@ def _row(table: Table, *cells: str | Text) -> None:
     table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
-def _print(table: Table) -> None:
+def _print(table: Table, *, spaced: bool = True) -> None:
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else WIDE, highlight=False)
     console.print(table)
-    console.print()
+    if spaced:
+        console.print()
 
 
 def _passed(passed: bool) -> Text:

@@ -1,0 +1,180 @@
+"""Counts from config.json alone are those of PyTorch's own models on its meta device."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from vlmedge.errors import CheckpointError, UnknownNameError
+from vlmedge.planning import read_shape
+from vlmedge.shape import Shape
+
+ROOT = Path(__file__).parent.parent
+
+# llava-hf/llava-1.5-7b-hf's config.json leaves out what Llama and CLIP have by default
+LLAVA = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+
+
+def benchmark_models() -> dict[str, Any]:
+    """Return what benchmarks/make_checkpoint.py can make."""
+    file = ROOT / "benchmarks" / "make_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("make_checkpoint", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    models: dict[str, Any] = module.MODELS
+    return models
+
+
+def on_meta(architecture: Any, config: Any) -> Any:
+    with torch.device("meta"):
+        return architecture(config)
+
+
+def count(*modules: Any) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def counted(folder: Path, config: Any) -> Shape:
+    config.save_pretrained(folder)
+    return read_shape(folder)
+
+
+def test_clip_b16_counts_as_torch_does(tmp_path: Path) -> None:
+    make, architecture = benchmark_models()["clip-vit-b-16"]
+    shape, model = counted(tmp_path, make()), on_meta(architecture, make())
+    vision, text = shape.parts
+    assert vision.parameters == count(model.vision_model, model.visual_projection)
+    assert text.parameters == count(model.text_model, model.text_projection)
+    assert shape.parameters == count(model) == 149_620_737
+
+
+def test_blip2_opt_counts_as_torch_does(tmp_path: Path) -> None:
+    make, architecture = benchmark_models()["blip2-opt-2.7b"]
+    shape, model = counted(tmp_path, make()), on_meta(architecture, make())
+    inner = model.model if hasattr(model, "model") else model
+    vision, qformer, projector, decoder = shape.parts
+    assert vision.parameters == count(inner.vision_model)
+    assert qformer.parameters == count(inner.qformer) + inner.query_tokens.numel()
+    assert projector.parameters == count(inner.language_projection)
+    assert decoder.parameters == count(inner.language_model)
+    assert shape.parameters == count(model)
+
+
+def test_llava_counts_as_torch_does(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA))
+    shape = read_shape(tmp_path)
+    config = transformers.LlavaConfig.from_dict(LLAVA)
+    model = on_meta(transformers.LlavaForConditionalGeneration, config)
+    vision, projector, _decoder = shape.parts
+    assert vision.parameters == count(model.model.vision_tower)
+    assert projector.parameters == count(model.model.multi_modal_projector)
+    assert shape.parameters == count(model)
+    assert shape.soft_rows == 576
+
+
+def test_grouped_heads_and_tied_words_count_as_torch_does(tmp_path: Path) -> None:
+    config = transformers.LlavaConfig.from_dict(
+        {
+            **LLAVA,
+            "text_config": {
+                "model_type": "llama",
+                "num_attention_heads": 8,
+                "num_key_value_heads": 2,
+                "head_dim": 96,
+                "hidden_size": 512,
+                "tie_word_embeddings": True,
+            },
+            "tie_word_embeddings": True,
+            "multimodal_projector_bias": False,
+        }
+    )
+    model = on_meta(transformers.LlavaForConditionalGeneration, config)
+    assert counted(tmp_path, config).parameters == count(model)
+
+
+def test_smaller_models_count_as_torch_does(tmp_path: Path) -> None:
+    for name in ("tiny-clip", "tiny-blip2"):
+        folder = ROOT / "vlmedge" / "checkpoints" / name
+        config = transformers.AutoConfig.from_pretrained(folder)
+        architecture = getattr(transformers, config.architectures[0])
+        assert read_shape(folder).parameters == count(on_meta(architecture, config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_config": None}, "config.json has no 'text_config': it is needed to plan"),
+        ({"vision_config": {"hidden_size": "wide"}}, "hidden_size is 'wide': it must be a whole"),
+        ({"vision_config": {"patch_size": 0}}, "patch_size is 0: it must be a whole number of 1"),
+        ({"vision_config": {"model_type": "siglip"}}, "'siglip' is not planned: llava has 'clip_"),
+        ({"text_config": {"model_type": "mistral"}}, "'mistral' is not planned: llava has 'llama'"),
+    ],
+)
+def test_config_with_a_fault_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAVA, **change}))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        read_shape(tmp_path)
+
+
+def test_blip2_with_another_language_model_is_refused(tmp_path: Path) -> None:
+    config = {"architectures": ["Blip2ForConditionalGeneration"], "text_config": {}}
+    config["text_config"] = {"model_type": "t5"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="'t5': blip2 is planned with 'opt'"):
+        read_shape(tmp_path)
+
+
+def test_unknown_architecture_lists_what_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["ClipModel"]}')
+    with pytest.raises(UnknownNameError, match="did you mean 'CLIPModel'.*Llava"):
+        read_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "has no 'architectures'"),
+        ("{", "is no JSON: download it again"),
+        ('{"architectures": []}', "has no 'architectures'"),
+    ],
+)
+def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_shape(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="nowhere.*no such file or folder"):
+        read_shape(tmp_path / "nowhere")

@@ -1,0 +1,101 @@
+"""The commands about machines: what will fit on one, and what is wrong with this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmedge.cli_types import Json, Quiet
+from vlmedge.errors import InputError
+
+EXIT_FAILED = 1
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Or a config.json, or a bundle's folder.")
+    ],
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="See list; `auto` is this machine.")
+    ] = "auto",
+    scheme: Annotated[
+        str | None, typer.Option("--scheme", metavar="NAME", help="Fail if this one does not fit.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What runs it. [default: the device's best]")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of text, beside the picture. [default: 64]"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="New tokens. [default: 64]")
+    ] = None,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="The board runs without a desktop.")
+    ] = False,
+    free_gib: Annotated[
+        float | None, typer.Option(metavar="X", help="Memory for the model, if you know better.")
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of a CPU. [default: this machine's]")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell from config.json alone what will fit on a device, and how fast it will be."""
+    if free_gib is not None and free_gib <= 0:
+        raise typer.BadParameter("--free-gib must be more than 0")
+    from vlmedge import console, planning, tables_device
+
+    shape, stored = planning.look_up(model, console.progress(quiet))
+    wish = planning.Wish(
+        _auto() if device == "auto" else device,
+        engine,
+        prompt_tokens,
+        max_tokens,
+        headless,
+        free_gib,
+        cores,
+    )
+    made = planning.make_plan(model, shape, wish, stored=stored)
+    refused = planning.refusal(made, shape, scheme)
+    if as_json:
+        console.emit(made)
+    elif not quiet:
+        tables_device.show_plan(made, scheme)
+    if refused is not None:
+        raise InputError(refused)
+
+
+def doctor(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[BUNDLE...]", help="Also look at the engines of these."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with this machine, and say what to do about it."""
+    from vlmedge import console, tables_device
+    from vlmedge.bundle import read_manifest
+    from vlmedge.doctor import examine, this_patient
+
+    for bundle in bundles or ():
+        read_manifest(bundle)  # refuse what is no bundle before any work
+    findings = examine(this_patient(tuple(bundles or ())))
+    console.emit(findings) if as_json else tables_device.show_findings(findings)
+    if any(finding.level == "bad" for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _auto() -> str:
+    """Name this machine as the catalogue does."""
+    from vlmedge.detect import detect
+
+    found = detect()
+    if found.device is None:
+        name = found.model or (found.gpus[0].name if found.gpus else "this machine")
+        raise InputError(f"{name} is not in the catalogue: give --device, see `vlmedge list`")
+    return found.device

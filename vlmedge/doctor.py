@@ -1,0 +1,122 @@
+"""What is wrong with this machine, and what to do about it.
+
+Each check looks at one thing of a `Patient` and returns findings; a patient is a root folder, a
+runner of tools and a list of folders with Python packages, so a fault is seeded with files.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from vlmedge.detect import Found, Sources, detect
+from vlmedge.machine import this_machine
+
+Level = Literal["ok", "warn", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a check has seen.
+
+    Attributes:
+        check: Whose it is.
+        level: ok; warn: it works, slowly or not for all; bad: it does not work.
+        what: In one line.
+        cure: What to do, or "".
+    """
+
+    check: str
+    level: Level
+    what: str
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A machine to look at.
+
+    Attributes:
+        sources: Its files and tools.
+        found: What it was recognised as.
+        packages: Folders with Python packages.
+        python: Major and minor.
+        architecture: x86_64, aarch64, ...
+        cpus: How many this process may use.
+        all_cpus: How many there are.
+        threads: What engines take.
+        cache: Where engines go; its disk is looked at.
+        bundles: Whose engines are looked at.
+        disk_bytes: Free and all of the disk of a folder.
+    """
+
+    sources: Sources
+    found: Found
+    packages: tuple[Path, ...]
+    python: tuple[int, int]
+    architecture: str
+    cpus: int
+    all_cpus: int
+    threads: int
+    cache: Path
+    bundles: tuple[Path, ...] = ()
+    disk_bytes: Callable[[Path], tuple[int, int]] = field(default=lambda path: disk_bytes(path))
+
+    def version(self, package: str) -> str | None:
+        """Return the version of an installed package, or none."""
+        found = metadata.distributions(name=package, path=[str(p) for p in self.packages])
+        return next((d.version for d in found if d.version), None)
+
+    def folder(self, module: str) -> Path | None:
+        """Return the folder of an installed package's module."""
+        return next((p / module for p in self.packages if (p / module).is_dir()), None)
+
+
+def this_patient(bundles: tuple[Path, ...] = (), sources: Sources | None = None) -> Patient:
+    """Describe the machine that this runs on."""
+    sources = sources or Sources()
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    all_cpus = os.cpu_count() or 1
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Patient(
+        sources,
+        detect(sources),
+        tuple(Path(p) for p in sys.path if p and Path(p).is_dir()),
+        (sys.version_info.major, sys.version_info.minor),
+        platform.machine(),
+        len(affinity(0)) if affinity else all_cpus,
+        all_cpus,
+        this_machine(()).threads,
+        Path(os.environ.get("VLMEDGE_CACHE") or home / "vlmedge"),
+        bundles,
+    )
+
+
+def disk_bytes(path: Path) -> tuple[int, int]:
+    """Return free and all bytes of the disk on which `path` is, or will be."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    usage = shutil.disk_usage(path)
+    return usage.free, usage.total
+
+
+Check = Callable[[Patient], list[Finding]]
+
+
+def checks() -> Mapping[str, Check]:
+    """Return every check by its name, in the order in which they are told."""
+    from vlmedge import doctor_engines, doctor_machine
+
+    return {**doctor_machine.CHECKS, **doctor_engines.CHECKS}
+
+
+def examine(patient: Patient) -> tuple[Finding, ...]:
+    """Run every check."""
+    return tuple(finding for check in checks().values() for finding in check(patient))
