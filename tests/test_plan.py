@@ -11,7 +11,8 @@ import pytest
 from test_shapes import LLAVA, benchmark_models
 
 from vlmedge.errors import InputError, UnknownNameError
-from vlmedge.planning import Plan, Wish, make_plan, read_shape, refusal
+from vlmedge.planning import Plan, Wish, follow, make_plan, read_shape, refusal
+from vlmedge.progress import SILENT
 from vlmedge.registry import device, devices
 from vlmedge.roofline import GIB, MIB, SCHEMES, engines
 
@@ -168,6 +169,13 @@ def test_giant_fits_nowhere(tmp_path: Path) -> None:
     shape = read_shape(tmp_path)
     said = refusal(planned(tmp_path, "h100"), shape, None)
     assert said is not None and "no device of the catalogue has enough" in said
+
+
+def test_export_for_a_device_takes_its_scheme_or_is_refused(llava: Path) -> None:
+    assert follow(str(llava), "jetson-orin-nano-8gb", None, SILENT) == "int4"
+    assert follow(str(llava), "jetson-agx-orin-64gb", "fp16", SILENT) == "fp16"
+    with pytest.raises(InputError, match="in fp16 needs .*int4 fits there"):
+        follow(str(llava), "jetson-orin-nano-8gb", "fp16", SILENT)
 
 
 def test_board_that_could_run_but_not_build_is_refused() -> None:

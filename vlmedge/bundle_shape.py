@@ -62,14 +62,14 @@ def _part(path: Path, manifest: Manifest, component: Component) -> tuple[Part, i
     for value in graph.initializers.values():
         if value.const_value is None or value.shape is None:
             continue
-        shape = tuple(int(n) for n in value.const_value.shape)
+        shape = value.const_value.shape.numpy()
         count = value.const_value.size
         users = _users(value)
         if "Conv" in users and len(shape) == 4:
             patch = shape[-1]
         if len(shape) >= 2 and set(users) & set(PRODUCTS):
             linear += count
-            shapes[shape[-2:]] += 1
+            shapes[shape[-2], shape[-1]] += 1
         elif "Gather" in users and len(shape) == 2 and component.inputs[0].dtype == "int64":
             table += count
             table_bytes += value.const_value.nbytes

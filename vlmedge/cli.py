@@ -211,8 +211,8 @@ app.command()(cli_build.build)
 app.add_typer(cli_build.engines, name="engines", no_args_is_help=True)
 for _command in (cli_model.caption, cli_model.ask, cli_model.classify, cli_model.embed):
     app.command()(_command)
-for _command in (cli_device.plan, cli_device.doctor):
-    app.command()(_command)
+app.command()(cli_device.plan)
+app.command()(cli_device.doctor)
 
 
 @app.command()

@@ -214,7 +214,7 @@ def _for_jetpack(patient: Patient, version: str) -> bool:
     jetpack, built = patient.found.jetpack, _built_for(patient).get("cuda_version", "")
     assert jetpack is not None
     if not built:  # older wheels do not tell; PyPI's for Arm begin with 1.29 and are for CUDA 13
-        built = "13" if _numbers(version) >= (1, 29) and not jetpack.wheel else jetpack.cuda
+        built = "13" if _numbers(version) >= (1, 29) else jetpack.cuda
     return built.split(".")[0] == jetpack.cuda.split(".")[0]
 
 

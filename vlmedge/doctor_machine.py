@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from vlmedge.contracts import Device
-from vlmedge.doctor import Check, Finding, Patient
+from vlmedge.doctor import Check, Finding, Level, Patient
 from vlmedge.registry import devices
 from vlmedge.roofline import GIB
 
@@ -61,8 +61,8 @@ def check_memory(patient: Patient) -> list[Finding]:
         return [Finding("memory", "warn", "the system does not tell its memory")]
     line = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     cure = "end other programs; on a board, `sudo systemctl set-default multi-user.target`"
-    level = "bad" if free < NO_MEMORY else "warn" if free < LITTLE_MEMORY else "ok"
-    findings = [Finding("memory", level, line, "" if level == "ok" else cure)]  # type: ignore[arg-type]
+    level: Level = "bad" if free < NO_MEMORY else "warn" if free < LITTLE_MEMORY else "ok"
+    findings = [Finding("memory", level, line, "" if level == "ok" else cure)]
     limit = _limit(patient, "memory.max", "memory/memory.limit_in_bytes")
     if limit is not None and limit < total:
         what = f"a control group allows {limit / GIB:.1f} of {total / GIB:.1f} GiB"

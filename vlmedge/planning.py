@@ -271,6 +271,25 @@ def refusal(plan: Plan, shape: Shape, asked: str | None) -> str | None:
     return f"{how}: {'; '.join(cures) or 'no device of the catalogue has enough'}"
 
 
+def follow(name: str, device: str, scheme: str | None, progress: Progress) -> str:
+    """Choose the scheme for an export or a build for a device; refuse one that does not fit.
+
+    Args:
+        name: A checkpoint or a bundle.
+        device: A name of the catalogue.
+        scheme: What was asked for, or none: the recommended one.
+        progress: Watches a download.
+
+    Raises:
+        InputError: It does not fit; the message says what would.
+    """
+    shape, stored = look_up(name, progress)
+    plan = make_plan(name, shape, Wish(device), stored=stored)
+    if (refused := refusal(plan, shape, scheme)) is not None:
+        raise InputError(refused)
+    return scheme or str(plan.recommended)
+
+
 def _scheme(
     shape: Shape,
     device: Device,
