@@ -73,6 +73,7 @@ class Habits:
         compiles: Whether it builds engines first, which takes memory of its own.
         compute_share: What part of a rate is reached, by precision.
         bandwidth_share: What part of the bandwidth.
+        layer_us: What a layer takes beyond its arithmetic: starting kernels.
     """
 
     process_mib: float
@@ -82,22 +83,24 @@ class Habits:
     compiles: bool
     compute_share: dict[str, float]
     bandwidth_share: float
+    layer_us: float
 
 
 # Measured with ONNX Runtime 1.32 on two cores of an AMD EPYC with AVX512-VNNI: memory on tiny-clip,
 # tiny-blip2 and CLIP ViT-B/16; time on ViT-B/16 (98 ms float32, 66 ms int8, one image) and BLIP-2
-# OPT-2.7b int8 (12.0 tokens a second).
-_ORT_CPU = Habits(78, 2, 2, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62)
+# OPT-2.7b int8 (12.0 tokens a second); a step of tiny-blip2's four layers takes 0.27 ms.
+_ORT_CPU = Habits(78, 2, 2, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62, 60)
 # Assumed until a board has been measured: a CUDA process with its libraries takes 0.5 GiB of a
 # card, and 0.9 GiB of a board where the host's part is in the same memory. TensorRT-Edge-LLM's
-# claim for Orin Nano (Qwen3-VL-2B in int4: 36.9 tokens a second) is half of its bandwidth.
+# claim for Orin Nano (Qwen3-VL-2B in int4: 36.9 tokens a second) is half of its bandwidth. A layer
+# is about ten kernels.
 _CARD_SHARE = dict.fromkeys(("fp32", "fp16", "int8", "fp8"), 0.5)
 _HABITS = {
     ("ort", "cpu"): _ORT_CPU,
-    ("ort", "gpu"): Habits(500, 8, 2, False, False, _CARD_SHARE, 0.7),
-    ("ort", "jetson"): Habits(900, 8, 2, False, False, _CARD_SHARE, 0.5),
-    ("tensorrt", "gpu"): Habits(500, 16, 1, False, True, _CARD_SHARE, 0.7),
-    ("tensorrt", "jetson"): Habits(900, 16, 1, False, True, _CARD_SHARE, 0.5),
+    ("ort", "gpu"): Habits(500, 8, 2, False, False, _CARD_SHARE, 0.7, 20),
+    ("ort", "jetson"): Habits(900, 8, 2, False, False, _CARD_SHARE, 0.5, 50),
+    ("tensorrt", "gpu"): Habits(500, 16, 1, False, True, _CARD_SHARE, 0.7, 20),
+    ("tensorrt", "jetson"): Habits(900, 16, 1, False, True, _CARD_SHARE, 0.5, 50),
 }
 
 
@@ -189,11 +192,12 @@ def cost(
     workspace = KERNEL_BYTES * rows * max(part.inner, part.width)
     compute_ms = _compute_ms(part, device, how, does, rows, rows, cores)
     bandwidth = device.bandwidth_gb_s * 1e6 * does.bandwidth_share  # bytes a millisecond
+    start_ms = max(1, part.layers) * does.layer_us / 1000
     step_ms = None
     if part.writes:
         step_bytes = weights_bytes + cache_token * work.total_rows
         step = _compute_ms(part, device, how, does, 1, work.total_rows, cores)
-        step_ms = max(step, step_bytes / bandwidth)
+        step_ms = max(step, step_bytes / bandwidth) + start_ms
     build_host = build = 0.0
     if does.compiles:
         build_host = BUILD_HOST_COPIES * weights_bytes
@@ -208,7 +212,7 @@ def cost(
         workspace,
         build,
         build_host if device.shared_memory else 0.0,
-        max(compute_ms, weights_bytes / bandwidth),
+        max(compute_ms, weights_bytes / bandwidth) + start_ms,
         step_ms,
     )
 
