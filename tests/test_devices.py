@@ -40,9 +40,9 @@ def test_device_is_whole(name: str) -> None:
     assert all(any(k.startswith(jetpack) for k in known) for jetpack in found.jetpacks)
 
 
-def test_device_names_only_engines_that_are_or_come() -> None:
+def test_device_names_only_engines_that_are() -> None:
     for found in devices().values():
-        assert set(found.engines) <= {*ENGINES.names(), "tensorrt"}
+        assert set(found.engines) <= set(ENGINES.names())
 
 
 def test_device_names_are_unique_over_all_lines() -> None:

@@ -339,14 +339,16 @@ def test_driver_that_is_too_old(patient, tmp_path: Path) -> None:
 
 def test_engine_of_another_version_and_machine(patient, tmp_path: Path) -> None:
     identity = {"component": "decoder", "tensorrt": "10.13.0", "compute_capability": "8.9"}
-    identity["gpu"] = "NVIDIA GeForce RTX 4090"
+    identity |= {"gpu": "NVIDIA GeForce RTX 4090", "platform": "linux-x86_64"}
     bundle = tmp_path / "bundle"
     record = json.dumps({"identity": identity})
     seed(bundle, {"engines/trt-1/engine.json": record, "engines/trt-2/engine.json": "{"})
     board = patient(orin_nano(), packages={"tensorrt": "10.3.0.30"}, bundles=(bundle,))
     other, broken = told("cache", board)
     assert "decoder is for tensorrt 10.13.0 (here 10.3.0.30)" in other.what
-    assert "compute_capability 8.9 (here 8.7)" in other.what
+    assert "compute_capability 8.9 (here 8.7), platform linux-x86_64 (here linux-aarch64)" in (
+        other.what
+    )
     assert other.level == "warn" and other.cure == f"vlmedge build {bundle}"
     assert "does not say what it was built for" in broken.what
     shutil.rmtree(bundle / "engines" / "trt-2")

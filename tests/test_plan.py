@@ -114,12 +114,14 @@ def test_predicted_peak_is_the_measured_one_at_full_size(scheme: str, tmp_path: 
 def test_llava_on_an_orin_nano_is_int4_with_swap(llava: Path) -> None:
     plan = planned(llava, "jetson-orin-nano-8gb")
     assert plan.recommended == "int4"
-    assert [s.verdict for s in plan.schemes] == ["too big", "too big", "too big", "fits"]
+    verdicts = {s.scheme: s.verdict for s in plan.schemes}
+    assert verdicts.pop("fp8") == "no arithmetic" and verdicts.pop("int4") != "too big"
+    assert set(verdicts.values()) == {"too big"}
     assert any("needs swap: int4" in note for note in plan.notes)
     decoder = plan.scheme("fp16").parts[-1]
     assert decoder.weights_bytes == pytest.approx(2 * 6.607e9, rel=0.001)
-    # 2 x 32 layers x 4096 x 704 tokens in float16, one copy: TensorRT writes in place
-    assert decoder.cache_bytes == 2 * 32 * 4096 * (576 + 64 + 64) * 2
+    # 2 x 32 layers x 4096 x 704 tokens in float16, in two buffers that take turns
+    assert decoder.cache_bytes == 2 * 32 * 4096 * (576 + 64 + 64) * 2 * 2
 
 
 def test_shared_memory_leaves_less_than_a_card_has(llava: Path) -> None:
@@ -177,6 +179,22 @@ def test_export_for_a_device_takes_its_scheme_or_is_refused(llava: Path) -> None
     assert follow(str(llava), "jetson-agx-orin-64gb", "fp16", SILENT) == "fp16"
     with pytest.raises(InputError, match="in fp16 needs .*int4 fits there"):
         follow(str(llava), "jetson-orin-nano-8gb", "fp16", SILENT)
+
+
+def test_export_for_a_device_is_refused_before_any_work(vlmedge, tmp_path: Path) -> None:
+    folder = Path(__file__).parent.parent / "vlmedge" / "checkpoints" / "tiny-clip"
+    out = tmp_path / "out"
+    ran = vlmedge("export", folder, "--fp8", "--device", "jetson-nano-4gb", "--out", out)
+    assert ran.code == 1 and "jetson-nano-4gb has no units for it" in ran.err
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export_for_a_device_takes_the_recommended_scheme(vlmedge, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    wish = ("--device", "cpu-x86-avx512-vnni", "--no-check", "--quiet", "--out", out)
+    assert vlmedge("export", "tiny-clip", *wish).code == 0
+    assert json.loads((out / "manifest.json").read_text())["scheme"] == "int8"
 
 
 def test_board_that_could_run_but_not_build_is_refused() -> None:

@@ -22,6 +22,7 @@ from vlmedge.cli_types import (
     BundleFolder,
     Calibrate,
     Checkpoint,
+    DeviceName,
     Fp8,
     Fp16,
     Int4,
@@ -114,6 +115,7 @@ def export(
     fp8: Fp8 = False,
     fp16: Fp16 = False,
     scheme: SchemeName = None,
+    device: DeviceName = None,
     keep: Keep = None,
     calibrate: Calibrate = None,
     target_drop: TargetDrop = None,
@@ -133,6 +135,9 @@ def export(
     recipe = _recipe(context)
     from vlmedge import console, exporting
 
+    if device is not None:
+        asked = recipe.scheme if scheme or any(context.params[name] for name in FLAGS) else None
+        recipe = cli_device.fit(recipe, checkpoint, device, asked, quiet)
     bundle = exporting.export(
         checkpoint,
         out,

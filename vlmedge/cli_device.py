@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmedge.cli_types import Json, Quiet
 from vlmedge.errors import InputError
+
+if TYPE_CHECKING:
+    from vlmedge.recipe import Recipe
 
 EXIT_FAILED = 1
 
@@ -88,6 +91,19 @@ def doctor(
     console.emit(findings) if as_json else tables_device.show_findings(findings)
     if any(finding.level == "bad" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+def fit(recipe: Recipe, checkpoint: str, device: str, asked: str | None, quiet: bool) -> Recipe:
+    """Give a recipe the scheme that fits a device, or refuse what was asked for."""
+    import msgspec
+
+    from vlmedge import console, planning
+
+    progress = console.progress(quiet)
+    name = _auto() if device == "auto" else device
+    scheme = planning.follow(checkpoint, name, asked, progress)
+    progress.note(f"{scheme} for {name}")
+    return msgspec.structs.replace(recipe, scheme=scheme)
 
 
 def _auto() -> str:

@@ -20,6 +20,10 @@ SchemeName = Annotated[
     str | None,
     typer.Option("--scheme", metavar="NAME|FILE", help="One of list's, or a recipe in JSON."),
 ]
+DeviceName = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="Fit for this one of list's, or not at all."),
+]
 Keep = Annotated[
     list[str] | None,
     typer.Option(

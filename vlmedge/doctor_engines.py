@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from vlmedge.building import SIDECAR
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.detect import Runner
 from vlmedge.doctor import Check, Finding, Patient
@@ -139,11 +140,12 @@ def check_cached_engines(patient: Patient) -> list[Finding]:
         "tensorrt": patient.version("tensorrt"),
         "gpu": patient.found.gpus[0].name if patient.found.gpus else None,
         "compute_capability": _capability(patient),
+        "platform": f"{sys.platform}-{patient.architecture}",
     }
     findings = []
     for bundle in patient.bundles:
         good = 0
-        for file in sorted((bundle / ENGINE_CACHE).glob("*/engine.json")):
+        for file in sorted((bundle / ENGINE_CACHE).glob(f"*/{SIDECAR}")):
             identity = _identity(file)
             if identity is None:
                 what = f"{file.parent} does not say what it was built for"

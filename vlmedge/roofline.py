@@ -19,6 +19,7 @@ KERNEL_BYTES = 4  # logits and sums are float32 everywhere
 # what kernels are timed with. An estimate that no board has confirmed yet.
 BUILD_HOST_COPIES = 2
 BUILD_SCRATCH = GIB // 2
+CACHE_ROWS_MIN = 64  # of a cache that grows by doubling
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Numbers:
 _CPU = {
     "float32": Numbers("fp32", 4, 4, 4, 4, "fp32", "fp32"),
     "fp16": Numbers("fp16", 2, 2, 2, 2, "fp16", "fp16"),
+    "fp8": Numbers("fp8", 1, 1, 1, 4, "fp32", "fp32"),
     "int8": Numbers("int8", 1, 1, 1, 4, "int8", "int8"),
     "int4": Numbers("int4", 1, 0.5 + 4 / 128, 1, 4, "int8", "int8"),  # a scale for 128 weights
 }
@@ -55,6 +57,7 @@ _CPU = {
 _GPU = {
     "float32": Numbers("fp32", 4, 4, 4, 4, "fp32", "fp32"),
     "fp16": Numbers("fp16", 2, 2, 2, 2, "fp16", "fp16"),
+    "fp8": Numbers("fp8", 1, 1, 1, 2, "fp8", "fp8"),
     "int8": Numbers("int8", 1, 1, 1, 2, "int8", "fp16"),
     "int4": Numbers("int4", 1, 0.5 + 2 / 128, 1, 2, "int8", "fp16"),
 }
@@ -69,6 +72,7 @@ class Habits:
         process_mib: Of an engine that has no model yet.
         component_mib: Of each component's graph and plan, without its numbers.
         cache_copies: How many caches there are while a token is added.
+        doubles_cache: Whether a cache that is full grows to twice its size.
         maps_tables: Whether a table of which few rows are read stays on disk.
         compiles: Whether it builds engines first, which takes memory of its own.
         compute_share: What part of a rate is reached, by precision.
@@ -79,6 +83,7 @@ class Habits:
     process_mib: float
     component_mib: float
     cache_copies: int
+    doubles_cache: bool
     maps_tables: bool
     compiles: bool
     compute_share: dict[str, float]
@@ -89,7 +94,7 @@ class Habits:
 # Measured with ONNX Runtime 1.32 on two cores of an AMD EPYC with AVX512-VNNI: memory on tiny-clip,
 # tiny-blip2 and CLIP ViT-B/16; time on ViT-B/16 (98 ms float32, 66 ms int8, one image) and BLIP-2
 # OPT-2.7b int8 (12.0 tokens a second); a step of tiny-blip2's four layers takes 0.27 ms.
-_ORT_CPU = Habits(78, 2, 2, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62, 60)
+_ORT_CPU = Habits(78, 2, 1, True, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62, 60)
 # Assumed until a board has been measured: a CUDA process with its libraries takes 0.5 GiB of a
 # card, and 0.9 GiB of a board where the host's part is in the same memory. TensorRT-Edge-LLM's
 # claim for Orin Nano (Qwen3-VL-2B in int4: 36.9 tokens a second) is half of its bandwidth. A layer
@@ -97,10 +102,10 @@ _ORT_CPU = Habits(78, 2, 2, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62, 60)
 _CARD_SHARE = dict.fromkeys(("fp32", "fp16", "int8", "fp8"), 0.5)
 _HABITS = {
     ("ort", "cpu"): _ORT_CPU,
-    ("ort", "gpu"): Habits(500, 8, 2, False, False, _CARD_SHARE, 0.7, 20),
-    ("ort", "jetson"): Habits(900, 8, 2, False, False, _CARD_SHARE, 0.5, 50),
-    ("tensorrt", "gpu"): Habits(500, 16, 1, False, True, _CARD_SHARE, 0.7, 20),
-    ("tensorrt", "jetson"): Habits(900, 16, 1, False, True, _CARD_SHARE, 0.5, 50),
+    ("ort", "gpu"): Habits(500, 8, 2, False, False, False, _CARD_SHARE, 0.7, 20),
+    ("ort", "jetson"): Habits(900, 8, 2, False, False, False, _CARD_SHARE, 0.5, 50),
+    ("tensorrt", "gpu"): Habits(500, 16, 2, False, False, True, _CARD_SHARE, 0.7, 20),
+    ("tensorrt", "jetson"): Habits(900, 16, 2, False, False, True, _CARD_SHARE, 0.5, 50),
 }
 
 
@@ -187,7 +192,10 @@ def cost(
         weights_bytes = stored_bytes(part, how, resident=does.maps_tables)
     rows = work.prompt_rows if part.rows is None else part.rows
     cache_token = part.cache_width * how.float_bytes
-    cache = cache_token * work.total_rows * does.cache_copies
+    cache_rows = work.total_rows
+    if does.doubles_cache:
+        cache_rows = max(CACHE_ROWS_MIN, 1 << (cache_rows - 1).bit_length())
+    cache = cache_token * cache_rows * does.cache_copies
     activations = _activations(part, rows, rows, how.float_bytes)
     workspace = KERNEL_BYTES * rows * max(part.inner, part.width)
     compute_ms = _compute_ms(part, device, how, does, rows, rows, cores)
@@ -253,7 +261,7 @@ def _compute_ms(
 
 def _rate(device: Device, does: Habits, precision: str) -> float:
     """Return what is reached of a rate; what a device has no units for goes to the next wider."""
-    order = ("int8", "fp16", "fp32")
+    order = ("fp8", "int8", "fp16", "fp32")
     for name in order[order.index(precision) :]:
         rate = getattr(device.rates, name)
         if rate is not None:
