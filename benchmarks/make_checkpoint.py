@@ -2,6 +2,7 @@
 
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-opt-2.7b      (7.5 GB)
     python benchmarks/make_checkpoint.py clip-vit-b-16 /tmp/clip-vit-b-16        (0.3 GB)
+    python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-cut 6    (of each part 6 layers)
 
 Speed and memory depend on shapes alone, and parity is harder on random weights than on trained
 ones. Tensors are drawn and written one at a time, as float16 in shards of about 5 GB, as the hub
@@ -57,9 +58,20 @@ def clip_b16() -> Any:
     )
 
 
+def clip_l14() -> Any:
+    """Return the config of openai/clip-vit-large-patch14."""
+    config = clip_b16()
+    for part, width, heads in ((config.text_config, 768, 12), (config.vision_config, 1024, 16)):
+        part.hidden_size, part.intermediate_size, part.num_attention_heads = width, 4 * width, heads
+    config.vision_config.num_hidden_layers, config.vision_config.patch_size = 24, 14
+    config.projection_dim = 768
+    return config
+
+
 MODELS = {
     "blip2-opt-2.7b": (blip2_opt, transformers.Blip2ForConditionalGeneration),
     "clip-vit-b-16": (clip_b16, transformers.CLIPModel),
+    "clip-vit-l-14": (clip_l14, transformers.CLIPModel),
 }
 
 
@@ -97,10 +109,13 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
     return values / np.float32(math.sqrt(math.prod(shape[1:])))
 
 
-def write(kind: str, folder: Path) -> None:
-    """Write the checkpoint."""
+def write(kind: str, folder: Path, layers: int | None = None) -> None:
+    """Write the checkpoint, with no more than `layers` layers in each part."""
     make, architecture = MODELS[kind]
     config = make()
+    for name in config.sub_configs if layers is not None else ():
+        part = getattr(config, name)
+        part.num_hidden_layers = min(part.num_hidden_layers, layers)
     folder.mkdir(parents=True, exist_ok=True)
     config.dtype = "float16"
     config.save_pretrained(folder)
@@ -150,4 +165,4 @@ def write(kind: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(sys.argv[1], Path(sys.argv[2]))
+    write(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
