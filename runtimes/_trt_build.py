@@ -74,6 +74,8 @@ def compile_component(
     Raises:
         BundleError: TensorRT refuses the graph, or there is too little memory or disk.
     """
+    from ._trt_lower import is_typed
+
     model, changed, findings = lowered(bundle, component, version, precision)
     if findings:
         first, more = findings[0], len(findings) - 1
@@ -87,7 +89,7 @@ def compile_component(
     request = worker.Request(
         graph=str(_write(model, changed, bundle, component.name, partial)),
         profiles=tuple(shapes(component, profile) for profile in profiles),
-        half=precision == "float16",
+        half=precision == "float16" or is_typed(model),
         quantized=any(node.op_type == "DequantizeLinear" for node in model.graph),
         level=options.level,
         workspace_bytes=options.workspace_mib * MIB

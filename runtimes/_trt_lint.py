@@ -40,10 +40,11 @@ _CONSTANT_INPUTS: tuple[tuple[str, int, str, Version], ...] = (
     ("TopK", 1, "K", (8, 6)),
 )
 _TOP_K_LIMIT = 3840
+_INT4_SINCE: Version = (10, 3)
 _QUANTIZED: tuple[tuple[ir.DataType, Version], ...] = (
     (ir.DataType.INT8, _ALWAYS),
     (ir.DataType.FLOAT8E4M3FN, (9, 0)),
-    (ir.DataType.INT4, (10, 3)),
+    (ir.DataType.INT4, _INT4_SINCE),
     (ir.DataType.FLOAT4E2M1, (10, 8)),
 )
 _SMALL = (ir.DataType.INT4, ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN)  # may be blocked
@@ -63,7 +64,7 @@ def lint(component: str, model: ir.Model, version: Version, *, cached: bool) -> 
     table = operators(version)
     found = []
     opset = model.opset_imports.get("", 0)
-    if opset > table.opset:
+    if opset > (21 if _has_int4(model) and version >= _INT4_SINCE else table.opset):
         problem = f"the graph is of opset {opset}, its parser reads up to {table.opset}"
         found.append(Finding(component, "", "", problem, "export it at an older opset"))
     for node in model.graph.all_nodes():
@@ -71,6 +72,18 @@ def lint(component: str, model: ir.Model, version: Version, *, cached: bool) -> 
         for problem, remedy in _problems(node, table, cached):
             found.append(Finding(component, name, node.op_type, problem, remedy))
     return found
+
+
+def _has_int4(model: ir.Model) -> bool:
+    """Tell whether a graph needs opset 21, where DequantizeLinear has blocks.
+
+    Parsers before 10.6 read it too: "Added support for INT4 quantization" is in the change log of
+    10.0. What else opset 21 changed is GroupNormalization, which came with 10.9.
+    """
+    kinds = {node.op_type for node in model.graph}
+    return "GroupNormalization" not in kinds and any(
+        value.dtype == ir.DataType.INT4 for value in model.graph.initializers.values()
+    )
 
 
 def _problems(node: ir.Node, table: Operators, cached: bool) -> Iterator[Problem]:

@@ -6,7 +6,8 @@
 
 float16 is written into the graph, since TensorRT 11 knows no other way (and 10 takes it): products,
 convolutions and what lies between them become float16; sums of squares, exponentials and what
-follows them directly stay float32. Weight and scale tensors are cast when they are written.
+follows them directly stay float32. A graph that a scheme has typed keeps its types. Weights and
+scales are cast when they are written.
 """
 
 from __future__ import annotations
@@ -70,13 +71,18 @@ def lower(
                 changed = True
     if version < (10, 0):  # it computes in float16 by a flag, which strong typing has replaced
         changed = _to_opset_17(model) or changed
-    elif precision == "float16":
+    elif precision == "float16" and not is_typed(model):
         _Halver(model, frozenset(state)).run()
         changed = True
     if changed:
         RemoveUnusedNodesPass()(model)
         _drop_unused(model)
     return changed
+
+
+def is_typed(model: ir.Model) -> bool:
+    """Tell whether a scheme has chosen float16 already, and float32 where it must be."""
+    return any(value.dtype == _HALF for node in model.graph for value in node.outputs)
 
 
 def _gelu(graph: ir.Graph, gelu: ir.Node) -> list[ir.Node]:

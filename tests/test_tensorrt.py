@@ -955,6 +955,25 @@ def test_build_command_refuses(
     assert words in ran.err
 
 
+def test_commands_run_on_the_engine_that_is_asked_for(
+    use: Use, clip: Bundle, pictures: list[Path], vlmedge: Any
+) -> None:
+    gpu = use("trt103")
+    build(clip)
+    gpu.copied_bytes["up"] = 0
+    ran = vlmedge(
+        "classify", clip.path, pictures[0], "--labels", "red circle,cat", "--engine", "tensorrt"
+    )
+    assert ran.code == 0
+    assert "%" in ran.out
+    assert gpu.copied_bytes["up"] > 0
+
+
+def test_unknown_engine_is_refused(clip: Bundle, pictures: list[Path], vlmedge: Any) -> None:
+    ran = vlmedge("embed", clip.path, pictures[0], "--engine", "tensort")
+    assert "no engine 'tensort': did you mean 'tensorrt'?" in ran.err
+
+
 def test_check_only_and_version_go_together(clip: Bundle, vlmedge: Any) -> None:
     assert vlmedge("build", clip.path, "--check-only").code == 2
     assert vlmedge("build", clip.path, "--tensorrt", "10.3").code == 2

@@ -341,7 +341,20 @@ def test_int4_came_with_10_3() -> None:
     y = draft.add("DequantizeLinear", w, scale, axis=0, block_size=4)
     model = draft.model(draft.add("MatMul", draft.x, y))
     assert "it is of INT4" in problems(model, (10, 2))
-    assert problems(model, (10, 6)) == ""
+    assert problems(model, V10_3) == ""
+    model.opset_imports[""] = 22
+    assert "the graph is of opset 22" in problems(model, V10_3)
+
+
+def test_graph_that_a_scheme_has_typed_keeps_its_types() -> None:
+    """The scheme fp16 leaves layers in float32 that would overflow."""
+    draft = _Draft()
+    half = draft.add("Cast", draft.x, dtype=HALF, to=int(HALF))
+    h = draft.add("Relu", half, dtype=HALF)
+    full = draft.add("Cast", h, to=int(FLOAT))
+    model = draft.model(draft.add("MatMul", full, draft.constant(np.full((8, 8), 1e5, "f4"))))
+    assert not lower.lower(model, V10_3, "float16")
+    assert half_types(model) == {"Relu": "FLOAT16", "MatMul": "FLOAT"}
 
 
 # ---- the lowering gives the same numbers

@@ -9,6 +9,7 @@ import typer
 
 from vlmedge.cli_types import (
     BundleFolder,
+    EngineName,
     Images,
     Json,
     MaxTokens,
@@ -44,13 +45,14 @@ def caption(
     top_p: TopP = None,
     repetition_penalty: Penalty = None,
     seed: Seed = None,
+    engine: EngineName = "ort",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Describe pictures, one line each."""
     from vlmedge import console
 
-    model = console.open_model(bundle)
+    model = console.open_model(bundle, engine)
     console.write(model, images, prompt, None, as_json, **_sampling(context))
 
 
@@ -66,13 +68,14 @@ def ask(
     top_p: TopP = None,
     repetition_penalty: Penalty = None,
     seed: Seed = None,
+    engine: EngineName = "ort",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Answer a question about a picture."""
     from vlmedge import console
 
-    model = console.open_model(bundle)
+    model = console.open_model(bundle, engine)
     console.write(model, [image], "", question, as_json, **_sampling(context))
 
 
@@ -84,13 +87,14 @@ def classify(
         str | None, typer.Option(metavar="TEXT", help="Around a label; {} is the label.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Labels to print.")] = 5,
+    engine: EngineName = "ort",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Say which label fits each picture, without training."""
     from vlmedge import console
 
-    console.classify(console.open_model(bundle), images, labels, template, top, as_json)
+    console.classify(console.open_model(bundle, engine), images, labels, template, top, as_json)
 
 
 def embed(
@@ -104,6 +108,7 @@ def embed(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Save float32 [inputs, width] there.")
     ] = None,
+    engine: EngineName = "ort",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -112,7 +117,7 @@ def embed(
         raise typer.BadParameter("give an IMAGE or a --text")
     from vlmedge import console
 
-    console.embed(console.open_model(bundle), images or [], text or [], out, as_json, quiet)
+    console.embed(console.open_model(bundle, engine), images or [], text or [], out, as_json, quiet)
 
 
 def _sampling(context: typer.Context) -> dict[str, Any]:

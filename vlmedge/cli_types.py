@@ -75,4 +75,7 @@ Penalty = Annotated[
     float | None,
     typer.Option("--repetition-penalty", metavar="X", help="Above 1: less repetition."),
 ]
+EngineName = Annotated[
+    str, typer.Option("--engine", metavar="NAME", help="What runs the graphs; see list.")
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Of the draw, when sampling.")]

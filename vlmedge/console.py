@@ -92,9 +92,9 @@ def load(path: Path) -> Bundle:
     return bundle
 
 
-def open_model(path: Path) -> Model:
+def open_model(path: Path, engine: str) -> Model:
     """Load a bundle to run it; warn when it has not passed the gate."""
-    return Model(load(path))
+    return Model(load(path), engine)
 
 
 def warn(bundle: Bundle) -> None:
