@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from vlmedge.contracts import Array
 from vlmedge.errors import VlmEdgeError
 
@@ -190,11 +188,6 @@ def connect() -> Cuda:
             "(on a Jetson: sudo apt install nvidia-jetpack)"
         )
     return Cudart(runtime, driver)
-
-
-def as_contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return an array as it is copied to the GPU."""
-    return np.ascontiguousarray(array, dtype)
 
 
 def _runtimes() -> Iterator[str]:

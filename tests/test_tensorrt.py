@@ -982,15 +982,32 @@ def test_check_only_and_version_go_together(clip: Bundle, vlmedge: Any) -> None:
 # ---- on a GPU
 
 
-@pytest.mark.gpu
-def test_real_engine_answers_as_onnx_runtime_does(clip: Bundle, pictures: list[Path]) -> None:
+@pytest.fixture
+def real() -> None:
+    """Skip where TensorRT or a GPU is missing."""
     pytest.importorskip("tensorrt")
     try:
         cuda.connect()
     except VlmEdgeError as error:
         pytest.skip(str(error))
-    build(clip)
-    model, reference = vlmedge.load(clip.path, engine="tensorrt"), Model(clip)
-    for picture in pictures:
-        cosine = float(model.embed_image(str(picture)) @ reference.embed_image(str(picture)))
-        assert cosine > 0.99
+
+
+@pytest.mark.gpu
+def test_real_vectors_are_those_of_onnx_runtime(
+    real: None, clip: Bundle, pictures: list[Path]
+) -> None:
+    for precision in ("float32", "float16"):
+        build(clip, BuildOptions(precision=precision))  # type: ignore[arg-type]
+        model, reference = vlmedge.load(clip.path, engine="tensorrt"), Model(clip)
+        for picture in map(str, pictures):
+            assert float(model.embed_image(picture) @ reference.embed_image(picture)) > 0.99
+
+
+@pytest.mark.gpu
+def test_real_captions_are_those_of_onnx_runtime(
+    real: None, blip2: Bundle, pictures: list[Path]
+) -> None:
+    build(blip2, BuildOptions(precision="float32"))
+    there, here, paths = Model(blip2), Model(blip2, "tensorrt"), [str(p) for p in pictures]
+    assert here.caption(paths) == there.caption(paths)
+    assert here.caption(paths, num_beams=3) == there.caption(paths, num_beams=3)

@@ -1,0 +1,134 @@
+"""CUDA by ctypes, against a libcudart of Python whose memory is the host's."""
+
+from __future__ import annotations
+
+import ctypes
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlmedge.errors import VlmEdgeError
+from vlmedge.registry import ENGINES
+
+cuda = import_module(f"{import_module(type(ENGINES['tensorrt']).__module__).__package__}._trt_cuda")
+OUT_OF_MEMORY, INVALID = 2, 1
+TEXTS = {OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid argument"}
+
+
+class _Function:
+    """A foreign function: it can be called, and has a result type."""
+
+    restype: Any = None
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+
+class _Runtime:
+    """libcudart's functions that are used, with C's types; any other name fails."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._held: dict[int, Any] = {}
+        self.kinds: list[int] = []
+        self.cudaGetErrorString = _Function(lambda error: TEXTS[error])
+
+    def cudaGetDeviceCount(self, count: Any) -> int:
+        count._obj.value = 1
+        return 0
+
+    def cudaDeviceGetAttribute(self, value: Any, number: int, device: int) -> int:
+        value._obj.value = {75: 8, 76: 7}[number]  # cudaDevAttrComputeCapabilityMajor, Minor
+        return 0
+
+    def cudaMemGetInfo(self, free: Any, total: Any) -> int:
+        free._obj.value, total._obj.value = self._room, 2**40
+        return 0
+
+    def cudaMalloc(self, address: Any, size: ctypes.c_size_t) -> int:
+        if size.value > self._room:
+            return OUT_OF_MEMORY
+        data = ctypes.create_string_buffer(size.value)
+        self._held[ctypes.addressof(data)] = data
+        address._obj.value = ctypes.addressof(data)
+        return 0
+
+    def cudaFree(self, address: ctypes.c_void_p) -> int:
+        return INVALID if self._held.pop(address.value or 0, None) is None else 0
+
+    def cudaStreamCreate(self, stream: Any) -> int:
+        stream._obj.value = 0x7F00_0000_0010  # does not fit a C int
+        return 0
+
+    def cudaStreamSynchronize(self, stream: ctypes.c_void_p) -> int:
+        return 0 if stream.value == 0x7F00_0000_0010 else INVALID
+
+    cudaStreamDestroy = cudaStreamSynchronize
+
+    def cudaMemcpyAsync(
+        self,
+        target: ctypes.c_void_p,
+        source: ctypes.c_void_p,
+        size: ctypes.c_size_t,
+        kind: ctypes.c_int,
+        stream: ctypes.c_void_p,
+    ) -> int:
+        assert target.value and source.value
+        ctypes.memmove(target.value, source.value, size.value)
+        self.kinds.append(kind.value)
+        return self.cudaStreamSynchronize(stream)
+
+
+class _Driver:
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGetName(self, label: Any, size: int, device: int) -> int:
+        label.value = b"Orin"
+        return 0
+
+
+@pytest.fixture
+def runtime() -> _Runtime:
+    return _Runtime(2**20)
+
+
+@pytest.fixture
+def gpu(runtime: _Runtime) -> Any:
+    return cuda.Cudart(runtime, _Driver())
+
+
+def test_gpu_tells_name_capability_and_memory(gpu: Any) -> None:
+    assert (gpu.name, gpu.capability, gpu.memory()) == ("Orin", "8.7", (2**20, 2**40))
+
+
+def test_bytes_go_up_over_and_down(gpu: Any, runtime: _Runtime) -> None:
+    stream, sent = gpu.stream(), np.arange(6, dtype=np.float32).reshape(2, 3)
+    first, second = gpu.allocate(sent.nbytes), gpu.allocate(sent.nbytes)
+    got = np.empty_like(sent)
+    gpu.upload(first, sent, stream)
+    gpu.copy(second, first, sent.nbytes, stream)
+    gpu.download(got, second, stream)
+    gpu.wait(stream)
+    np.testing.assert_array_equal(got, sent)
+    assert runtime.kinds == [1, 3, 2]  # to the device, on it, to the host: cudaMemcpyKind
+    gpu.upload(first, np.empty(0, np.float32), stream)  # nothing to copy is no call
+    assert len(runtime.kinds) == 3
+    gpu.release(first)
+    gpu.release(second)
+    gpu.close_stream(stream)
+
+
+def test_too_little_memory_says_how_much_there_is(gpu: Any) -> None:
+    with pytest.raises(VlmEdgeError, match=r"Orin has no 8 MiB left \(1 MiB free\): close other"):
+        gpu.allocate(2**23)
+
+
+def test_other_errors_carry_cuda_s_own_words(gpu: Any) -> None:
+    with pytest.raises(VlmEdgeError, match="Orin: cudaFree: invalid argument"):
+        gpu.release(1)
