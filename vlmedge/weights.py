@@ -1,0 +1,110 @@
+"""Named tensors on disk: read one at a time, by position, with numpy alone.
+
+safetensors files are read by position rather than mapped: a mapped 7.5 GB file counts as memory
+of this process until the kernel takes it back, and a small machine's limits are about just that.
+The header is 8 bytes of length and JSON, then the tensors in a row
+(https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from vlmedge.contracts import Array
+from vlmedge.errors import CheckpointError
+
+# numpy has no bfloat16: its bits are the upper half of a float32
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "F64": "float64", "I64": "int64"}
+
+
+class Weights(Protocol):
+    """Named tensors on disk."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk: float32, float16 or bfloat16."""
+        ...
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    file: Path
+    offset_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class SafeWeights:
+    """The tensors of one or several safetensors files."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._places: dict[str, _Place] = {}
+        for file in files:
+            self._places.update(_header(file))
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        return {name: place.shape for name, place in self._places.items()}
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk: float32, float16, bfloat16, ..."""
+        found = self._places[name].dtype
+        return "bfloat16" if found == "BF16" else _DTYPES[found]
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN."""
+        place = self._places[name]
+        count = math.prod(place.shape)
+        flat = np.fromfile(place.file, _DTYPES[place.dtype], count, offset=place.offset_bytes)
+        if flat.size != count:
+            raise CheckpointError(f"{place.file}: it ends inside {name!r}: download it again")
+        if place.dtype == "BF16":
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        return finite(name, flat.astype(np.float32, copy=False)).reshape(place.shape)
+
+
+def finite(name: str, flat: Array) -> Array:
+    """Refuse NaN; min carries it, at one pass and no copy."""
+    if flat.size and np.isnan(flat.min()):
+        raise CheckpointError(f"weight {name!r} has NaN: the checkpoint is broken")
+    return flat
+
+
+def _header(file: Path) -> dict[str, _Place]:
+    """Read where the tensors of one safetensors file lie, and that they lie inside it."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise CheckpointError(f"{file} is no safetensors file: download it again")
+        try:
+            entries = json.loads(stream.read(length))
+        except ValueError:
+            raise CheckpointError(f"{file} has a broken header: download it again") from None
+    places = {}
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        if 8 + length + end > size:
+            raise CheckpointError(f"{file}: it ends inside {name!r}: download it again")
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(
+                f"{file}: {name!r} is {entry['dtype']}: only {', '.join(_DTYPES)} are read"
+            )
+        places[name] = _Place(file, 8 + length + begin, entry["dtype"], tuple(entry["shape"]))
+    return places
