@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import tokenizers
 import torch
+from transformers.pytorch_utils import Conv1D
 
+from vlmedge.adapter import Weighted
 from vlmedge.contracts import Array, Graph
+from vlmedge.merged import Merged
 from vlmedge.spec import EmbeddingTable, ModelSpec
 
 from ._checkpoint import TOKENIZER, check_weights, goldens
@@ -61,6 +64,15 @@ class HubExport:
         for name in (*self.extra, *([self.embed_tokens] if self.embed_tokens else [])):
             expected.setdefault(name, found.get(name, ()))
         check_weights(found, expected, IGNORED)
+
+    def merged(self, adapters: Sequence[Weighted]) -> HubExport:
+        """Return this checkpoint with LoRA adapters in its weights."""
+        turned = set()  # stored [in, out], which only the module's class tells
+        for build in self.builds.values():
+            module, _ = build_on_meta(build)
+            found = ((n, m) for n, m in module.named_modules() if isinstance(m, Conv1D))
+            turned |= {f"{name}.weight" for name, _ in found}
+        return replace(self, weights=Merged(self.weights, adapters, turned, self.tied))
 
     def read(self, name: str) -> Array:
         """Read a weight as float32; a tied one that is absent is its source."""

@@ -100,6 +100,7 @@ class TorchGraph(CheckedGraph):
         state: dict[str, Any] = self._state
         index = torch.from_numpy(rows)
         self._state = {name: value.index_select(0, index) for name, value in state.items()}
+        self.follow(rows)
 
     def close(self) -> None:
         """Free the weights."""

@@ -16,7 +16,16 @@ import onnx_ir as ir
 
 from vlmedge.contracts import Stats
 
-from ._linear import Floats, Format, Linear, RoundRows, rounded, scale_rows
+from ._linear import (
+    Floats,
+    Format,
+    Linear,
+    RoundRows,
+    describe,
+    initializer,
+    rounded,
+    scale_rows,
+)
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.65, 0.8)
 GAIN = 0.97  # of the error: less than 3 % better is not worth a change
@@ -25,10 +34,11 @@ COLUMNS = 256  # of each weight that are tried: enough to tell one exponent from
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Linears that read one LayerNorm's output, which nothing else reads."""
+    """Linears that read one LayerNorm's output, which nothing else but adapters' slots reads."""
 
     norm: ir.Node
     linears: tuple[Linear, ...]
+    slots: tuple[ir.Node, ...] = ()
 
     @property
     def x(self) -> ir.Value:
@@ -49,8 +59,10 @@ def groups(linears: list[Linear]) -> list[Group]:
             continue
         nodes = {use.node for use in x.uses()}
         shared = any(len(tuple(linear.weight.uses())) > 1 for linear in members)
-        if nodes == {linear.node for linear in members} and not shared and _owns(norm):
-            found.append(Group(norm, tuple(members)))
+        slots = tuple(node for node in nodes if _enters_slot(node))
+        owned = {*slots, *(linear.node for linear in members)}
+        if nodes == owned and not shared and _owns(norm):
+            found.append(Group(norm, tuple(members), slots))
     return found
 
 
@@ -90,7 +102,30 @@ def smooth(
         parameter.const_value = ir.tensor(divided.astype(np.float32), name=parameter.name)
     for linear in group.linears:
         scale_rows(linear, scale)
+    if group.slots:
+        _restore(group, scale)
     return scale
+
+
+def _enters_slot(node: ir.Node) -> bool:
+    """Tell whether x goes into an adapter's slot (lora.py) here, whose A is a graph's input."""
+    if node.op_type == "Reshape":
+        return all(_enters_slot(use.node) for use in node.outputs[0].uses())
+    factor = node.inputs[1] if node.op_type == "MatMul" else None
+    return factor is not None and factor.is_graph_input()
+
+
+def _restore(group: Group, scale: Floats) -> None:
+    """Give the slots x as it was: an adapter knows nothing of what moved into the weights."""
+    graph, x = group.norm.graph, group.x
+    assert graph is not None
+    name = f"{x.name}.unsmoothed"
+    factor = initializer(graph, f"{x.name}.smoothing", ir.tensor(scale))
+    node = ir.Node("", "Mul", [x, factor], name=name)
+    describe(node.outputs[0], name, x.shape)
+    graph.insert_after(group.norm, node)
+    for slot in group.slots:
+        slot.replace_input_with(0, node.outputs[0])
 
 
 def _owns(norm: ir.Node) -> bool:

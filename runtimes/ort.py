@@ -78,6 +78,7 @@ class OrtGraph(CheckedGraph):
         batch = next((len(array) for array in arrays.values()), 0)
         if np.array_equal(rows, np.arange(batch)):
             return
+        self.follow(rows)
         buffer = np.empty(0)
         for name, array in arrays.items():
             if len(rows) != batch:
@@ -89,6 +90,10 @@ class OrtGraph(CheckedGraph):
             np.take(array, rows, axis=0, out=buffer, mode="clip")
             array[...] = buffer
         self._state = arrays
+
+    def hold(self, array: Array) -> ort.OrtValue:
+        """Wrap an array once: a decoder with slots has hundreds of them at every step."""
+        return _held(array)
 
     def close(self) -> None:
         """Free the session."""

@@ -151,7 +151,7 @@ def peak_memory_mib() -> float | None:
 def _torch_graphs(bundle: Bundle, checkpoint: str, dtype: str) -> dict[str, Graph]:
     """Open all components in PyTorch, through the family."""
     export = FAMILIES[bundle.spec.family].open(Path(checkpoint))
-    if export.spec.components != bundle.spec.components:
+    if export.spec.components != bundle.spec.bare():
         raise BundleError(
             f"{bundle.path} has other shapes than {checkpoint}: they do not belong together"
         )

@@ -20,6 +20,7 @@ from vlmedge.checkpoint import family_of, resolve
 from vlmedge.contracts import Array, Arrays, Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
+from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress
 from vlmedge.registry import ENGINES, FAMILIES
@@ -39,7 +40,12 @@ Pool = dict[str, Array]
 
 
 def check(
-    bundle: Path, against: str, images: Path | None = None, *, progress: Progress = SILENT
+    bundle: Path,
+    against: str,
+    images: Path | None = None,
+    *,
+    lora: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> Parity:
     """Compare a bundle with the checkpoint that it came from, and write the result into it.
 
@@ -47,6 +53,7 @@ def check(
         bundle: The folder.
         against: The checkpoint, as for export.
         images: A folder of pictures to compare on; default: drawn scenes.
+        lora: The adapters that were merged into the bundle, DIR or DIR=WEIGHT.
         progress: Watches.
     """
     opened = Bundle.load(bundle, thorough=True)
@@ -58,10 +65,11 @@ def check(
             "check it against the checkpoint that it came from"
         )
     export = FAMILIES[family].open(checkpoint.folder)
-    if export.spec.components != opened.spec.components:
+    if export.spec.components != opened.spec.bare():
         raise BundleError(f"{bundle} has other shapes than {against}: they do not belong together")
     if checkpoint.identity().sha256 != opened.manifest.checkpoint.sha256:
         progress.note(f"{bundle} was not exported from {against} as it is now")
+    export = merged_like(opened, export, lora)
     if images is not None:
         samples = from_folder(images, SAMPLES)
     else:

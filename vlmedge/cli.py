@@ -30,6 +30,9 @@ from vlmedge.cli_types import (
     Json,
     Keep,
     KeepSlower,
+    Lora,
+    LoraModules,
+    LoraSlots,
     NoCheck,
     Out,
     Overwrite,
@@ -122,6 +125,9 @@ def export(
     budget_mib: BudgetMib = None,
     keep_slower: KeepSlower = False,
     allow_unverified: AllowUnverified = False,
+    lora: Lora = None,
+    lora_slots: LoraSlots = None,
+    lora_modules: LoraModules = None,
     out: Out = None,
     overwrite: Overwrite = False,
     no_check: NoCheck = False,
@@ -143,6 +149,9 @@ def export(
         out,
         recipe,
         calibrate=calibrate,
+        lora=lora or (),
+        lora_slots=lora_slots,
+        lora_modules=[] if lora_modules is None else lora_modules.split(","),
         overwrite=overwrite,
         check=not no_check,
         allow_unverified=allow_unverified,
@@ -167,6 +176,7 @@ def quantize(
     budget_mib: BudgetMib = None,
     keep_slower: KeepSlower = False,
     allow_unverified: AllowUnverified = False,
+    lora: Lora = None,
     out: Out = None,
     overwrite: Overwrite = False,
     no_check: NoCheck = False,
@@ -184,6 +194,7 @@ def quantize(
         recipe,
         out,
         calibrate=calibrate,
+        lora=lora or (),
         overwrite=overwrite,
         check=not no_check,
         allow_unverified=allow_unverified,
@@ -201,6 +212,7 @@ def check(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Pictures to compare on. [default: drawn]")
     ] = None,
+    lora: Lora = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -208,7 +220,7 @@ def check(
     from vlmedge import checking, console
     from vlmedge.bundle import Bundle
 
-    checking.check(bundle, against, images, progress=console.progress(quiet))
+    checking.check(bundle, against, images, lora=lora or (), progress=console.progress(quiet))
     _conclude(Bundle.load(bundle), as_json, quiet)
 
 

@@ -57,6 +57,26 @@ AllowUnverified = Annotated[
     bool,
     typer.Option("--allow-unverified", help="Write the best mix also if it misses the target."),
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="DIR[=WEIGHT]", help="Merge a PEFT adapter in. May be repeated."
+    ),
+]
+LoraSlots = Annotated[
+    int | None,
+    typer.Option(
+        "--lora-slots", min=1, metavar="RANK", help="Take adapters up to this rank at run time."
+    ),
+]
+LoraModules = Annotated[
+    str | None,
+    typer.Option(
+        "--lora-modules",
+        metavar="A,B,C",
+        help="Linears that get slots, such as q_proj,v_proj. [default: all in layers]",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder to make. [default: <name>-<scheme>]")
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.manifest import KeptLayer
-from vlmedge.spec import Component, EmbeddingTable, ModelSpec
+from vlmedge.spec import AdapterSlot, Component, EmbeddingTable, ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from vlmedge.adapter import Weighted
     from vlmedge.bundle import Bundle
 
 Array = NDArray[Any]
@@ -157,6 +158,26 @@ class Scheme(Protocol):
         ...
 
 
+class Slotter(Protocol):
+    """`SLOTS` in quantize/<name>.py: opens a graph for adapters that come and go at run time."""
+
+    def add(
+        self, component: Component, model: ir.Model, rank: int, modules: Sequence[str] = ()
+    ) -> tuple[AdapterSlot, ...]:
+        """Give Linears of a float graph the inputs of an adapter, in place.
+
+        Args:
+            component: Its spec; the caller puts what is returned into it.
+            model: The graph.
+            rank: The largest rank that an adapter may have.
+            modules: Ends of the Linears' paths ("q_proj"); none: all in repeated layers.
+
+        Returns:
+            One slot for each Linear; none where the component has no such Linear.
+        """
+        ...
+
+
 class Export(Protocol):
     """One checkpoint, opened for export and as the reference of the gate."""
 
@@ -175,6 +196,16 @@ class Export(Protocol):
 
     def embeddings(self) -> EmbeddingTable | None:
         """Describe the token embedding table among the assets, if there is one."""
+        ...
+
+    def merged(self, adapters: Sequence[Weighted]) -> Export:
+        """Return the same checkpoint with LoRA adapters merged into its weights.
+
+        Everything reads weights through it, so graphs, tables and the reference all have them.
+
+        Raises:
+            AdapterError: An adapter does not fit the checkpoint.
+        """
         ...
 
     def open(self, component: str, dtype: str = "float32") -> Graph:

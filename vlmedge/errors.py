@@ -5,6 +5,7 @@ VlmEdgeError
 ├── MissingExtraError   an optional dependency is not installed (also ImportError)
 ├── InputError          an image, a prompt or an option cannot be used (also ValueError)
 ├── CheckpointError     a checkpoint cannot be read or exported
+├── AdapterError        a LoRA adapter cannot be read or does not fit the model
 ├── BundleError         a bundle on disk cannot be used or written
 └── ParityError         the gate has not passed
 
@@ -32,6 +33,10 @@ class InputError(VlmEdgeError, ValueError):
 
 class CheckpointError(VlmEdgeError):
     """A checkpoint cannot be read or exported."""
+
+
+class AdapterError(VlmEdgeError):
+    """A LoRA adapter cannot be read or does not fit the model."""
 
 
 class BundleError(VlmEdgeError):

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlmedge import __version__
+from vlmedge.adapter import parse
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import Checkpoint, family_of, resolve
 from vlmedge.contracts import Export
-from vlmedge.errors import BundleError
-from vlmedge.manifest import FORMAT, CheckpointId, KeptLayer, Manifest
+from vlmedge.errors import BundleError, InputError
+from vlmedge.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
+from vlmedge.merged import identities, merged_like
 from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.registry import FAMILIES
+from vlmedge.registry import FAMILIES, SLOTTERS
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
@@ -40,6 +42,9 @@ def export(
     recipe: Recipe | str | None = None,
     *,
     calibrate: Path | None = None,
+    lora: Sequence[str] = (),
+    lora_slots: int | None = None,
+    lora_modules: Sequence[str] = (),
     overwrite: bool = False,
     check: bool = True,
     allow_unverified: bool = False,
@@ -53,6 +58,9 @@ def export(
         out: Folder to make; default: <name>-<scheme>.
         recipe: How to quantize, or a scheme's name; none for float32.
         calibrate: A folder of pictures to calibrate with; default: drawn scenes.
+        lora: Folders of adapters that are merged into the weights, DIR or DIR=WEIGHT.
+        lora_slots: Take adapters up to this rank at run time; see `Model.set_adapter`.
+        lora_modules: Which Linears get slots, by the ends of their paths; none: all in layers.
         overwrite: Replace a bundle that is there.
         check: Compare with PyTorch; without it the bundle is unverified.
         allow_unverified: Write the best mix also when it misses the recipe's target.
@@ -63,12 +71,17 @@ def export(
         The bundle; `verified` tells whether it passed.
     """
     chosen = _recipe(recipe)
+    if lora_modules and lora_slots is None:
+        raise InputError("modules for slots, but no slots: give --lora-slots RANK too")
+    adapters = [parse(text) for text in lora]
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     found = resolve(checkpoint, progress, allow_pickle=allow_pickle)
     out = out or Path(f"{found.name}-{chosen.scheme}")
     refuse_existing(out, overwrite=overwrite)
     opened = FAMILIES[family_of(found.folder)].open(found.folder, allow_pickle=allow_pickle)
+    if adapters:
+        opened = opened.merged(adapters)
     with new_bundle(out, overwrite=overwrite) as folder:
         for name, write in opened.assets():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -78,7 +91,11 @@ def export(
             with progress.step(f"tracing {component}"):
                 return opened.trace(component)
 
-        source = _Source(opened.spec, found.identity(), opened.embeddings(), {}, trace)
+        source = _Source(
+            opened.spec, found.identity(), opened.embeddings(), {}, trace, identities(adapters)
+        )
+        if lora_slots is not None:
+            source = _slotted(source, lora_slots, lora_modules)
         gate = _gate(opened, found, progress) if check else None
         _refuse_missed(
             _write(folder, source, chosen, calibrate, gate, progress), chosen, allow_unverified
@@ -93,6 +110,7 @@ def quantize(
     *,
     against: str | None = None,
     calibrate: Path | None = None,
+    lora: Sequence[str] = (),
     overwrite: bool = False,
     check: bool = True,
     allow_unverified: bool = False,
@@ -106,6 +124,7 @@ def quantize(
         out: Folder to make; default: the bundle's name with the scheme's for float32.
         against: The checkpoint to check against; default: the one that the manifest names.
         calibrate: A folder of pictures to calibrate with; default: drawn scenes.
+        lora: The adapters that were merged into the bundle, for the comparison.
         overwrite: Replace a bundle that is there.
         check: Compare with PyTorch; without it the result is unverified.
         allow_unverified: Write the best mix also when it misses the recipe's target.
@@ -120,7 +139,8 @@ def quantize(
     gate = None
     if check:
         found = resolve(against or before.manifest.checkpoint.id, progress)
-        gate = _gate(FAMILIES[family_of(found.folder)].open(found.folder), found, progress)
+        opened = FAMILIES[family_of(found.folder)].open(found.folder)
+        gate = _gate(merged_like(before, opened, lora), found, progress)
     name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
     out = out or bundle.resolve().parent / f"{name}-{chosen.scheme}"
     with new_bundle(out, overwrite=overwrite) as folder:
@@ -131,6 +151,7 @@ def quantize(
             before.manifest.embeddings,
             before.manifest.provenance,
             lambda component: load_graph(before.path, component),
+            before.manifest.adapters,
         )
         _refuse_missed(
             _write(folder, source, chosen, calibrate, gate, progress), chosen, allow_unverified
@@ -168,6 +189,25 @@ class _Source(msgspec.Struct, frozen=True):
     embeddings: EmbeddingTable | None
     provenance: dict[str, str]
     graph: Callable[[str], ir.Model]
+    adapters: tuple[AdapterId, ...]
+
+
+def _slotted(source: _Source, rank: int, modules: Sequence[str]) -> _Source:
+    """Give the graphs slots; all are traced now, for the spec must name their inputs."""
+    graphs: dict[str, ir.Model] = {}
+    components = []
+    for component in source.spec.components:
+        graphs[component.name] = model = source.graph(component.name)
+        slots = SLOTTERS["lora"].add(component, model, rank, modules)
+        components.append(msgspec.structs.replace(component, slots=slots))
+    found = [slot.module for component in components for slot in component.slots]
+    if not found and not modules:
+        raise InputError("slots: the model has no layers: name its Linears with --lora-modules")
+    for end in modules:
+        if not any(f".{module}".endswith(f".{end}") for module in found):
+            raise InputError(f"slots: the model has no Linear {end!r}: choose others")
+    spec = msgspec.structs.replace(source.spec, components=tuple(components))
+    return msgspec.structs.replace(source, spec=spec, graph=graphs.__getitem__)
 
 
 def _write(
@@ -189,6 +229,7 @@ def _write(
         files=(),
         provenance=source.provenance,
         embeddings=source.embeddings,
+        adapters=source.adapters,
     )
     unsealed = Bundle(folder, manifest)
     if recipe.scheme == FLOAT:

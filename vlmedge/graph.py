@@ -1,12 +1,15 @@
 """The base of every engine's graph: names, dtypes and shapes are checked once, here.
 
-It also keeps the state. An engine that holds the cache on its device overrides the four state
-methods; the others get numpy arrays that are fed back as they came.
+It also keeps the state, and feeds the slots of adapters: zeros where none is set. An engine that
+holds the cache on its device overrides the four state methods, and its `reorder` calls `follow`;
+the others get numpy arrays that are fed back as they came.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,10 @@ class CheckedGraph(ABC):
         self._inputs = {spec.name: spec for spec in component.inputs}
         self._became = dict(component.state)
         self._state: dict[str, Array] = {}
+        self._factors: dict[str, Array] = {}  # of adapters: [adapters, ...] for each slot input
+        self._adapters = 1  # how many
+        self._adapter_of: NDArray[np.int64] | None = None  # by row; none: row i has adapter i
+        self._slot_feeds: dict[str, Any] | None = None  # ready for the engine, for these rows
 
     @abstractmethod
     def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -32,11 +39,14 @@ class CheckedGraph(ABC):
     def close(self) -> None:
         """Give the memory back; the default has none of its own."""
         self._state = {}
+        self._factors, self._slot_feeds = {}, None
 
     def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once; see `vlmedge.contracts.Graph.run`."""
         axes = self._check(feeds)
         full = {**self._past(axes), **feeds}
+        if self.component.slots:
+            full |= self._adapter_feeds(axes)
         outputs = self.infer(full)
         self._state = {into: outputs.pop(out) for out, into in self._became.items()}
         return outputs
@@ -44,10 +54,65 @@ class CheckedGraph(ABC):
     def reset(self) -> None:
         """Forget the state."""
         self._state = {}
+        if self._adapter_of is not None:
+            self._adapter_of = self._slot_feeds = None
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Make state row i the row `rows[i]` of now."""
         self._state = {name: value[rows] for name, value in self._state.items()}
+        self.follow(rows)
+
+    def adapt(self, factors: Mapping[str, Array] | None) -> None:
+        """Set what the slots are fed from now on.
+
+        Args:
+            factors: For each slot input an array [adapters, ...] of its spec; none: zeros. One
+                adapter serves every row; of several, row i of a batch is served by adapter i.
+        """
+        specs = [spec for slot in self.component.slots for spec in (slot.down, slot.up)]
+        given = factors or {spec.name: _zeros(spec) for spec in specs}
+        for spec in specs:
+            got = given[spec.name]
+            if got.dtype != spec.dtype or got.shape[1:] != spec.shape[1:] or not len(got):
+                raise InputError(
+                    f"{self.component.name}: {spec.name!r} is {got.dtype}{list(got.shape)}: it "
+                    f"must be {spec.dtype}[{', '.join(map(str, spec.shape))}]"
+                )
+        self._factors = dict(given)
+        self._adapters = max((len(array) for array in given.values()), default=1)
+        self._adapter_of = self._slot_feeds = None
+
+    def follow(self, rows: NDArray[np.int64]) -> None:
+        """Let each row of the batch keep its adapter when row i becomes row `rows[i]` of now."""
+        if self._adapters == 1:
+            return
+        before = np.arange(self._adapters) if self._adapter_of is None else self._adapter_of
+        after = before[rows]
+        if not np.array_equal(before, after):
+            self._adapter_of, self._slot_feeds = after, None
+
+    def hold(self, array: Array) -> Any:
+        """Make what `infer` gets for an array that is fed again and again."""
+        return array
+
+    def _adapter_feeds(self, axes: dict[str, int]) -> dict[str, Any]:
+        """Return what the slots are fed at this call."""
+        if not self._factors:
+            self.adapt(None)
+        rows = np.arange(self._adapters) if self._adapter_of is None else self._adapter_of
+        batch = axes.get("batch", 1)
+        if self._adapters > 1 and batch != len(rows):
+            raise InputError(
+                f"{self.component.name}: a batch of {batch} rows, and {len(rows)} of them have an "
+                "adapter: set one adapter, or one for each"
+            )
+        if self._slot_feeds is None:
+            chosen = slice(None) if self._adapter_of is None else rows
+            self._slot_feeds = {
+                name: self.hold(np.ascontiguousarray(array[chosen]))
+                for name, array in self._factors.items()
+            }
+        return self._slot_feeds
 
     def _past(self, axes: dict[str, int]) -> dict[str, Array]:
         """Return the state to feed: the last call's, or empty at the start."""
@@ -81,6 +146,11 @@ class CheckedGraph(ABC):
             if not fits:
                 raise InputError(f"{where}: {name!r} is {got}: it must be {wanted}")
         return axes
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    """Make what a slot input is fed without an adapter."""
+    return np.zeros((1, *(int(size) for size in spec.shape[1:])), spec.dtype)
 
 
 def _empty(spec: TensorSpec, axes: dict[str, int], where: str) -> Array:

@@ -33,6 +33,20 @@ class StoredFile(_Data, frozen=True):
     bytes: int
 
 
+class AdapterId(_Data, frozen=True):
+    """A LoRA adapter that was merged into the weights.
+
+    Attributes:
+        name: Its folder's.
+        sha256: Over the digests of its two files.
+        weight: What its scale was multiplied by.
+    """
+
+    name: str
+    sha256: str
+    weight: float
+
+
 class KeptLayer(_Data, frozen=True):
     """A layer that the scheme left in float, and why."""
 
@@ -108,6 +122,7 @@ class Manifest(_Data, frozen=True):
         provenance: Library versions, opset, calibration data.
         embeddings: The token embedding table, or none.
         parity: What the gate found, or none: the bundle is unverified.
+        adapters: What was merged into the checkpoint's weights, in this order.
     """
 
     format: int
@@ -120,6 +135,7 @@ class Manifest(_Data, frozen=True):
     provenance: dict[str, str]
     embeddings: EmbeddingTable | None = None
     parity: Parity | None = None
+    adapters: tuple[AdapterId, ...] = ()
 
 
 def schema() -> dict[str, Any]:

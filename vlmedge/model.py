@@ -9,16 +9,19 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge.adapter import open_adapter
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import InputError
+from vlmedge.graph import CheckedGraph
 from vlmedge.image import ImageSource, is_images
 from vlmedge.registry import ENGINES, unknown
 from vlmedge.sampling import options as merge
+from vlmedge.slots import Factors, fill
 from vlmedge.spec import EmbedTask, GenerateTask, Generation, MatchTask
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
-from vlmedge.tasks._parts import Parts
+from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 
 T = TypeVar("T", GenerateTask, MatchTask, EmbedTask)
 Images = list[Any] | tuple[ImageSource, ...]
@@ -32,12 +35,16 @@ class Graphs(Mapping[str, Graph]):
         self._bundle = bundle
         self._engine = engine
         self._open: dict[str, Graph] = {}
+        self._factors: Factors = {}
 
     def __getitem__(self, name: str) -> Graph:
         """Return a component, opened."""
         if name not in self._open:
             self._bundle.spec.component(name)  # refuses an unknown one
-            self._open[name] = self._engine.open(self._bundle, name)
+            graph = self._engine.open(self._bundle, name)
+            if self._factors:
+                _adapt(graph, self._factors)
+            self._open[name] = graph
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -47,6 +54,12 @@ class Graphs(Mapping[str, Graph]):
     def __len__(self) -> int:
         """Count components."""
         return len(self._bundle.spec.components)
+
+    def adapt(self, factors: Factors) -> None:
+        """Feed the adapter slots of all components from now on; an empty table: zeros."""
+        self._factors = factors
+        for graph in self._open.values():
+            _adapt(graph, factors)
 
     def close(self) -> None:
         """Give the memory of all that is open back."""
@@ -67,6 +80,36 @@ class Model:
         self.graphs = Graphs(bundle, ENGINES[engine])
         self._parts = Parts(bundle, self.graphs)
         self._labels: tuple[list[str], NDArray[np.float32]] | None = None
+
+    def set_adapter(
+        self, adapter: str | Path | Sequence[str | Path | None] | None, weight: float = 1.0
+    ) -> None:
+        """Change the LoRA adapter of a bundle that was exported with slots.
+
+        Args:
+            adapter: A PEFT folder, for all that follows; several, one for each image of the calls
+                that follow, where none is the base model; or none: the base model.
+            weight: Multiplies the adapters' scale.
+
+        Raises:
+            AdapterError: There are no slots, or an adapter does not fit; all stays as it was.
+        """
+        if adapter is None:
+            factors: Factors = {}
+        else:
+            folders: list[str | Path | None]
+            folders = [adapter] if isinstance(adapter, str | Path) else list(adapter)
+            if not 1 <= len(folders) <= IMAGES_PER_BATCH:
+                raise InputError(
+                    f"{len(folders)} adapters: give 1 to {IMAGES_PER_BATCH}, what one batch has"
+                )
+            opened = {
+                folder: open_adapter(Path(folder)) for folder in folders if folder is not None
+            }
+            rows = [None if folder is None else opened[folder] for folder in folders]
+            factors = fill(self.bundle.spec, rows, weight)
+        self.graphs.adapt(factors)
+        self._labels = None  # the text encoder may have changed
 
     @overload
     def caption(
@@ -244,6 +287,14 @@ def load(path: str | Path, engine: str = "ort") -> Model:
         engine: What runs the graphs: a file name in runtimes/.
     """
     return Model(Bundle.load(path), engine)
+
+
+def _adapt(graph: Graph, factors: Factors) -> None:
+    """Feed one graph's slots, if it has any."""
+    name = graph.component.name
+    if graph.component.slots:
+        assert isinstance(graph, CheckedGraph)  # as every engine's is
+        graph.adapt(factors.get(name))
 
 
 def _several(images: ImageSource | Images) -> Images:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from vlmedge.contracts import Device, Engine, Family, Scheme
+from vlmedge.contracts import Device, Engine, Family, Scheme, Slotter
 from vlmedge.errors import MissingExtraError, UnknownNameError
 from vlmedge.shape import Fields, Shape
 
@@ -35,9 +36,9 @@ class Registry(Generic[T]):
         self.extra = extra
 
     def names(self) -> list[str]:
-        """List the files, importing none; a leading underscore marks a helper."""
+        """List the files that hold the constant, importing none; an underscore marks a helper."""
         found = pkgutil.iter_modules(self._locations())
-        return sorted(m.name for m in found if not m.name.startswith("_"))
+        return sorted(m.name for m in found if not m.name.startswith("_") and self._holds(m.name))
 
     def literal(self, name: str, constant: str) -> Any:
         """Read a literal constant of the file `name` without importing it (or torch)."""
@@ -64,6 +65,12 @@ class Registry(Generic[T]):
             ) from error
         return cast(T, getattr(module, self.constant))
 
+    def _holds(self, name: str) -> bool:
+        """Tell whether a file assigns the constant: one folder may have files of two kinds."""
+        assigned = re.compile(rf"^{self.constant}\b\s*[:=]", re.MULTILINE)
+        files = (Path(folder) / f"{name}.py" for folder in self._locations())
+        return any(f.is_file() and assigned.search(f.read_text(encoding="utf-8")) for f in files)
+
     def _locations(self) -> Sequence[str]:
         spec = find_spec(f"vlmedge.{self.folder}")
         if spec is None or spec.submodule_search_locations is None:
@@ -75,6 +82,7 @@ class Registry(Generic[T]):
 
 FAMILIES: Registry[Family] = Registry("export", "FAMILY", "family", "export")
 SCHEMES: Registry[Scheme] = Registry("quantize", "SCHEME", "scheme", "export")
+SLOTTERS: Registry[Slotter] = Registry("quantize", "SLOTS", "way of slots", "export")
 ENGINES: Registry[Engine] = Registry("runtimes", "ENGINE", "engine", "cpu")
 DEVICES: Registry[Mapping[str, Device]] = Registry("devices", "DEVICES", "product line", "cpu")
 SHAPES: Registry[Callable[[Fields], Shape]] = Registry("shapes", "SHAPE", "shape", "cpu")

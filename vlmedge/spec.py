@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from vlmedge.errors import UnknownNameError
 
@@ -32,6 +32,23 @@ class TensorSpec(_Data, frozen=True):
     shape: tuple[int | str, ...]
 
 
+class AdapterSlot(_Data, frozen=True):
+    """Where a LoRA adapter enters a graph: y = W x + b becomes y + (x down) up.
+
+    Both are inputs of the graph beside the component's own, and zeros without an adapter. Their
+    first axis is 1 for one adapter, or the batch for one a row.
+
+    Attributes:
+        module: The Linear's path in the checkpoint.
+        down: [adapters, in, rank], A turned.
+        up: [adapters, rank, out], B turned, scale included.
+    """
+
+    module: str
+    down: TensorSpec
+    up: TensorSpec
+
+
 class Component(_Data, frozen=True):
     """One graph: what goes in, what comes out, and what it remembers.
 
@@ -40,12 +57,14 @@ class Component(_Data, frozen=True):
         inputs: In the graph's order, state included.
         outputs: In the graph's order, state included.
         state: Pairs (output, the input that it becomes at the next call).
+        slots: Further inputs, for adapters; in the graph they come after `inputs`.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     state: tuple[tuple[str, str], ...] = ()
+    slots: tuple[AdapterSlot, ...] = ()
 
 
 class ImageFrontEnd(_Data, frozen=True):
@@ -213,6 +232,10 @@ class ModelSpec(_Data, frozen=True):
     image: ImageFrontEnd | None = None
     text: TextFrontEnd | None = None
     generation: Generation | None = None
+
+    def bare(self) -> tuple[Component, ...]:
+        """Return the components without slots: what the checkpoint itself has."""
+        return tuple(structs.replace(component, slots=()) for component in self.components)
 
     def component(self, name: str) -> Component:
         """Return the component called `name`."""
