@@ -71,7 +71,8 @@ def test_card_is_known_by_its_name(tmp_path: Path) -> None:
 def test_old_driver_and_shared_memory_leave_gaps(tmp_path: Path) -> None:
     text = "Orin (nvgpu), [Not Supported], [N/A], [N/A], 540.4.0\nNVIDIA-SMI has failed\n"
     (gpu,) = read_gpus(machine(tmp_path, tools={"nvidia-smi": text}))
-    assert gpu.compute_capability == "" and gpu.memory_mib == gpu.free_mib == 0
+    assert gpu.name == "Orin" and gpu.compute_capability == ""
+    assert gpu.memory_mib == gpu.free_mib == 0
 
 
 @pytest.mark.parametrize(

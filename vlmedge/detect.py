@@ -189,6 +189,7 @@ def read_gpus(sources: Sources) -> tuple[Gpu, ...]:
         if len(row) == len(GPU_FIELDS):
             name, capability, total, free, driver = (cell.strip() for cell in row)
             capability = capability if re.fullmatch(r"\d+\.\d+", capability) else ""
+            name = name.removesuffix(" (nvgpu)")  # Jetson; CUDA calls it without
             found.append(Gpu(name, capability, _int(total), _int(free), driver))
     return tuple(found)
 
