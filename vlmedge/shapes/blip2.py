@@ -36,7 +36,7 @@ QUERIES = 32
 OFFSET = 2  # OPT's positions begin at 2
 
 
-def SHAPE(config: Fields) -> Shape:
+def count(config: Fields) -> Shape:
     """Count a Blip2ForConditionalGeneration whose language model is OPT."""
     text = config.part("text_config")
     model = text.text("model_type", "opt")
@@ -101,3 +101,6 @@ def _opt(fields: Fields) -> Part:
         logits=words,
         cache_width=2 * layers * width,
     )
+
+
+SHAPE = count

@@ -26,7 +26,7 @@ TEXT = {
 PROJECTION = 512
 
 
-def SHAPE(config: Fields) -> Shape:
+def count(config: Fields) -> Shape:
     """Count a CLIPModel."""
     out = config.size("projection_dim", PROJECTION)
     vision = config.part("vision_config").filled(VISION)
@@ -52,3 +52,6 @@ def SHAPE(config: Fields) -> Shape:
         ),
         extra=1,  # logit_scale
     )
+
+
+SHAPE = count

@@ -19,7 +19,7 @@ LLAMA = {
 }
 
 
-def SHAPE(config: Fields) -> Shape:
+def count(config: Fields) -> Shape:
     """Count a LlavaForConditionalGeneration.
 
     The tower counts whole, although the layers after vision_feature_layer need not be kept.
@@ -74,3 +74,6 @@ def _llama(fields: Fields) -> Part:
         logits=words,
         cache_width=2 * layers * kept,
     )
+
+
+SHAPE = count
