@@ -131,8 +131,6 @@ class InPlaceGraph(OrtGraph):
             self._buffers[name][:, :, : self._used] = value
         binding = self._bound()
         held = {name: _held(value) for name, value in feeds.items() if name not in given}
-        if self.component.slots:
-            held |= {name: _held(value) for name, value in self._adapter_feeds(axes).items()}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         plain = [name for name in self._outputs if name not in self._became]
@@ -145,7 +143,6 @@ class InPlaceGraph(OrtGraph):
 
     def reset(self) -> None:
         """Forget the state; the buffers stay for the next text."""
-        super().reset()
         self._used = self._shared = 0
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
@@ -153,7 +150,6 @@ class InPlaceGraph(OrtGraph):
         batch = len(self._origin)
         if np.array_equal(rows, np.arange(batch)):
             return
-        self.follow(rows)
         if len(rows) != batch:
             capacity = self._capacity()
             self._allocate(len(rows), capacity, rows)

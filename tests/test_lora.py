@@ -597,7 +597,7 @@ def test_smoothing_is_undone_on_the_way_into_a_slot(checkpoints: Path, tmp_path:
     assert cosine(run(model)) > 0.99
     for node in moved:  # and were it not undone:
         node.outputs[0].replace_all_uses_with(node.inputs[0])
-    assert cosine(run(model)) < 0.985
+    assert cosine(run(model)) < 0.9
 
 
 # ---- what is refused
