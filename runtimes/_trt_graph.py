@@ -97,6 +97,7 @@ class TrtGraph(CheckedGraph):
         self._dtypes = {n: api.dtype_of(trt, engine.get_tensor_dtype(n)) for n in names}
         self._stream = cuda.stream()
         self._profile = 0
+        self._resident: dict[str, Array] = {}  # of adapters: fed at every call, sent up once
         turns = {into: out for out, into in self._became.items()}
         self._buffers = {name: _Buffer(cuda) for name in names if name not in turns.values()}
         self._twins = {name: _Buffer(cuda) for name in turns}
@@ -143,6 +144,7 @@ class TrtGraph(CheckedGraph):
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Make state row i the row `rows[i]` of now: copied on the GPU, into the other buffer."""
+        self.follow(rows)
         moved: dict[str, Any] = {}
         for name, value in self._state.items():
             if not isinstance(value, _Held):
@@ -175,6 +177,7 @@ class TrtGraph(CheckedGraph):
         sizes = {
             axis: size
             for name, value in feeds.items()
+            if name in self._inputs  # an adapter's slots have an axis of their own
             for axis, size in zip(self._inputs[name].shape, value.shape, strict=True)
             if isinstance(axis, str)
         }
@@ -192,7 +195,10 @@ class TrtGraph(CheckedGraph):
         else:
             array = self._fitted(name, value)
             address = (self._turn(name, 0) if state else self._buffers[name]).hold(array.nbytes)
-            self._cuda.upload(address, array, self._stream)
+            if self._resident.get(name) is not array:
+                self._cuda.upload(address, array, self._stream)
+            if name not in self._inputs:
+                self._resident[name] = array
         if not self._context.set_input_shape(name, tuple(value.shape)):
             raise VlmEdgeError(f"{self.component.name}: {name}: {self._last_words()}")
         self._context.set_tensor_address(name, address)

@@ -70,6 +70,11 @@ def shapes(component: Component, profile: Profile) -> dict[str, tuple[Shape, Sha
                 tuple(s if isinstance(s, int) else profile[s].opt for s in spec.shape),
                 tuple(s if isinstance(s, int) else profile[s].max for s in spec.shape),
             )
+    adapters = profile.get("batch", BATCH)  # one for all rows, or one a row
+    for slot in component.slots:
+        for spec in (slot.down, slot.up):
+            rest = tuple(int(size) for size in spec.shape[1:])
+            found[spec.name] = ((1, *rest), (1, *rest), (adapters.max, *rest))
     return found
 
 

@@ -116,6 +116,7 @@ class InPlaceGraph(OrtGraph):
         self._used = 0
         self._origin = np.zeros(0, np.int64)  # of each row: the row that it was repeated from
         self._shared = 0  # positions that rows of one origin have in common
+        self._slots: dict[str, Any] | None = None  # what the binding has of adapters
 
     def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once; see `vlmedge.contracts.Graph.run`."""
@@ -133,6 +134,10 @@ class InPlaceGraph(OrtGraph):
         held = {name: _held(value) for name, value in feeds.items() if name not in given}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
+        if self.component.slots and self._slots is not (slots := self._adapter_feeds(axes)):
+            for name, value in slots.items():
+                binding.bind_ortvalue_input(name, value)
+            self._slots = slots
         plain = [name for name in self._outputs if name not in self._became]
         for name in plain:  # anew: what is bound already has the shape of the call before
             binding.bind_output(name)
@@ -144,12 +149,14 @@ class InPlaceGraph(OrtGraph):
     def reset(self) -> None:
         """Forget the state; the buffers stay for the next text."""
         self._used = self._shared = 0
+        self.follow(None)
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Make state row i the row `rows[i]` of now."""
         batch = len(self._origin)
         if np.array_equal(rows, np.arange(batch)):
             return
+        self.follow(rows)
         if len(rows) != batch:
             capacity = self._capacity()
             self._allocate(len(rows), capacity, rows)
@@ -165,7 +172,7 @@ class InPlaceGraph(OrtGraph):
     def close(self) -> None:
         """Free the session and the buffers."""
         super().close()
-        self._buffers, self._binding = {}, None
+        self._buffers, self._binding, self._slots = {}, None, None
 
     def _capacity(self) -> int:
         return next(iter(self._buffers.values())).shape[2] if self._buffers else 0
@@ -198,7 +205,7 @@ class InPlaceGraph(OrtGraph):
         """Bind each buffer as the past and as what comes of it, once."""
         if self._binding is None:
             assert self._session is not None
-            self._binding = self._session.io_binding()
+            self._binding, self._slots = self._session.io_binding(), None
             for out, into in self._became.items():
                 value = ort.OrtValue.ortvalue_from_numpy(self._buffers[into])
                 self._binding.bind_ortvalue_input(into, value)

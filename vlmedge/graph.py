@@ -1,8 +1,8 @@
 """The base of every engine's graph: names, dtypes and shapes are checked once, here.
 
 It also keeps the state, and feeds the slots of adapters: zeros where none is set. An engine that
-holds the cache on its device overrides the four state methods, and its `reorder` calls `follow`;
-the others get numpy arrays that are fed back as they came.
+holds the cache on its device overrides the four state methods, whose `reset` and `reorder` call
+`follow`; the others get numpy arrays that are fed back as they came.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class CheckedGraph(ABC):
     def reset(self) -> None:
         """Forget the state."""
         self._state = {}
-        if self._adapter_of is not None:
-            self._adapter_of = self._slot_feeds = None
+        self.follow(None)
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Make state row i the row `rows[i]` of now."""
@@ -82,12 +81,16 @@ class CheckedGraph(ABC):
         self._adapters = max((len(array) for array in given.values()), default=1)
         self._adapter_of = self._slot_feeds = None
 
-    def follow(self, rows: NDArray[np.int64]) -> None:
-        """Let each row of the batch keep its adapter when row i becomes row `rows[i]` of now."""
+    def follow(self, rows: NDArray[np.int64] | None) -> None:
+        """Let each row of the batch keep its adapter.
+
+        Args:
+            rows: Row i becomes row `rows[i]` of now; none: the first batch comes again.
+        """
         if self._adapters == 1:
             return
         before = np.arange(self._adapters) if self._adapter_of is None else self._adapter_of
-        after = before[rows]
+        after = np.arange(self._adapters) if rows is None else before[rows]
         if not np.array_equal(before, after):
             self._adapter_of, self._slot_feeds = after, None
 
@@ -107,9 +110,9 @@ class CheckedGraph(ABC):
                 "adapter: set one adapter, or one for each"
             )
         if self._slot_feeds is None:
-            chosen = slice(None) if self._adapter_of is None else rows
+            moved = self._adapter_of is not None
             self._slot_feeds = {
-                name: self.hold(np.ascontiguousarray(array[chosen]))
+                name: self.hold(array[rows] if moved else array)
                 for name, array in self._factors.items()
             }
         return self._slot_feeds
