@@ -3,6 +3,9 @@
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-opt-2.7b      (7.5 GB)
     python benchmarks/make_checkpoint.py clip-vit-b-16 /tmp/clip-vit-b-16        (0.3 GB)
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-cut 6    (of each part 6 layers)
+    python benchmarks/make_checkpoint.py blip2-opt-cut /tmp/blip2-opt-cut        (1.1 GB)
+
+The last is BLIP-2 OPT-2.7b with fewer layers: 1 of the image tower, 2 of the Q-Former, 4 of OPT.
 
 Speed and memory depend on shapes alone, and parity is harder on random weights than on trained
 ones. Tensors are drawn and written one at a time, as float16 in shards of about 5 GB, as the hub
@@ -48,6 +51,15 @@ def blip2_opt() -> Any:
     )
 
 
+def blip2_opt_cut() -> Any:
+    """Return the same config with few layers, each of its published size."""
+    config = blip2_opt()
+    config.vision_config.num_hidden_layers = 1
+    config.qformer_config.num_hidden_layers = 2
+    config.text_config.num_hidden_layers = 4
+    return config
+
+
 def clip_b16() -> Any:
     """Return the config of openai/clip-vit-base-patch16."""
     return transformers.CLIPConfig(
@@ -70,6 +82,7 @@ def clip_l14() -> Any:
 
 MODELS = {
     "blip2-opt-2.7b": (blip2_opt, transformers.Blip2ForConditionalGeneration),
+    "blip2-opt-cut": (blip2_opt_cut, transformers.Blip2ForConditionalGeneration),
     "clip-vit-b-16": (clip_b16, transformers.CLIPModel),
     "clip-vit-l-14": (clip_l14, transformers.CLIPModel),
 }
