@@ -40,6 +40,8 @@ class HubExport:
         tied: Weights that may be absent, and the one that stands for them.
         embed_tokens: Name of the token embedding table that the host reads, or none.
         extra: Weights that are read otherwise (logit_scale), by name.
+        unused: How names begin that no component needs, such as layers above the chosen one.
+        embed_scale: Multiplies the rows of the table that the host reads.
     """
 
     folder: Path
@@ -50,6 +52,8 @@ class HubExport:
     tied: Mapping[str, str] = field(default_factory=dict)
     embed_tokens: str | None = None
     extra: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    embed_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse weights that do not fit the modules before any work is done."""
@@ -57,7 +61,8 @@ class HubExport:
         for build in self.builds.values():
             module, _ = build_on_meta(build)
             expected |= {name: tuple(p.shape) for name, p in module.named_parameters()}
-        found = dict(self.weights.shapes())
+        shapes = self.weights.shapes()
+        found = {n: shape for n, shape in shapes.items() if not n.startswith(self.unused)}
         for name, source in self.tied.items():
             if name in expected and name not in found and source in found:
                 found[name] = found[source]
@@ -110,12 +115,15 @@ class HubExport:
 
     def _table_dtype(self) -> str:
         assert self.embed_tokens is not None
-        half = self.weights.dtype(self.embed_tokens) == "float16"
+        half = self.weights.dtype(self.embed_tokens) == "float16" and self.embed_scale == 1.0
         return "float16" if half else "float32"  # numpy has no bfloat16; float32 holds it exactly
 
     def _write_embeddings(self, file: Path) -> None:
         assert self.embed_tokens is not None
-        table = self.weights.read(self.embed_tokens).astype(self._table_dtype())
+        table = self.weights.read(self.embed_tokens)
+        if self.embed_scale != 1.0:
+            table *= np.float32(self.embed_scale)
+        table = table.astype(self._table_dtype())
         with file.open("wb") as stream:
             np.ascontiguousarray(table).tofile(stream)
 

@@ -43,6 +43,40 @@ class PickleWeights:
         return finite(name, self._tensors[name].float().numpy())
 
 
+class Renamed:
+    """Weights of an older layout, under the names of the newer one."""
+
+    def __init__(self, weights: Weights, prefixes: Mapping[str, str]) -> None:
+        """Rename by how a name begins; the first prefix that fits counts.
+
+        Args:
+            weights: As they lie on disk.
+            prefixes: Old beginning -> new one.
+        """
+        self._weights = weights
+        self._sources = {_renamed(name, prefixes): name for name in weights.shapes()}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        shapes = self._weights.shapes()
+        return {name: shapes[source] for name, source in self._sources.items()}
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk."""
+        return self._weights.dtype(self._sources[name])
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN."""
+        return self._weights.read(self._sources[name])
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
 def open_weights(folder: Path, *, allow_pickle: bool) -> Weights:
     """Find the weights of a checkpoint folder, sharded or single, safetensors first."""
     safe = _files(folder, SINGLE, INDEX)

@@ -68,9 +68,11 @@ def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:
     if case.model.bundle.spec.image is None:
         pytest.skip("no pictures")
     processor = transformers.AutoImageProcessor.from_pretrained(case.folder)
-    ours = Parts(case.model.bundle, {}).pixels(images)
-    for row, image in zip(ours, images, strict=True):
+    parts = Parts(case.model.bundle, {})
+    for image in images:
+        row = parts.pixels([image])
         theirs = processor(image, return_tensors="np")["pixel_values"][0]
+        theirs = theirs.reshape(-1, *theirs.shape[-3:])
         front = case.model.bundle.spec.image
         # one step of 255 before mean and std
         np.testing.assert_allclose(row, theirs, atol=1.001 / 255 / min(front.image_std))
@@ -116,6 +118,7 @@ def test_cached_step_is_the_full_pass(case: Case) -> None:
 def generated(case: Case, images: list[Image.Image], text: str, beams: int) -> list[str]:
     """What transformers writes about each picture, one at a time."""
     processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    text = text.replace("{image}", str(getattr(processor, "image_token", "")))
     found = []
     for image in images:
         inputs = processor(images=image, text=text, return_tensors="pt")
@@ -151,8 +154,13 @@ def test_prompts_of_unequal_length_are_kept_apart(case: Case, images: list[Image
         pytest.skip("answers nothing")
     parts = Parts(case.model.bundle, case.model.graphs)
     options = case.model._options({"max_tokens": NEW})
-    texts = [task.prompt.replace("{question}", question) for question in QUESTIONS]
-    encoded = generating.encode(parts, task, parts.pixels(images[:3]))
+    pictures = parts.pictures(images[:3])
+    texts = [
+        generating.fill(task, question, [grid])
+        for question, grid in zip(QUESTIONS, pictures.grids, strict=True)
+    ]
+    soft = generating.encode(parts, task, pictures.pixel_values)
+    encoded = generating.rows(soft, pictures.grids)
     together = generating.write(parts, task, encoded, texts, options)
     alone = [
         generating.write(parts, task, encoded[i : i + 1], [text], options)[0]

@@ -120,8 +120,10 @@ class _Side:
         count = max(2, min(NEW_TOKENS, defaults.max_tokens))
         chosen = options(defaults, max_tokens=count, min_tokens=count, num_beams=1, do_sample=False)
         start = time.perf_counter()
-        soft = generating.encode(self._parts, task, self._parts.pixels([self._image]))
-        text = task.prompt.replace("{prompt}", "").replace("{question}", "what is it?")
+        pictures = self._parts.pictures([self._image])
+        soft = [generating.encode(self._parts, task, pictures.pixel_values)]
+        question = "what is it?" if "{question}" in task.prompt else ""
+        text = generating.fill(task, question, pictures.grids)
         prompt = generating.make_prompt(self._parts, task, soft, [text], chosen)
         ids = loop.stream(self._parts.graphs[task.decoder], self._parts.embed, prompt, chosen)
         next(ids)

@@ -19,6 +19,8 @@ from vlmedge.bundle import Bundle
 from vlmedge.checkpoint import family_of, resolve
 from vlmedge.contracts import Array, Arrays, Export, Graph
 from vlmedge.errors import BundleError
+from vlmedge.generate import feeds
+from vlmedge.image import Grid
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
@@ -133,6 +135,7 @@ class _Gate:
         self._progress = progress
         self._scheme = bundle.manifest.scheme
         self._parts = Parts(bundle, {})
+        self._grids: tuple[Grid, ...] = ()
 
     def run(self) -> tuple[list[ComponentParity], list[TaskParity]]:
         """Compare all components, then all tasks."""
@@ -157,7 +160,8 @@ class _Gate:
         pool: Pool = {}
         wanted = {i.name for c in self._bundle.spec.components for i in c.inputs}
         if "pixel_values" in wanted:
-            pool["pixel_values"] = self._parts.pixels(images)  # type: ignore[arg-type]
+            pictures = self._parts.pictures(images)  # type: ignore[arg-type]
+            pool["pixel_values"], self._grids = pictures.pixel_values, pictures.grids
         if "input_ids" in wanted:
             match = self._match()
             template = match.template if match else "{}"
@@ -242,10 +246,13 @@ class _Gate:
             if not isinstance(task, GenerateTask) or task.decoder != component.name:
                 continue
             if "{question}" in task.prompt:
-                texts = [task.prompt.replace("{question}", q) for q in samples.questions]
+                texts = [
+                    generating.fill(task, question, [grid])
+                    for question, grid in zip(samples.questions, self._grids, strict=True)
+                ]
                 yield _Run(f"{name}, greedy", task, texts, 1, samples.answers)
             else:
-                texts = [task.prompt.replace("{prompt}", "")] * count
+                texts = [generating.fill(task, "", [grid]) for grid in self._grids]
                 yield _Run(f"{name}, greedy", task, texts, 1, samples.captions)
                 few = min(count, self._beam_samples)
                 right = samples.captions[:few] if samples.captions else None
@@ -258,9 +265,10 @@ class _Gate:
         chosen = msgspec.structs.replace(defaults, num_beams=run.num_beams, do_sample=False)
         parts = Parts(self._bundle, {run.task.decoder: graph})
         written: list[list[int]] = []
+        every = generating.rows(pool[run.task.soft_prompt], self._grids)
         for start in range(0, len(run.texts), IMAGES_PER_BATCH):
             texts = run.texts[start : start + IMAGES_PER_BATCH]
-            soft = pool[run.task.soft_prompt][start : start + len(texts)]
+            soft = every[start : start + len(texts)]
             written += generating.write(parts, run.task, soft, texts, chosen)
         advance(1)
         return written
@@ -270,15 +278,14 @@ class _Gate:
         run = next(self._runs(component))
         defaults = self._bundle.spec.generation
         assert defaults is not None
-        soft = pool[run.task.soft_prompt][:LOGIT_SAMPLES]
+        soft = generating.rows(pool[run.task.soft_prompt], self._grids)[:LOGIT_SAMPLES]
         texts = run.texts[: len(soft)]
         prompt = generating.make_prompt(self._parts, run.task, soft, texts, defaults)
         graph.reset()
-        mask = prompt.attention_mask
-        first = graph.run({"inputs_embeds": prompt.embeds, "attention_mask": mask})["logits"]
+        mask, tokens = prompt.attention_mask, prompt.embeds.shape[1]
+        first = graph.run(feeds(component, prompt.embeds, mask, tokens))["logits"]
         mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
-        step = np.ascontiguousarray(prompt.embeds[:, -1:])
-        second = graph.run({"inputs_embeds": step, "attention_mask": mask})["logits"]
+        second = graph.run(feeds(component, prompt.embeds[:, -1:], mask, tokens))["logits"]
         return [first, second]
 
     def _matches(self, reference: Pool, ours: Pool) -> list[TaskParity]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Graph
+from vlmedge.contracts import Array, Graph
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.sampling import Ids, Scores, draw, log_softmax, process, top, warp
-from vlmedge.spec import Generation
+from vlmedge.spec import Component, Generation
 
 Embed = Callable[[Ids], NDArray[np.float32]]
 """Token ids int64 [rows] -> embeddings float32 [rows, width]."""
@@ -110,18 +110,44 @@ def _generators(seed: int | None, rows: int) -> list[np.random.Generator]:
     return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(rows)]
 
 
+def feeds(
+    component: Component, embeds: NDArray[np.float32], mask: Ids, prompt_tokens: int
+) -> dict[str, Array]:
+    """Make what one run of a decoder takes, as far as it takes it.
+
+    Args:
+        component: The decoder's.
+        embeds: Of the tokens that are new, float32 [rows, tokens, width].
+        mask: Of all tokens so far, int64 [rows, total].
+        prompt_tokens: How many of them are the prompt, whose tokens a prefix LM lets see each
+            other (token_type_ids 0; what is written after it has 1).
+    """
+    rows, total = mask.shape
+    new = slice(total - embeds.shape[1], total)
+    given: dict[str, Array] = {
+        "inputs_embeds": np.ascontiguousarray(embeds),
+        "attention_mask": np.ascontiguousarray(mask),
+    }
+    names = {spec.name for spec in component.inputs}
+    if "position_ids" in names:
+        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, new]
+        given["position_ids"] = np.ascontiguousarray(positions)
+    if "token_type_ids" in names:
+        written = np.arange(total) >= prompt_tokens
+        given["token_type_ids"] = np.tile(written.astype(np.int64), (rows, 1))
+    return given
+
+
 class _Loop:
     """The decoder with what it is fed at every step: attention mask, positions, embeddings."""
 
     def __init__(self, decoder: Graph, embed: Embed, prompt: Prompt, options: Generation) -> None:
         self._decoder = decoder
         self._embed = embed
-        self._has_positions = any(i.name == "position_ids" for i in decoder.component.inputs)
         self._prompt_tokens = self._total = prompt.embeds.shape[1]
         # of the whole text that may come, so that a step only takes a slice
         new = np.ones((len(prompt.embeds), options.max_tokens), np.int64)
         self._mask = np.concatenate([prompt.attention_mask, new], axis=1)
-        self._positions = np.maximum(self._mask.cumsum(axis=1) - 1, 0)
 
     def read(self, embeds: NDArray[np.float32]) -> Scores:
         """Run the prompt; return the logits after its last token, float32 [rows, vocabulary]."""
@@ -137,15 +163,12 @@ class _Loop:
         """Make row i the row `rows[i]` of now, in the cache and in what is fed."""
         if not np.array_equal(rows, np.arange(len(self._mask))):
             self._decoder.reorder(rows)
-            self._mask, self._positions = self._mask[rows], self._positions[rows]
+            self._mask = self._mask[rows]
 
     def _run(self, embeds: NDArray[np.float32]) -> Scores:
-        mask = np.ascontiguousarray(self._mask[:, : self._total])
-        feeds = {"inputs_embeds": embeds, "attention_mask": mask}
-        if self._has_positions:
-            positions = self._positions[:, self._total - embeds.shape[1] : self._total]
-            feeds["position_ids"] = np.ascontiguousarray(positions)
-        logits: Scores = self._decoder.run(feeds)["logits"][:, -1]
+        mask = self._mask[:, : self._total]
+        given = feeds(self._decoder.component, embeds, mask, self._prompt_tokens)
+        logits: Scores = self._decoder.run(given)["logits"][:, -1]
         if not np.isfinite(logits.max(axis=-1)).all():
             step = self._total - self._prompt_tokens + 1
             raise VlmEdgeError(

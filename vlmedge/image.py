@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, TypeGuard
 
@@ -32,6 +33,29 @@ _FILTERS: dict[int, Literal["nearest", "lanczos", "bilinear", "bicubic"]] = {
 }
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 _QUIET = threading.Lock()  # warnings.catch_warnings swaps a process-wide list
+
+
+Grid = tuple[int, int]
+"""Rows and columns of a picture's tiles; (0, 0) where it is in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures as an encoder takes them.
+
+    Attributes:
+        pixel_values: float32 [pieces, 3, height, width]: of each picture its tiles, row by row,
+            and then the whole.
+        grids: How each picture is cut.
+    """
+
+    pixel_values: NDArray[np.float32]
+    grids: tuple[Grid, ...]
+
+
+def pieces(grid: Grid) -> int:
+    """Count what a picture becomes: its tiles, and the whole."""
+    return grid[0] * grid[1] + 1
 
 
 def is_images(source: ImageSource | Sequence[ImageSource]) -> TypeGuard[Sequence[ImageSource]]:

@@ -144,7 +144,7 @@ class Model:
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
         task = self._task("caption", GenerateTask)
-        return self._write(task, images, task.prompt.replace("{prompt}", prompt), seed, options)
+        return self._write(task, images, prompt, seed, options)
 
     @overload
     def ask(
@@ -175,7 +175,7 @@ class Model:
         task = self._task("ask", GenerateTask)
         if not question.strip():
             raise InputError("the question is empty: ask something")
-        return self._write(task, images, task.prompt.replace("{question}", question), seed, options)
+        return self._write(task, images, question, seed, options)
 
     def stream(
         self,
@@ -192,9 +192,10 @@ class Model:
         except beams, whose text is known only at the end.
         """
         task = self._task("caption" if question is None else "ask", GenerateTask)
-        text = task.prompt.replace("{prompt}", prompt).replace("{question}", question or "")
         chosen = self._options(options)
-        soft = generating.encode(self._parts, task, self._parts.pixels([image]))
+        pictures = self._parts.pictures([image])
+        soft = [generating.encode(self._parts, task, pictures.pixel_values)]
+        text = generating.fill(task, prompt if question is None else question, pictures.grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
 
     @overload
@@ -271,9 +272,14 @@ class Model:
     ) -> str | list[str]:
         chosen = self._options(given)
         texts: list[str] = []
-        for pixels in self._parts.batches(_several(images)):
-            soft = generating.encode(self._parts, task, pixels)
-            prompts = [text] * len(soft)
+        several = _several(images)
+        if not several:
+            raise InputError("no images: give at least one")
+        for start in range(0, len(several), IMAGES_PER_BATCH):
+            pictures = self._parts.pictures(several[start : start + IMAGES_PER_BATCH])
+            encoded = generating.encode(self._parts, task, pictures.pixel_values)
+            soft = generating.rows(encoded, pictures.grids)
+            prompts = [generating.fill(task, text, [grid]) for grid in pictures.grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
             texts += [self._parts.tokenizer.decode(row).strip() for row in ids]
         return texts if is_images(images) else texts[0]

@@ -159,15 +159,36 @@ class EmbeddingTable(_Data, frozen=True):
     shape: tuple[int, int]
 
 
+class ImageText(_Data, frozen=True):
+    """What stands for a picture in a prompt's text, where `{image}` is.
+
+    A picture that is cut into tiles (`ImageFrontEnd.tiling`) has them row by row, then the whole.
+
+    Attributes:
+        placeholder: Text of the token that the soft prompt of one piece takes the place of.
+        alone: For a picture in one piece; it holds the placeholder once.
+        tile: For a tile; `{row}` and `{column}` count from 1.
+        row_end: After the last tile of a row.
+        whole: For the whole picture after its tiles.
+    """
+
+    placeholder: str
+    alone: str
+    tile: str = ""
+    row_end: str = ""
+    whole: str = ""
+
+
 class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
-    """Image in, text out: soft prompt before the prompt's embeddings, then the decode loop.
+    """Image in, text out: soft prompt among the prompt's embeddings, then the decode loop.
 
     Attributes:
         encode: Components from pixel_values to `soft_prompt`, in order.
-        soft_prompt: The tensor [batch, n, width] that stands before the prompt's embeddings.
+        soft_prompt: The tensor [batch, n, width] that stands among the prompt's embeddings.
         decoder: The component of the decode loop.
-        prompt: Template; `{prompt}` or `{question}` is the caller's text.
+        prompt: Template; `{prompt}` or `{question}` is the caller's text, `{image}` the picture.
         image_token_id: Id that stands for the soft prompt in the token history, or none.
+        image_text: What `{image}` becomes; none puts the soft prompt before all text.
     """
 
     encode: tuple[str, ...]
@@ -175,6 +196,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     decoder: str
     prompt: str
     image_token_id: int | None = None
+    image_text: ImageText | None = None
 
 
 class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource, load_image, preprocess
+from vlmedge.image import ImageSource, Pictures, load_image, preprocess
 from vlmedge.sampling import Ids
 from vlmedge.spec import ImageFrontEnd, TextFrontEnd
 from vlmedge.text import Tokenizer
@@ -51,8 +51,13 @@ class Parts:
         return self.bundle.spec.image
 
     def pixels(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
-        """Make pixel_values, float32 [batch, 3, height, width]."""
-        return preprocess([load_image(image) for image in images], self.image_front)
+        """Make pixel_values, float32 [pieces, 3, height, width]: one piece a picture, or tiles."""
+        return self.pictures(images).pixel_values
+
+    def pictures(self, images: Sequence[ImageSource]) -> Pictures:
+        """Make pixel_values, and say how each picture was cut."""
+        opened = [load_image(image) for image in images]
+        return Pictures(preprocess(opened, self.image_front), ((0, 0),) * len(opened))
 
     def batches(self, images: Sequence[ImageSource]) -> Iterator[NDArray[np.float32]]:
         """Make pixel_values in batches of at most IMAGES_PER_BATCH."""

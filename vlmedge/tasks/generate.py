@@ -8,16 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge import generate as loop
+from vlmedge.errors import InputError
 from vlmedge.generate import Prompt
+from vlmedge.image import Grid, pieces
 from vlmedge.spec import GenerateTask, Generation
 
-from ._parts import Parts
+from ._parts import IMAGES_PER_BATCH, Parts
+
+Soft = NDArray[np.float32]
+"""What pictures became: [n, width] of one piece, or [pieces, n, width] of several."""
 
 
 def write(
     parts: Parts,
     task: GenerateTask,
-    soft: NDArray[np.float32],
+    soft: Sequence[Soft],
     texts: Sequence[str],
     options: Generation,
     seed: int | None = None,
@@ -27,8 +32,8 @@ def write(
     Args:
         parts: The model.
         task: Its wiring.
-        soft: What `encode` gave, float32 [batch, n, width].
-        texts: The full prompt of each row, template applied.
+        soft: What each row sees: from `encode`, by `rows` where pictures are cut into tiles.
+        texts: The full prompt of each row, from `fill`.
         options: Of the decode loop.
         seed: Of the draw.
 
@@ -42,7 +47,7 @@ def write(
 def stream(
     parts: Parts,
     task: GenerateTask,
-    soft: NDArray[np.float32],
+    soft: Sequence[Soft],
     text: str,
     options: Generation,
     seed: int | None = None,
@@ -56,34 +61,111 @@ def stream(
 def encode(
     parts: Parts, task: GenerateTask, pixel_values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Turn pixel_values into the soft prompt, float32 [batch, n, width]."""
-    return parts.chain(task.encode, {"pixel_values": pixel_values})[task.soft_prompt]
+    """Turn pixel_values into the soft prompt, float32 [pieces, n, width]."""
+    found = [
+        parts.chain(task.encode, {"pixel_values": pixel_values[start : start + IMAGES_PER_BATCH]})
+        for start in range(0, len(pixel_values), IMAGES_PER_BATCH)
+    ]
+    return np.concatenate([tensors[task.soft_prompt] for tensors in found])
+
+
+def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
+    """Cut what `encode` gave into one soft prompt a picture, each [pieces, n, width]."""
+    ends = np.cumsum([pieces(grid) for grid in grids])
+    return np.split(soft, ends[:-1])
+
+
+def fill(task: GenerateTask, text: str, grids: Sequence[Grid] = ((0, 0),)) -> str:
+    """Put pictures and the caller's text into a task's template.
+
+    Args:
+        task: Its template.
+        text: What stands for `{prompt}` or `{question}`.
+        grids: How each picture is cut; they stand one after the other.
+    """
+    template = task.prompt.replace("{image}", "".join(image_text(task, grid) for grid in grids))
+    key = "{question}" if "{question}" in task.prompt else "{prompt}"
+    return template.replace(key, text)  # last, so that the text may hold any of the words above
+
+
+def image_text(task: GenerateTask, grid: Grid) -> str:
+    """Return what stands for one picture in a text."""
+    if task.image_text is None:
+        return ""
+    found, (height, width) = task.image_text, grid
+    if (height, width) == (0, 0):
+        return found.alone
+    lines = [
+        "".join(
+            found.tile.replace("{row}", str(row)).replace("{column}", str(column))
+            for column in range(1, width + 1)
+        )
+        for row in range(1, height + 1)
+    ]
+    return "".join(line + found.row_end for line in lines) + found.whole
 
 
 def make_prompt(
     parts: Parts,
     task: GenerateTask,
-    soft: NDArray[np.float32],
+    soft: Sequence[Soft],
     texts: Sequence[str],
     options: Generation,
 ) -> Prompt:
-    """Put each row's soft prompt before its text: [padding | soft prompt | text]."""
-    tokenizer = parts.tokenizer
-    tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
+    """Put each row's soft prompt among its text: [padding | text and soft prompt]."""
+    parts.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
     start = [] if options.bos_id is None else [options.bos_id]
-    rows = [tokenizer.ids(text) or start for text in texts]
-    count, width = soft.shape[1:]
-    longest = count + max(len(row) for row in rows)
-    embeds = np.zeros((len(rows), longest, width), np.float32)
-    mask = np.zeros((len(rows), longest), np.int64)
-    history = np.full((len(rows), longest), -1, np.int64)
-    for i, row in enumerate(rows):
-        begin = longest - count - len(row)
+    made = [
+        spliced(parts, task, seen, parts.tokenizer.ids(text) or start)
+        for seen, text in zip(soft, texts, strict=True)
+    ]
+    longest, width = max(len(ids) for ids, _ in made), made[0][1].shape[1]
+    if task.image_text is not None:
+        check_room(parts, longest, options)
+    embeds = np.zeros((len(made), longest, width), np.float32)
+    mask = np.zeros((len(made), longest), np.int64)
+    history = np.full((len(made), longest), -1, np.int64)
+    for i, (ids, vectors) in enumerate(made):
+        begin = longest - len(ids)
         mask[i, begin:] = 1
-        embeds[i, begin : begin + count] = soft[i]
-        if task.image_token_id is not None:
-            history[i, begin : begin + count] = task.image_token_id
-        if row:
-            embeds[i, begin + count :] = parts.embed(np.array(row, np.int64))
-            history[i, begin + count :] = row
+        history[i, begin:] = ids
+        embeds[i, begin:] = vectors
     return Prompt(embeds, mask, history)
+
+
+def check_room(parts: Parts, tokens: int, options: Generation) -> None:
+    """Refuse a prompt of `tokens` places, pictures among them, that leaves no room to write."""
+    room = max(parts.text_front.max_tokens - options.max_tokens, 0)
+    if tokens > room:
+        raise InputError(
+            f"prompt of {tokens} tokens, pictures included: the model has room for {room}"
+        )
+
+
+def spliced(
+    parts: Parts, task: GenerateTask, soft: Soft, ids: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Put the soft prompts of one row where its ids have placeholders, or before them all.
+
+    Returns:
+        Its history, int64 [tokens], and its embeddings, float32 [tokens, width].
+    """
+    each, width = soft.shape[-2:]
+    seen = soft.reshape(-1, each, width)
+    text = np.array(ids, np.int64)
+    token = -1 if task.image_token_id is None else task.image_token_id
+    if task.image_text is None:
+        places = np.zeros(len(seen), np.int64)
+    else:
+        places = np.flatnonzero(text == token)
+        if len(places) != len(seen):
+            raise InputError(
+                f"prompt with {len(places)} places for {len(seen)} pictures or tiles: "
+                f"leave {task.image_text.placeholder!r} out of the text"
+            )
+        text = np.delete(text, places)
+        places -= np.arange(len(places))  # in the text without them
+    at = np.repeat(places, each)
+    history = np.insert(text, at, token)
+    vectors = parts.embed(text) if len(text) else np.zeros((0, width), np.float32)
+    return history, np.insert(vectors, at, seen.reshape(-1, width), axis=0)

@@ -1,0 +1,150 @@
+"""Decoder-only language models behind the soft prompt: one module and one spec for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import transformers
+from transformers.cache_utils import DynamicCache
+
+from vlmedge.errors import CheckpointError
+from vlmedge.spec import Component, TensorSpec
+
+from ._family import state_pairs
+
+EMBED_TOKENS = "language_model.model.embed_tokens.weight"
+LM_HEAD = "language_model.lm_head.weight"
+TIED = {LM_HEAD: EMBED_TOKENS}
+
+
+class Decoder(torch.nn.Module):
+    """A causal language model with its cache as inputs and outputs, for prefill and decode."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.language_model = transformers.AutoModelForCausalLM.from_config(config)
+        # rows are looked up on the host, so the table is no part of the graph
+        del self.language_model.model.embed_tokens
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, past: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Read [batch, tokens, width] and give logits [batch, tokens, vocabulary] and the cache."""
+        allowed = _causal(attention_mask, inputs_embeds.shape[1])
+        return self._run(inputs_embeds, attention_mask, allowed, past)
+
+    def _run(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        allowed: torch.Tensor,
+        past: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Read on; `allowed` says who may look at whom, padding aside."""
+        tokens = inputs_embeds.shape[1]
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
+            cache.update(key, value, layer)
+        # over real tokens only, so that left padding does not shift them
+        position_ids = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
+        allowed = allowed & (attention_mask > 0)[:, None, None, :]
+        config = self.language_model.config
+        kinds = set(getattr(config, "layer_types", None) or ())
+        window = getattr(config, "sliding_window", None)
+        masks = {"full_attention": _scores(allowed)}
+        if window is not None:
+            near = _near(attention_mask, tokens, window)
+            masks["sliding_attention"] = _scores(allowed & near)
+        # a model that names its layers' kinds chooses for each layer
+        mask: Any = masks if kinds else masks[next(reversed(masks))]
+        out = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        present = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+        return out.logits, present
+
+
+class PrefixDecoder(Decoder):
+    """A decoder whose prompt's tokens see each other, also those that come later."""
+
+    def forward(  # type: ignore[override]
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        past: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Read on; token_type_ids, int64 [batch, total], is 0 in the prompt and 1 after it."""
+        causal = _causal(attention_mask, inputs_embeds.shape[1])
+        allowed = causal | (token_type_ids == 0)[:, None, None, :]
+        return self._run(inputs_embeds, attention_mask, allowed, past)
+
+
+def _places(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return who asks, [tokens, 1], and who is looked at, [1, total]."""
+    total = attention_mask.shape[1]
+    asks = torch.arange(tokens, device=attention_mask.device) + (total - tokens)
+    return asks[:, None], torch.arange(total, device=attention_mask.device)[None, :]
+
+
+def _causal(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    asks, looks = _places(attention_mask, tokens)
+    return (looks <= asks)[None, None]
+
+
+def _near(attention_mask: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
+    """Tell what a sliding window reaches: the last `window` tokens, the asking one included."""
+    asks, looks = _places(attention_mask, tokens)
+    return (asks - looks < window)[None, None]
+
+
+def _scores(allowed: torch.Tensor) -> torch.Tensor:
+    """Make what is added to the attention scores; written out for the engines' sake."""
+    return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+
+
+def describe_decoder(config: Any, *, prefix: bool = False) -> Component:
+    """Name a decoder's inputs and outputs; its cache has as many heads as keys have."""
+    layers = config.num_hidden_layers
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    state = state_pairs(layers)
+    past = [TensorSpec(i, "float32", ("batch", heads, "past", width)) for _, i in state]
+    present = [TensorSpec(o, "float32", ("batch", heads, "total", width)) for o, _ in state]
+    types = [TensorSpec("token_type_ids", "int64", ("batch", "total"))] if prefix else []
+    return Component(
+        "decoder",
+        inputs=(
+            TensorSpec("inputs_embeds", "float32", ("batch", "tokens", config.hidden_size)),
+            TensorSpec("attention_mask", "int64", ("batch", "total")),
+            *types,
+            *past,
+        ),
+        outputs=(
+            TensorSpec("logits", "float32", ("batch", "tokens", config.vocab_size)),
+            *present,
+        ),
+        state=state,
+    )
+
+
+def check_language_model(folder: object, config: Any, known: Iterable[str]) -> None:
+    """Refuse a language model that a family does not export, by name."""
+    if config.model_type not in known:
+        raise CheckpointError(
+            f"{folder}: its language model is {config.model_type!r}: "
+            f"choose a checkpoint with {', '.join(known)}"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind in ("dynamic", "longrope"):
+        raise CheckpointError(
+            f"{folder}: its positions are {kind!r}, which depend on the text's length: "
+            "choose a checkpoint with default, linear, llama3 or yarn"
+        )
