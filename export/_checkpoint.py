@@ -148,6 +148,13 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     return fast
 
 
+def bare(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Take a tokenizer's special tokens off, for prompts that have their own written out."""
+    written = json.loads(tokenizer.to_str())
+    written["post_processor"] = None
+    return tokenizers.Tokenizer.from_str(json.dumps(written))
+
+
 def goldens(tokenizer: tokenizers.Tokenizer) -> bytes:
     """Return texts and their ids, for `check` on the device."""
     table = [{"text": text, "ids": tokenizer.encode(text).ids} for text in GOLDENS]

@@ -22,41 +22,47 @@ TIED = {LM_HEAD: EMBED_TOKENS}
 class Decoder(torch.nn.Module):
     """A causal language model with its cache as inputs and outputs, for prefill and decode."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, first_position: int = 0) -> None:
         super().__init__()
         self.language_model = transformers.AutoModelForCausalLM.from_config(config)
         # rows are looked up on the host, so the table is no part of the graph
         del self.language_model.model.embed_tokens
+        self._first_position = first_position
 
     def forward(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, past: list[torch.Tensor]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Read [batch, tokens, width] and give logits [batch, tokens, vocabulary] and the cache."""
-        allowed = _causal(attention_mask, inputs_embeds.shape[1])
-        return self._run(inputs_embeds, attention_mask, allowed, past)
+        return self._run(inputs_embeds, attention_mask, None, past)
 
     def _run(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor,
-        allowed: torch.Tensor,
+        together: torch.Tensor | None,
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Read on; `allowed` says who may look at whom, padding aside."""
+        """Read on; `together`, bool [batch, 1, tokens, total], lets some look ahead."""
         tokens = inputs_embeds.shape[1]
         cache = DynamicCache()
         for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
             cache.update(key, value, layer)
         # over real tokens only, so that left padding does not shift them
         position_ids = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
-        allowed = allowed & (attention_mask > 0)[:, None, None, :]
+        position_ids = position_ids + self._first_position
         config = self.language_model.config
         kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)
-        masks = {"full_attention": _scores(allowed)}
-        if window is not None:
-            near = _near(attention_mask, tokens, window)
-            masks["sliding_attention"] = _scores(allowed & near)
+        asks, looks = _places(attention_mask, tokens)
+        reaches = {"full_attention": looks <= asks}
+        if window is not None:  # the last `window` tokens, the asking one included
+            reaches["sliding_attention"] = (looks <= asks) & (asks - looks < window)
+        masks = {}
+        for kind, reach in reaches.items():
+            allowed = reach[None, None]
+            if together is not None:
+                allowed = allowed | together
+            masks[kind] = _scores(allowed & (attention_mask > 0)[:, None, None, :])
         # a model that names its layers' kinds chooses for each layer
         mask: Any = masks if kinds else masks[next(reversed(masks))]
         out = self.language_model(
@@ -81,9 +87,10 @@ class PrefixDecoder(Decoder):
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Read on; token_type_ids, int64 [batch, total], is 0 in the prompt and 1 after it."""
-        causal = _causal(attention_mask, inputs_embeds.shape[1])
-        allowed = causal | (token_type_ids == 0)[:, None, None, :]
-        return self._run(inputs_embeds, attention_mask, allowed, past)
+        prompt = token_type_ids == 0
+        asks = prompt[:, -inputs_embeds.shape[1] :]
+        together = asks[:, None, :, None] & prompt[:, None, None, :]
+        return self._run(inputs_embeds, attention_mask, together, past)
 
 
 def _places(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,17 +98,6 @@ def _places(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, to
     total = attention_mask.shape[1]
     asks = torch.arange(tokens, device=attention_mask.device) + (total - tokens)
     return asks[:, None], torch.arange(total, device=attention_mask.device)[None, :]
-
-
-def _causal(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
-    asks, looks = _places(attention_mask, tokens)
-    return (looks <= asks)[None, None]
-
-
-def _near(attention_mask: torch.Tensor, tokens: int, window: int) -> torch.Tensor:
-    """Tell what a sliding window reaches: the last `window` tokens, the asking one included."""
-    asks, looks = _places(attention_mask, tokens)
-    return (asks - looks < window)[None, None]
 
 
 def _scores(allowed: torch.Tensor) -> torch.Tensor:

@@ -64,8 +64,8 @@ class HubExport:
         shapes = self.weights.shapes()
         found = {n: shape for n, shape in shapes.items() if not n.startswith(self.unused)}
         for name, source in self.tied.items():
-            if name in expected and name not in found and source in found:
-                found[name] = found[source]
+            if name in expected and name not in found and source in shapes:
+                found[name] = shapes[source]
         for name in (*self.extra, *([self.embed_tokens] if self.embed_tokens else [])):
             expected.setdefault(name, found.get(name, ()))
         check_weights(found, expected, IGNORED)
@@ -81,7 +81,7 @@ class HubExport:
 
     def read(self, name: str) -> Array:
         """Read a weight as float32; a tied one that is absent is its source."""
-        if name not in self.weights.shapes():
+        if name in self.tied and name not in self.weights.shapes():
             name = self.tied[name]
         return self.weights.read(name)
 

@@ -63,11 +63,47 @@ class Renamed:
 
     def dtype(self, name: str) -> str:
         """Return the dtype on disk."""
-        return self._weights.dtype(self._sources[name])
+        return self._weights.dtype(self._sources.get(name, name))
+
+    def read(self, name: str) -> Array:
+        """Read one tensor, under its new name or its old one, as float32 and refuse NaN."""
+        return self._weights.read(self._sources.get(name, name))
+
+
+class Joined:
+    """Weights, some of which are there as one more: their rows one after the other."""
+
+    def __init__(self, weights: Weights, joined: Mapping[str, tuple[str, ...]]) -> None:
+        """Join weights where all of the parts are there.
+
+        Args:
+            weights: As they lie on disk.
+            joined: New name -> its parts, in order.
+        """
+        self._weights = weights
+        self._parts = {
+            name: tuple(part for part in parts if part in weights.shapes())
+            for name, parts in joined.items()
+        }
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        shapes = dict(self._weights.shapes())
+        for name, parts in self._parts.items():
+            if parts:
+                rows = sum(shapes[part][0] for part in parts)
+                shapes[name] = (rows, *shapes[parts[0]][1:])
+        return shapes
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk."""
+        return self._weights.dtype(self._parts.get(name, (name,))[0])
 
     def read(self, name: str) -> Array:
         """Read one tensor as float32 and refuse NaN."""
-        return self._weights.read(self._sources[name])
+        parts = self._parts.get(name, (name,))
+        found = [self._weights.read(part) for part in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

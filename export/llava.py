@@ -13,16 +13,19 @@ from transformers.activations import ACT2FN
 
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import (
+    ChatTask,
     Component,
     GenerateTask,
     Generation,
     ImageFrontEnd,
     ImageText,
     ModelSpec,
+    Task,
     TensorSpec,
     TextFrontEnd,
 )
 
+from ._chat import ask_template, caption_template, read_chat, write_template
 from ._checkpoint import (
     CLIP_MEAN,
     CLIP_STD,
@@ -60,7 +63,15 @@ PREFIXES = {
 }
 # vicuna_v1's, for checkpoints that bring no template; without its system text, as transformers has
 ASK = "USER: {image}\n{question} ASSISTANT:"
-CAPTION = "USER: {image}\nDescribe the image in one sentence. ASSISTANT:{prompt}"
+REQUEST = "Describe the image in one sentence."
+CAPTION = ASK.replace("{question}", REQUEST) + "{prompt}"
+# in the words of llava-hf's own
+CHAT = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 
 
 class VisionEncoder(torch.nn.Module):
@@ -122,7 +133,11 @@ def feature_layers(config: Any) -> list[int]:
 
 
 def describe(
-    config: Any, image: ImageFrontEnd, generation: Generation, placeholder: str
+    config: Any,
+    image: ImageFrontEnd,
+    generation: Generation,
+    placeholder: str,
+    chat: ChatTask | None,
 ) -> ModelSpec:
     """Name the graphs and tasks of one checkpoint, with its numbers."""
     vision, text = config.vision_config, config.text_config
@@ -133,14 +148,18 @@ def describe(
     width = vision.hidden_size * len(feature_layers(config))
     seen = TensorSpec("image_embeds", "float32", ("batch", patches, width))
     soft = TensorSpec("soft_prompt", "float32", ("batch", patches, text.hidden_size))
+    caption = CAPTION if chat is None else caption_template(chat, REQUEST)
     ask = GenerateTask(
         encode=ENCODE,
         soft_prompt="soft_prompt",
         decoder="decoder",
-        prompt=ASK,
+        prompt=ASK if chat is None else ask_template(chat),
         image_token_id=config.image_token_id,
         image_text=ImageText(placeholder, placeholder),
     )
+    tasks: dict[str, Task] = {"caption": msgspec.structs.replace(ask, prompt=caption), "ask": ask}
+    if chat is not None:
+        tasks["chat"] = chat
     return ModelSpec(
         family="llava",
         components=(
@@ -152,7 +171,7 @@ def describe(
             Component("projector", inputs=(seen,), outputs=(soft,)),
             describe_decoder(text),
         ),
-        tasks={"caption": msgspec.structs.replace(ask, prompt=CAPTION), "ask": ask},
+        tasks=tasks,
         image=image,
         text=TextFrontEnd(
             tokenizer=TOKENIZER,
@@ -196,7 +215,9 @@ class Llava:
                 f"{folder}: image_token_index is {config.image_token_id}, which its tokenizer "
                 "does not have: download both again"
             )
-        spec = describe(config, read_image_front_end(folder, default), generation, placeholder)
+        front = read_image_front_end(folder, default)
+        chat = read_chat(folder, "ask", placeholder)
+        spec = describe(config, front, generation, placeholder, chat)
         single = SECOND not in weights.shapes()
         builds = {
             "vision_encoder": lambda: VisionEncoder(config),
@@ -263,6 +284,8 @@ class Llava:
         )
         if name == "llava-linear":
             _drop_second(model, folder)
+        if name != "llava-mistral":
+            write_template(folder, CHAT)
         return model
 
 

@@ -55,6 +55,8 @@ def fuse(component: Component, model: ir.Model) -> int:
         ((inputs[spec.name], spec.shape.index("total")) for spec in component.inputs
          if "total" in spec.shape), None
     )  # fmt: skip
+    if "token_type_ids" in inputs:  # a prompt's tokens look ahead, which the kernel never does
+        return 0
     if not keys or mask is None or 2 * len(keys) != len(pairs):
         return 0
     layers = [_match(inputs[k], inputs[k.removesuffix("key") + "value"]) for k in keys]

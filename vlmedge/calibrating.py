@@ -180,17 +180,18 @@ class Calibration:
         task = tasks[i % len(tasks)]
         parts = Parts(self._bundle, {component.name: graph})
         soft = self._pool[task.soft_prompt].at(i)
-        generating.write(parts, task, soft, [self._prompt(task, i)], options)
+        images = (*self._samples.images, *self._samples.singles)
+        grids = self._parts.pictures([images[i]]).grids
+        text = generating.fill(task, self._said(task, i), grids)
+        generating.write(parts, task, [soft], [text], options)
 
-    def _prompt(self, task: GenerateTask, i: int) -> str:
-        """Make what a decoder reads: a question, or a caption where one was given."""
+    def _said(self, task: GenerateTask, i: int) -> str:
+        """Choose what a decoder reads: a question, or a caption where one was given."""
         samples = self._samples
         if "{question}" in task.prompt:
-            asked = samples.questions[i % len(samples.questions)]
-            return task.prompt.replace("{question}", asked)
+            return samples.questions[i % len(samples.questions)]
         known = samples.captions
-        text = known[i] if known is not None and i < len(known) else ""
-        return task.prompt.replace("{prompt}", text)
+        return known[i] if known is not None and i < len(known) else ""
 
     @contextmanager
     def _opened(self, bundle: Bundle) -> Iterator[Graph]:
@@ -371,28 +372,29 @@ class _Made:
 
 
 class _Stored:
-    """Rows of one shape in a file: mapped they would count as memory."""
+    """What each sample gave, in a file: mapped it would count as memory."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._count = 0
+        self._places: list[tuple[int, tuple[int, ...]]] = []  # offset in bytes, shape
+        self._end_bytes = 0
         file.write_bytes(b"")
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._places)
 
     def append(self, row: Array) -> None:
-        """Add a row, which has a leading axis of 1."""
-        self._shape, self._dtype = row.shape, row.dtype
+        """Add one sample's, with a leading axis: 1, or how many tiles its picture has."""
+        self._dtype = row.dtype
+        self._places.append((self._end_bytes, row.shape))
+        self._end_bytes += row.nbytes
         with self._file.open("ab") as stream:
             stream.write(np.ascontiguousarray(row).data)
-        self._count += 1
 
     def at(self, i: int) -> Array:
-        """Return row i with a leading axis of 1."""
-        size = math.prod(self._shape)
-        offset = i * size * self._dtype.itemsize
-        return np.fromfile(self._file, self._dtype, size, offset=offset).reshape(self._shape)
+        """Return sample i's as it came."""
+        offset, shape = self._places[i]
+        return np.fromfile(self._file, self._dtype, math.prod(shape), offset=offset).reshape(shape)
 
 
 _Rows = _Made | _Stored

@@ -282,10 +282,12 @@ class _Gate:
         texts = run.texts[: len(soft)]
         prompt = generating.make_prompt(self._parts, run.task, soft, texts, defaults)
         graph.reset()
-        mask, tokens = prompt.attention_mask, prompt.embeds.shape[1]
-        first = graph.run(feeds(component, prompt.embeds, mask, tokens))["logits"]
+        mask, tokens, media = prompt.attention_mask, prompt.embeds.shape[1], prompt.media_index
+        given = feeds(component, prompt.embeds, mask, tokens, media)
+        first = graph.run({**given, **prompt.held})["logits"]
         mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
-        second = graph.run(feeds(component, prompt.embeds[:, -1:], mask, tokens))["logits"]
+        given = feeds(component, prompt.embeds[:, -1:], mask, tokens, media)
+        second = graph.run({**given, **prompt.held})["logits"]
         return [first, second]
 
     def _matches(self, reference: Pool, ours: Pool) -> list[TaskParity]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmedge import __version__, cli_build, cli_device, cli_model
+from vlmedge import __version__, cli_build, cli_chat, cli_device, cli_model
 from vlmedge.cli_types import (
     AllowUnverified,
     BudgetMib,
@@ -226,7 +226,13 @@ def check(
 
 app.command()(cli_build.build)
 app.add_typer(cli_build.engines, name="engines", no_args_is_help=True)
-for _command in (cli_model.caption, cli_model.ask, cli_model.classify, cli_model.embed):
+for _command in (
+    cli_model.caption,
+    cli_model.ask,
+    cli_model.classify,
+    cli_model.embed,
+    cli_chat.chat,
+):
     app.command()(_command)
 app.command()(cli_device.plan)
 app.command()(cli_device.doctor)

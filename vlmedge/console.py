@@ -121,7 +121,7 @@ def write(
     defaults = model.bundle.spec.generation
     beams = options["num_beams"] or (1 if defaults is None else defaults.num_beams)
     if len(images) == 1 and beams == 1 and not as_json and sys.stdout.isatty():
-        for piece in _trimmed(model.stream(images[0], prompt, question=question, **options)):
+        for piece in trimmed(model.stream(images[0], prompt, question=question, **options)):
             print(piece, end="", flush=True)
         print()
         return
@@ -211,7 +211,7 @@ def _save(vectors: Any, out: Path) -> None:
         raise InputError(f"{out} cannot be written: {error.strerror}") from None
 
 
-def _trimmed(pieces: Iterable[str]) -> Iterator[str]:
+def trimmed(pieces: Iterable[str]) -> Iterator[str]:
     """Strip a text that comes in pieces, and keep it on one line."""
     started, held = False, ""
     for piece in pieces:

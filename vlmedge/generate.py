@@ -7,8 +7,9 @@ result depends on another's, so a row leaves the batch as soon as it is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,19 @@ class Prompt:
         attention_mask: 0 where a row is padding, int64 [batch, tokens].
         history: Ids that the repetition penalty sees, image placeholders included as in
             transformers, int64 [batch, tokens]; -1 hides a position.
+        before: The history of what the decoder has read and written already and still has in its
+            cache, int64 [batch, earlier]; none starts with an empty cache.
+        held: What the decoder is fed unchanged at every step, by name, each [batch, ...].
+        media_index: Which picture each token sees, int64 [batch, tokens], -1 none; or none where
+            pictures stand among the text.
     """
 
     embeds: NDArray[np.float32]
     attention_mask: Ids
     history: Ids
+    before: Ids | None = None
+    held: Mapping[str, Array] = field(default_factory=dict)
+    media_index: Ids | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes that disagree and rows padded on the right."""
@@ -47,6 +56,9 @@ class Prompt:
                     f"prompt: {name} is {list(got)}: it must be the [batch, tokens] of embeds, "
                     f"{list(shape)}, none of them 0"
                 )
+        for name, array in self.held.items():
+            if len(array) != shape[0]:
+                raise InputError(f"prompt: {name} has {len(array)} rows, embeds has {shape[0]}")
         ragged = np.flatnonzero(self.attention_mask[:, -1] == 0)
         if len(ragged):
             raise InputError(f"prompt: row {ragged[0]} ends in padding: pad on the left")
@@ -57,7 +69,13 @@ class Prompt:
         ids = np.full((batch, tokens + room), -1, np.int64)
         started = np.maximum.accumulate(self.attention_mask != 0, axis=1)
         ids[:, :tokens][started] = self.history[started]
-        return ids
+        return ids if self.before is None else np.concatenate([self.before, ids], axis=1)
+
+    @property
+    def tokens(self) -> int:
+        """Count what is read before the first new token, what is in the cache included."""
+        earlier = 0 if self.before is None else int(self.before.shape[1])
+        return int(self.history.shape[1]) + earlier
 
 
 def generate(
@@ -111,7 +129,11 @@ def _generators(seed: int | None, rows: int) -> list[np.random.Generator]:
 
 
 def feeds(
-    component: Component, embeds: NDArray[np.float32], mask: Ids, prompt_tokens: int
+    component: Component,
+    embeds: NDArray[np.float32],
+    mask: Ids,
+    prompt_tokens: int,
+    media_index: Ids | None = None,
 ) -> dict[str, Array]:
     """Make what one run of a decoder takes, as far as it takes it.
 
@@ -121,6 +143,7 @@ def feeds(
         mask: Of all tokens so far, int64 [rows, total].
         prompt_tokens: How many of them are the prompt, whose tokens a prefix LM lets see each
             other (token_type_ids 0; what is written after it has 1).
+        media_index: As of `Prompt`; of it only the last columns are taken.
     """
     rows, total = mask.shape
     new = slice(total - embeds.shape[1], total)
@@ -135,7 +158,29 @@ def feeds(
     if "token_type_ids" in names:
         written = np.arange(total) >= prompt_tokens
         given["token_type_ids"] = np.tile(written.astype(np.int64), (rows, 1))
+    if media_index is not None:
+        given["media_index"] = np.ascontiguousarray(media_index[:, -embeds.shape[1] :])
     return given
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What a decoder has in its cache."""
+
+    prompt: Prompt
+    tokens: int
+
+
+_READINGS: WeakKeyDictionary[Graph, _Reading] = WeakKeyDictionary()
+
+
+def cached(decoder: Graph, prompt: Prompt) -> int:
+    """Count the tokens that a decoder still holds of `prompt` and what was written after it.
+
+    It is 0 when the decoder has read something else since, or has failed.
+    """
+    found = _READINGS.get(decoder)
+    return found.tokens if found is not None and found.prompt is prompt else 0
 
 
 class _Loop:
@@ -144,14 +189,20 @@ class _Loop:
     def __init__(self, decoder: Graph, embed: Embed, prompt: Prompt, options: Generation) -> None:
         self._decoder = decoder
         self._embed = embed
-        self._prompt_tokens = self._total = prompt.embeds.shape[1]
+        self._prompt_tokens = self._total = prompt.tokens
+        self._prompt = prompt
+        self._media = prompt.media_index  # new tokens see what the last one sees
+        self._given, self._held = prompt.held, dict(prompt.held)
+        self._rows = np.arange(len(prompt.embeds))  # of the prompt, that each row came from
         # of the whole text that may come, so that a step only takes a slice
         new = np.ones((len(prompt.embeds), options.max_tokens), np.int64)
-        self._mask = np.concatenate([prompt.attention_mask, new], axis=1)
+        old = new[:, :0] if prompt.before is None else np.ones_like(prompt.before)
+        self._mask = np.concatenate([old, prompt.attention_mask, new], axis=1)
 
     def read(self, embeds: NDArray[np.float32]) -> Scores:
         """Run the prompt; return the logits after its last token, float32 [rows, vocabulary]."""
-        self._decoder.reset()
+        if self._prompt.before is None:
+            self._decoder.reset()
         return self._run(embeds)
 
     def write(self, ids: Ids) -> Scores:
@@ -164,11 +215,19 @@ class _Loop:
         if not np.array_equal(rows, np.arange(len(self._mask))):
             self._decoder.reorder(rows)
             self._mask = self._mask[rows]
+            self._media = None if self._media is None else self._media[rows]
+            # beams of one picture take turns, which changes nothing of what they look at
+            if not np.array_equal(self._rows[rows], self._rows):
+                self._rows = self._rows[rows]
+                self._held = {name: array[self._rows] for name, array in self._given.items()}
 
     def _run(self, embeds: NDArray[np.float32]) -> Scores:
         mask = self._mask[:, : self._total]
-        given = feeds(self._decoder.component, embeds, mask, self._prompt_tokens)
+        component, tokens = self._decoder.component, self._prompt_tokens
+        given = feeds(component, embeds, mask, tokens, self._media) | self._held
+        _READINGS.pop(self._decoder, None)
         logits: Scores = self._decoder.run(given)["logits"][:, -1]
+        _READINGS[self._decoder] = _Reading(self._prompt, self._total)
         if not np.isfinite(logits.max(axis=-1)).all():
             step = self._total - self._prompt_tokens + 1
             raise VlmEdgeError(
@@ -187,7 +246,7 @@ def _steps(
 ) -> Iterator[tuple[Ids, Ids]]:
     """Yield (prompt rows that go on, their new ids), both int64 [rows], greedy or drawn."""
     loop = _Loop(decoder, embed, prompt, options)
-    tokens = prompt.embeds.shape[1]
+    tokens = prompt.tokens
     rows = np.arange(len(prompt.embeds))
     seen = prompt.seen(options.max_tokens) if options.repetition_penalty != 1.0 else None
     logits = loop.read(prompt.embeds)
@@ -276,7 +335,7 @@ class _Beams:
 
 def _beam_search(loop: _Loop, prompt: Prompt, options: Generation) -> list[list[int]]:
     """Search every row of the prompt; rows that are done leave the batch."""
-    tokens = prompt.embeds.shape[1]
+    tokens = prompt.tokens
     found = [_Beams(history, tokens, options) for history in prompt.seen(options.max_tokens)]
     running = found
     logits = loop.read(prompt.embeds)

@@ -14,16 +14,19 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import InputError
 from vlmedge.graph import CheckedGraph
-from vlmedge.image import ImageSource, is_images
+from vlmedge.image import Grid, ImageSource, is_images
+from vlmedge.locations import Box, parse
 from vlmedge.registry import ENGINES, unknown
 from vlmedge.sampling import options as merge
 from vlmedge.slots import Factors, fill
-from vlmedge.spec import EmbedTask, GenerateTask, Generation, MatchTask
+from vlmedge.spec import ChatTask, EmbedTask, GenerateTask, Generation, MatchTask
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
+from vlmedge.tasks.chat import Chat
+from vlmedge.tasks.generate import Example
 
-T = TypeVar("T", GenerateTask, MatchTask, EmbedTask)
+T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask)
 Images = list[Any] | tuple[ImageSource, ...]
 Ranking = list[tuple[str, float]]
 
@@ -117,13 +120,20 @@ class Model:
         images: Images,
         prompt: str = "",
         *,
+        examples: Sequence[Example] = (),
         seed: int | None = None,
         **options: Any,
     ) -> list[str]: ...
 
     @overload
     def caption(
-        self, images: ImageSource, prompt: str = "", *, seed: int | None = None, **options: Any
+        self,
+        images: ImageSource,
+        prompt: str = "",
+        *,
+        examples: Sequence[Example] = (),
+        seed: int | None = None,
+        **options: Any,
     ) -> str: ...
 
     def caption(
@@ -131,6 +141,7 @@ class Model:
         images: ImageSource | Images,
         prompt: str = "",
         *,
+        examples: Sequence[Example] = (),
         seed: int | None = None,
         **options: Any,
     ) -> str | list[str]:
@@ -139,21 +150,36 @@ class Model:
         Args:
             images: What to look at.
             prompt: How the caption begins ("a photo of"); not repeated in the answer.
+            examples: Pictures with their right captions, read first (few-shot).
             seed: Of the draw, when sampling.
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
         task = self._task("caption", GenerateTask)
-        return self._write(task, images, prompt, seed, options)
+        if prompt and "{prompt}" not in task.prompt:
+            raise InputError("this model begins its captions by itself: leave the prompt out")
+        return self._write(task, images, prompt, seed, options, examples)
 
     @overload
     def ask(
-        self, images: Images, question: str, *, seed: int | None = None, **options: Any
+        self,
+        images: Images,
+        question: str,
+        *,
+        examples: Sequence[Example] = (),
+        seed: int | None = None,
+        **options: Any,
     ) -> list[str]: ...
 
     @overload
     def ask(
-        self, images: ImageSource, question: str, *, seed: int | None = None, **options: Any
+        self,
+        images: ImageSource,
+        question: str,
+        *,
+        examples: Sequence[Example] = (),
+        seed: int | None = None,
+        **options: Any,
     ) -> str: ...
 
     def ask(
@@ -161,6 +187,7 @@ class Model:
         images: ImageSource | Images,
         question: str,
         *,
+        examples: Sequence[Example] = (),
         seed: int | None = None,
         **options: Any,
     ) -> str | list[str]:
@@ -169,13 +196,14 @@ class Model:
         Args:
             images: What to look at.
             question: In plain words; the model's template is put around it.
+            examples: Pictures with questions and right answers, read first (few-shot).
             seed: Of the draw, when sampling.
             **options: As of `caption`.
         """
         task = self._task("ask", GenerateTask)
         if not question.strip():
             raise InputError("the question is empty: ask something")
-        return self._write(task, images, question, seed, options)
+        return self._write(task, images, question, seed, options, examples)
 
     def stream(
         self,
@@ -197,6 +225,44 @@ class Model:
         soft = [generating.encode(self._parts, task, pictures.pixel_values)]
         text = generating.fill(task, prompt if question is None else question, pictures.grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
+
+    def detect(
+        self,
+        images: ImageSource | Images,
+        what: str,
+        *,
+        task: str = "detect",
+        **options: Any,
+    ) -> list[Box] | list[list[Box]]:
+        """Find things on one picture, or on each of several.
+
+        Args:
+            images: Where to look.
+            what: What to look for, as "cat" or "cat ; dog".
+            task: "segment" asks for masks too.
+            **options: As of `caption`.
+
+        Returns:
+            Boxes in parts of the picture's sides, in the model's order.
+        """
+        wiring = self._task(task, GenerateTask)
+        if wiring.answer != "locations":
+            raise InputError(f"task {task!r} answers in words: use ask, or detect")
+        if not what.strip():
+            raise InputError("nothing to look for: name it")
+        texts = self._write(wiring, images, what, None, options)
+        return parse(texts) if isinstance(texts, str) else [parse(text) for text in texts]
+
+    def chat(self, system: str | None = None, **options: Any) -> Chat:
+        """Begin a conversation: turns, pictures in any of them, and the cache kept between them.
+
+        Args:
+            system: What the model is told before the first turn; default: the checkpoint's own.
+            **options: As of `caption`, for every reply; one reply's can be given with it.
+        """
+        task = self._task("chat", ChatTask)
+        write = self._task(task.write, GenerateTask)
+        return Chat(self._parts, task, write, self._options(options), system)
 
     @overload
     def classify(
@@ -262,6 +328,16 @@ class Model:
             raise InputError(f"{self.bundle.path} writes no text: it has no generation defaults")
         return merge(defaults, **given)
 
+    def _shown(
+        self, task: GenerateTask, examples: Sequence[Example]
+    ) -> tuple[list[tuple[Example, Grid]], NDArray[np.float32] | None]:
+        """Encode the pictures of examples: float32 [pieces, n, width], or none."""
+        if not examples or task.example is None:  # the latter is refused where it is filled in
+            return [(example, (0, 0)) for example in examples], None
+        pictures = self._parts.pictures([example.image for example in examples])
+        found = generating.encode(self._parts, task, pictures.pixel_values)
+        return list(zip(examples, pictures.grids, strict=True)), found
+
     def _write(
         self,
         task: GenerateTask,
@@ -269,8 +345,10 @@ class Model:
         text: str,
         seed: int | None,
         given: dict[str, Any],
+        examples: Sequence[Example] = (),
     ) -> str | list[str]:
         chosen = self._options(given)
+        before, shown = self._shown(task, examples)
         texts: list[str] = []
         several = _several(images)
         if not several:
@@ -279,7 +357,9 @@ class Model:
             pictures = self._parts.pictures(several[start : start + IMAGES_PER_BATCH])
             encoded = generating.encode(self._parts, task, pictures.pixel_values)
             soft = generating.rows(encoded, pictures.grids)
-            prompts = [generating.fill(task, text, [grid]) for grid in pictures.grids]
+            if shown is not None:
+                soft = [np.concatenate([shown, seen]) for seen in soft]
+            prompts = [generating.fill(task, text, [grid], before) for grid in pictures.grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
             texts += [self._parts.tokenizer.decode(row).strip() for row in ids]
         return texts if is_images(images) else texts[0]

@@ -67,6 +67,20 @@ class Component(_Data, frozen=True):
     slots: tuple[AdapterSlot, ...] = ()
 
 
+class Tiling(_Data, frozen=True):
+    """How a picture is cut into squares that the encoder takes one by one, and the whole.
+
+    Attributes:
+        longest_edge: The picture is first resized to this longer side, pixels.
+        tile_size: Side of a tile, pixels; the picture is stretched to whole tiles.
+        split: Whether there are tiles, or the whole alone.
+    """
+
+    longest_edge: int
+    tile_size: int
+    split: bool = True
+
+
 class ImageFrontEnd(_Data, frozen=True):
     """How a picture becomes pixel_values, float32 [batch, 3, height, width].
 
@@ -78,6 +92,7 @@ class ImageFrontEnd(_Data, frozen=True):
         rescale_factor: Multiplies the 0..255 values before mean and std.
         image_mean: One figure a channel, RGB.
         image_std: One figure a channel, RGB.
+        tiling: How it is cut before all this, or none.
     """
 
     resize: Literal["exact", "shortest_edge"]
@@ -87,6 +102,7 @@ class ImageFrontEnd(_Data, frozen=True):
     rescale_factor: float
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    tiling: Tiling | None = None
 
 
 class TextFrontEnd(_Data, frozen=True):
@@ -186,9 +202,15 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
         encode: Components from pixel_values to `soft_prompt`, in order.
         soft_prompt: The tensor [batch, n, width] that stands among the prompt's embeddings.
         decoder: The component of the decode loop.
-        prompt: Template; `{prompt}` or `{question}` is the caller's text, `{image}` the picture.
+        prompt: Template; `{prompt}` or `{question}` is the caller's text, `{image}` the picture,
+            `{examples}` the place of examples.
         image_token_id: Id that stands for the soft prompt in the token history, or none.
         image_text: What `{image}` becomes; none puts the soft prompt before all text.
+        example: Template of one example that goes before (few-shot): `{image}`, `{question}` where
+            `prompt` has it, `{text}` the right answer; none where the model takes no examples.
+        media: The decoder's input that takes the pictures, where it looks at them beside the text
+            and not among it; placeholders are tokens then. None puts them among the text.
+        answer: "text", or "locations": words among tokens that say where things are.
     """
 
     encode: tuple[str, ...]
@@ -197,6 +219,31 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     prompt: str
     image_token_id: int | None = None
     image_text: ImageText | None = None
+    example: str | None = None
+    media: str | None = None
+    answer: Literal["text", "locations"] = "text"
+
+
+class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):
+    """Turns of a conversation about pictures; each text is put together from these.
+
+    Attributes:
+        write: The generating task whose components write the replies.
+        start: Before the first turn.
+        user: A turn without pictures, up to the reply; `{text}` is what the user says.
+        user_images: One with pictures; `{images}` is where they stand.
+        image: One picture; `{image}` becomes what the generating task has for it.
+        reply_end: Between a reply and the next turn.
+        system: In place of `start`, with `{text}` for the system's; none where there is no such.
+    """
+
+    write: str
+    start: str
+    user: str
+    user_images: str
+    image: str
+    reply_end: str
+    system: str | None = None
 
 
 class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
@@ -233,7 +280,7 @@ class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     output: str
 
 
-Task = GenerateTask | MatchTask | EmbedTask
+Task = GenerateTask | ChatTask | MatchTask | EmbedTask
 
 
 class ModelSpec(_Data, frozen=True):

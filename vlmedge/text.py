@@ -50,8 +50,13 @@ class Tokenizer:
             decoder is not None and b'"WordPiece"' in decoder.__getstate__()
         )
 
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of one text, special tokens included.
+    def ids(self, text: str, *, whole: bool = True) -> list[int]:
+        """Return the ids of one text.
+
+        Args:
+            text: Any.
+            whole: Whether it is all of the input, and so gets the model's special tokens around
+                it; or goes on after another.
 
         Raises:
             InputError: `text` is no str, or no valid Unicode.
@@ -64,7 +69,7 @@ class Tokenizer:
             raise InputError(
                 f"text with a lone surrogate at character {error.start}: give valid Unicode"
             ) from None
-        return list(self._backend.encode(text).ids)
+        return list(self._backend.encode(text, add_special_tokens=whole).ids)
 
     def encode(
         self, texts: Sequence[str], *, reserve: int = 0

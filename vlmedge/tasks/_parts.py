@@ -16,6 +16,7 @@ from vlmedge.image import ImageSource, Pictures, load_image, preprocess
 from vlmedge.sampling import Ids
 from vlmedge.spec import ImageFrontEnd, TextFrontEnd
 from vlmedge.text import Tokenizer
+from vlmedge.tiling import cut
 
 IMAGES_PER_BATCH = 8  # more gain little on a CPU, and memory grows with them
 
@@ -56,8 +57,13 @@ class Parts:
 
     def pictures(self, images: Sequence[ImageSource]) -> Pictures:
         """Make pixel_values, and say how each picture was cut."""
+        front = self.image_front
         opened = [load_image(image) for image in images]
-        return Pictures(preprocess(opened, self.image_front), ((0, 0),) * len(opened))
+        if front.tiling is None:
+            return Pictures(preprocess(opened, front), ((0, 0),) * len(opened))
+        made = [cut(image, front.tiling, front.resample) for image in opened]
+        pieces = [piece for found, _ in made for piece in found]
+        return Pictures(preprocess(pieces, front), tuple(grid for _, grid in made))
 
     def batches(self, images: Sequence[ImageSource]) -> Iterator[NDArray[np.float32]]:
         """Make pixel_values in batches of at most IMAGES_PER_BATCH."""

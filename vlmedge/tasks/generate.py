@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from vlmedge import generate as loop
 from vlmedge.errors import InputError
 from vlmedge.generate import Prompt
-from vlmedge.image import Grid, pieces
+from vlmedge.image import Grid, ImageSource, pieces
 from vlmedge.spec import GenerateTask, Generation
 
 from ._parts import IMAGES_PER_BATCH, Parts
 
+Places = NDArray[np.int64]
 Soft = NDArray[np.float32]
 """What pictures became: [n, width] of one piece, or [pieces, n, width] of several."""
 
@@ -75,17 +77,53 @@ def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
     return np.split(soft, ends[:-1])
 
 
-def fill(task: GenerateTask, text: str, grids: Sequence[Grid] = ((0, 0),)) -> str:
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A picture with the right answer, to be read before the one that is asked about.
+
+    Attributes:
+        image: The picture.
+        text: The right caption or answer.
+        question: What was asked, where the task asks.
+    """
+
+    image: ImageSource
+    text: str
+    question: str = ""
+
+
+def fill(
+    task: GenerateTask,
+    text: str,
+    grids: Sequence[Grid] = ((0, 0),),
+    examples: Sequence[tuple[Example, Grid]] = (),
+) -> str:
     """Put pictures and the caller's text into a task's template.
 
     Args:
         task: Its template.
         text: What stands for `{prompt}` or `{question}`.
         grids: How each picture is cut; they stand one after the other.
+        examples: What goes before, with how its picture is cut.
+
+    Raises:
+        InputError: There are examples, and the model takes none.
     """
-    template = task.prompt.replace("{image}", "".join(image_text(task, grid) for grid in grids))
+    if examples and task.example is None:
+        raise InputError("this model takes no examples: ask about one picture at a time")
+    shown = "".join(image_text(task, grid) for grid in grids)
+    before = "".join(
+        (task.example or "")
+        .replace("{image}", image_text(task, grid))
+        .replace("{question}", example.question)
+        .replace("{text}", example.text)
+        for example, grid in examples
+    )
+    # texts come last, so that they may hold any of the words above
+    head, mark, tail = task.prompt.partition("{examples}")
+    tail = (tail if mark else head).replace("{image}", shown)
     key = "{question}" if "{question}" in task.prompt else "{prompt}"
-    return template.replace(key, text)  # last, so that the text may hold any of the words above
+    return (head if mark else "") + before + tail.replace(key, text)
 
 
 def image_text(task: GenerateTask, grid: Grid) -> str:
@@ -130,7 +168,31 @@ def make_prompt(
         mask[i, begin:] = 1
         history[i, begin:] = ids
         embeds[i, begin:] = vectors
-    return Prompt(embeds, mask, history)
+    if task.media is None:
+        return Prompt(embeds, mask, history)
+    media = [seen.reshape(-1, seen.shape[-1]) for seen in soft]
+    most = max(len(seen) for seen in media)
+    fed = np.zeros((len(media), most, media[0].shape[1]), np.float32)
+    for i, seen in enumerate(media):
+        fed[i, : len(seen)] = seen
+    index = np.stack([_looks_at(row, task, options) for row in history])
+    return Prompt(embeds, mask, history, held={task.media: fed}, media_index=index)
+
+
+def _looks_at(history: NDArray[np.int64], task: GenerateTask, options: Generation) -> Places:
+    """Say which picture each token sees: the last one before it, and none after an end token.
+
+    Source: transformers' image_attention_mask_for_packed_input_ids_pt.
+    """
+    pictures = (history == task.image_token_id).cumsum() - 1
+    found: Places = pictures.copy()
+    ended = False
+    for i, token in enumerate(history.tolist()):
+        ended = ended and token != task.image_token_id
+        if ended:
+            found[i] = -1
+        ended = ended or token in options.eos_ids
+    return found
 
 
 def check_room(parts: Parts, tokens: int, options: Generation) -> None:
@@ -163,6 +225,8 @@ def spliced(
                 f"prompt with {len(places)} places for {len(seen)} pictures or tiles: "
                 f"leave {task.image_text.placeholder!r} out of the text"
             )
+        if task.media is not None:
+            return text, parts.embed(text)
         text = np.delete(text, places)
         places -= np.arange(len(places))  # in the text without them
     at = np.repeat(places, each)

@@ -1,0 +1,97 @@
+"""Conversations: what is refused and loses nothing; in the terminal; the template as data."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from tiny import tiny
+
+import vlmedge
+from vlmedge.errors import InputError, UnknownNameError
+from vlmedge.exporting import export
+from vlmedge.scenes import draw_scene
+from vlmedge.spec import ChatTask
+
+NEW = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export a random LLaVA, with a chat template."""
+    root = tmp_path_factory.mktemp("llava")
+    tiny("llava", root / "checkpoint")
+    return export(str(root / "checkpoint"), root / "bundle", check=False).path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> vlmedge.Model:
+    return vlmedge.load(folder)
+
+
+@pytest.fixture
+def image():  # type: ignore[no-untyped-def]
+    return draw_scene(0, "heldout").image
+
+
+def test_template_is_data(model: vlmedge.Model) -> None:
+    task = model.bundle.spec.tasks["chat"]
+    assert isinstance(task, ChatTask)
+    assert task.user == "USER: {text} ASSISTANT:"
+    assert task.user_images == "USER: {images}{text} ASSISTANT:"
+    assert task.image == "{image}\n"
+    assert task.system == "SYSTEM: {text} "
+
+
+def test_system_text_changes_the_reply_and_stands_first(model: vlmedge.Model) -> None:
+    chat = model.chat("be brief", max_tokens=NEW)
+    chat.ask("what?")
+    assert chat._prompt is not None
+    read = model._parts.tokenizer.decode(chat._prompt.history[0])
+    assert read.startswith("SYSTEM: be brief USER: what? ASSISTANT:")
+
+
+def test_refusals_lose_nothing(model: vlmedge.Model, image) -> None:  # type: ignore[no-untyped-def]
+    chat, plain = model.chat(max_tokens=NEW), model.chat(max_tokens=NEW)
+    assert chat.ask("what?", image) == plain.ask("what?", image)
+    for text, options, refusal in (
+        ("  ", {}, "the turn is empty"),
+        ("long " * 300, {}, "the model has room for"),
+        ("what is <image>?", {}, "leave '<image>' out of the text"),
+        ("what?", {"num_beams": 2}, "must be 1 in a conversation"),
+    ):
+        with pytest.raises(InputError, match=refusal):
+            chat.ask(text, **options)
+    assert len(chat.turns) == 1
+    assert chat.ask("and now?") == plain.ask("and now?")
+
+
+def test_reply_that_is_cut_short_stays(model: vlmedge.Model, image) -> None:  # type: ignore[no-untyped-def]
+    chat = model.chat(max_tokens=NEW)
+    pieces = chat.stream("what?", [image])
+    first = next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert chat.turns == [("what?", first.strip())]
+    assert isinstance(chat.ask("and now?"), str)
+    assert len(chat.turns) == 2
+
+
+def test_model_that_does_not_chat_is_refused(blip2_bundle: Path) -> None:
+    with pytest.raises(UnknownNameError, match="no task 'chat'"):
+        vlmedge.load(blip2_bundle).chat()
+
+
+def test_terminal_talks(
+    vlmedge: Run, folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (
+        f"what?\n/image {pictures[1]}\nand this?\n/nothing\n/image no.png\n/new\nagain\n/quit\nno\n"
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    ran = vlmedge("chat", folder, pictures[0], "--max-tokens", NEW)
+    assert ran.code == 0, ran.err
+    assert ran.out.count("\n") == 3  # a line for each of three turns
+    assert "no command '/nothing'" in ran.err
+    assert "no file no.png" in ran.err

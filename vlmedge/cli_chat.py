@@ -1,0 +1,89 @@
+"""`vlmedge chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmedge.cli_types import BundleFolder, MaxTokens, Penalty, Seed, Temperature, TopK, TopP
+from vlmedge.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vlmedge.tasks.chat import Chat
+
+HELP = "/image FILE adds a picture to the next turn, /new begins anew, /quit ends."
+
+
+def chat(
+    bundle: BundleFolder,
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGE...]", help="For the first turn.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the model is told before all.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+) -> None:
+    """Talk about pictures, a line a turn; each turn may bring more of them."""
+    from vlmedge import console
+    from vlmedge.image import load_image
+
+    model = console.open_model(bundle)
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    talk = model.chat(system, **options)
+    seen = [load_image(image) for image in images or []]
+    prompted = sys.stdin.isatty()
+    if prompted:
+        print(HELP, file=sys.stderr)
+    while (line := _read(prompted)) is not None:
+        word, _, rest = line.strip().partition(" ")
+        try:
+            if word == "/quit":
+                return
+            if word == "/new":
+                talk, seen = model.chat(system, **options), []
+            elif word == "/image":
+                seen.append(load_image(rest.strip()))
+            elif word.startswith("/"):
+                raise InputError(f"no command {word!r}: {HELP}")
+            elif word:
+                _turn(talk, line.strip(), seen, seed)
+                seen = []
+        except InputError as error:  # the conversation stays as it was
+            print(f"vlmedge: {error}", file=sys.stderr)
+
+
+def _read(prompted: bool) -> str | None:
+    """Read a line, or none at the end."""
+    if prompted:
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line or None
+
+
+def _turn(talk: Chat, text: str, images: list[Image], seed: int | None) -> None:
+    """Say something and print the reply as it comes; Ctrl-C cuts it short."""
+    from vlmedge import console
+
+    pieces = talk.stream(text, images, seed=seed)
+    try:
+        for piece in console.trimmed(pieces):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" ...", end="")
+    print(flush=True)

@@ -1,0 +1,167 @@
+"""A conversation about pictures: each turn reads only what is new, the cache holds the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge import generate as loop
+from vlmedge.errors import InputError, VlmEdgeError
+from vlmedge.generate import Prompt
+from vlmedge.image import ImageSource, Pictures
+from vlmedge.sampling import options as merge
+from vlmedge.spec import ChatTask, GenerateTask, Generation
+
+from . import generate as generating
+from ._parts import Parts
+
+
+class Chat:
+    """One conversation; made by `Model.chat`.
+
+    A reply that is cut short (its iterator closed, or max_tokens reached) stays in the
+    conversation as far as it came. Other work with the model in between costs one reading of the
+    whole conversation, nothing else.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        task: ChatTask,
+        write: GenerateTask,
+        options: Generation,
+        system: str | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            parts: The model.
+            task: How turns are put together.
+            write: How replies are written.
+            options: Of every reply.
+            system: What the model is told before all, or none.
+
+        Raises:
+            InputError: The checkpoint's template has no place for a system text.
+        """
+        if system is not None and task.system is None:
+            raise InputError("this checkpoint takes no system text: say it in the first turn")
+        self._parts, self._task, self._write, self._options = parts, task, write, options
+        told = None if task.system is None or system is None else (task.system, system)
+        self._start = task.start if told is None else told[0].replace("{text}", told[1])
+        self._ids: list[int] = []  # of all turns and replies; a picture's id for each of its rows
+        self._vectors: list[NDArray[np.float32]] = []  # of each, float32 [width]
+        self._prompt: Prompt | None = None  # what the decoder read last for this conversation
+        self.turns: list[tuple[str, str]] = []
+
+    def ask(
+        self,
+        text: str,
+        images: ImageSource | Sequence[ImageSource] = (),
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> str:
+        """Say something, with pictures if there are any, and return the reply; see `stream`."""
+        return "".join(self.stream(text, images, seed=seed, **options)).strip()
+
+    def stream(
+        self,
+        text: str,
+        images: ImageSource | Sequence[ImageSource] = (),
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Say something and yield the reply in pieces, as they come.
+
+        Args:
+            text: What the user says.
+            images: What to look at from now on, in their order.
+            seed: Of the draw, when sampling.
+            **options: Of this reply, as of `Model.caption`; no beams.
+
+        Raises:
+            InputError: Nothing is said, or there is no room left; the conversation stays as it was.
+        """
+        if not text.strip():
+            raise InputError("the turn is empty: say something")
+        several = list(images) if isinstance(images, list | tuple) else [images]
+        chosen = merge(self._options, **options)
+        if chosen.num_beams > 1:
+            raise InputError(f"num_beams is {chosen.num_beams}: it must be 1 in a conversation")
+        history, vectors = self._turn(text, several)
+        generating.check_room(self._parts, len(self._ids) + len(history), chosen)
+        return self._reply(text, history, vectors, chosen, seed)
+
+    def _turn(self, text: str, images: list[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Make the ids and vectors of a turn; nothing of it stays."""
+        task, parts = self._task, self._parts
+        pictures = parts.pictures(images) if images else None
+        turn = self._fill(text, pictures)
+        first = not self._ids
+        ids = parts.tokenizer.ids((self._start if first else task.reply_end) + turn, whole=first)
+        if pictures is None:
+            soft = np.zeros((0, 1, self._width()), np.float32)
+        else:
+            soft = generating.encode(parts, self._write, pictures.pixel_values)
+        return generating.spliced(parts, self._write, soft, ids)
+
+    def _fill(self, text: str, pictures: Pictures | None) -> str:
+        """Put a turn together; the user's words come last, so that they may hold any others."""
+        if pictures is None:
+            return self._task.user.replace("{text}", text)
+        shown = "".join(
+            self._task.image.replace("{image}", generating.image_text(self._write, grid))
+            for grid in pictures.grids
+        )
+        return self._task.user_images.replace("{images}", shown).replace("{text}", text)
+
+    def _width(self) -> int:
+        component = self._parts.bundle.spec.component(self._write.decoder)
+        width = next(i for i in component.inputs if i.name == "inputs_embeds").shape[-1]
+        assert isinstance(width, int)
+        return width
+
+    def _reply(
+        self,
+        text: str,
+        history: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+        options: Generation,
+        seed: int | None,
+    ) -> Iterator[str]:
+        """Read what the cache lacks, and write."""
+        decoder = self._parts.graphs[self._write.decoder]
+        held = 0 if self._prompt is None else loop.cached(decoder, self._prompt)
+        known, reply = len(self._ids), ""
+        self._ids += history.tolist()
+        self._vectors = [*self._vectors[:known], *vectors]
+        ids = np.array(self._ids, np.int64)[None]
+        self._prompt = Prompt(
+            embeds=np.stack(self._vectors[held:])[None],
+            attention_mask=np.ones_like(ids[:, held:]),
+            history=ids[:, held:],
+            before=ids[:, :held] if held else None,
+        )
+        try:
+            made = loop.stream(decoder, self._parts.embed, self._prompt, options, seed)
+            for piece in self._parts.tokenizer.pieces(self._kept(made)):
+                reply += piece
+                yield piece
+        except VlmEdgeError:
+            del self._ids[known:], self._vectors[known:]  # the turn never was
+            raise
+        finally:
+            if len(self._ids) > known:
+                self.turns.append((text, reply.strip()))
+
+    def _kept(self, ids: Iterator[int]) -> Iterator[int]:
+        """Keep every id that is written, also when nobody asks for the next one."""
+        for token in ids:
+            self._ids.append(token)
+            self._vectors.append(self._parts.embed(np.array([token], np.int64))[0])
+            yield token
