@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from vlmedge.contracts import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.weights import SafeWeights, Weights, finite

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmedge.cli_types import BundleFolder, MaxTokens, Penalty, Seed, Temperature, TopK, TopP
+from vlmedge.cli_types import (
+    BundleFolder,
+    EngineName,
+    MaxTokens,
+    Penalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
 from vlmedge.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,12 +41,13 @@ def chat(
     top_p: TopP = None,
     repetition_penalty: Penalty = None,
     seed: Seed = None,
+    engine: EngineName = "ort",
 ) -> None:
     """Talk about pictures, a line a turn; each turn may bring more of them."""
     from vlmedge import console
     from vlmedge.image import load_image
 
-    model = console.open_model(bundle)
+    model = console.open_model(bundle, engine)
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
