@@ -194,7 +194,8 @@ def open_adapter(folder: Path) -> Adapter:
             replaced[parameter] = name
             if ".base_layer." in path:
                 base.add(parameter)
-    modules = {m: _factors(folder, config, tensors, m, found) for m, found in pairs.items()}
+    shapes = tensors.shapes()
+    modules = {m: _factors(folder, config, shapes, m, found) for m, found in pairs.items()}
     if not modules and not replaced:
         raise AdapterError(f"{folder}: {TENSORS} holds no LoRA tensors: train the adapter first")
     return Adapter(folder, modules, replaced, frozenset(base), tensors)
@@ -325,7 +326,7 @@ def _put(folder: Path, pairs: dict[str, dict[str, str]], module: str, kind: str,
 def _factors(
     folder: Path,
     config: Mapping[str, Any],
-    tensors: SafeWeights,
+    shapes: Mapping[str, tuple[int, ...]],
     module: str,
     found: Mapping[str, str],
 ) -> Factors:
@@ -336,7 +337,6 @@ def _factors(
         if kind not in found:
             raise AdapterError(f"{folder}: module {module!r} has no {kind}: save it again")
     a, b = (found[kind] for kind in kinds)
-    shapes = tensors.shapes()
     rank = _patterned(folder, config, "rank_pattern", "r", module)
     alpha = _patterned(folder, config, "alpha_pattern", "lora_alpha", module)
     for name, axis in ((a, 0), (b, 1)):

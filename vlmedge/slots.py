@@ -39,18 +39,21 @@ def fill(spec: ModelSpec, adapters: Sequence[Adapter | None], weight: float = 1.
         for tensor in (slot.down, slot.up):
             shape = (len(adapters), *(int(size) for size in tensor.shape[1:]))
             if any(module in place for place in places):
-                made[tensor.name] = np.zeros(shape, np.float32)
+                made[tensor.name] = np.empty(shape, np.float32)
             else:  # shared, so that untouched slots take no memory
                 made[tensor.name] = zeros.setdefault(shape, np.zeros(shape, np.float32))
-    for row, (adapter, place) in enumerate(zip(adapters, places, strict=True)):
-        for module, path in place.items():
-            assert adapter is not None
-            factors, slot = adapter.modules[path], slots[module]
-            a, b = adapter.pair(path)
-            made[slot.down.name][row, :, : factors.rank] = a.T
-            np.multiply(
-                b.T, np.float32(factors.scale * weight), out=made[slot.up.name][row, : factors.rank]
-            )
+    for module in {module for place in places for module in place}:
+        down, up = made[slots[module].down.name], made[slots[module].up.name]
+        for row, (adapter, place) in enumerate(zip(adapters, places, strict=True)):
+            rank = 0
+            if adapter is not None and module in place:
+                factors = adapter.modules[place[module]]
+                a, b = adapter.pair(place[module])
+                rank = factors.rank
+                down[row, :, :rank] = a.T
+                np.multiply(b.T, np.float32(factors.scale * weight), out=up[row, :rank])
+            down[row, :, rank:] = 0.0
+            up[row, rank:] = 0.0
     return {
         component.name: {
             tensor.name: made[tensor.name]
