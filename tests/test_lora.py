@@ -18,7 +18,7 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import tiny
+from tiny import KINDS, tiny
 
 import vlmedge as library
 from vlmedge.adapter import Weighted, open_adapter, parse
@@ -157,6 +157,31 @@ def test_merging_is_pefts(checkpoints: Path, tmp_path: Path, case: str) -> None:
     model = train(load(checkpoints, kind), tmp_path / "a", **options)
     adapter = Weighted(open_adapter(tmp_path / "a"))
     assert len(compare(checkpoints, kind, [adapter], merged(model))) == count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_finds_the_modules_that_transformers_names(kind: str, tmp_path: Path) -> None:
+    """PEFT sees the modules of a class, which are not always called as on disk."""
+    base = tiny(kind, tmp_path)
+    linears = [name for name, module in base.named_modules() if type(module) is torch.nn.Linear]
+    inside = {n.rpartition(".")[2] for n in linears if any(p.isdigit() for p in n.split("."))}
+    model = train(base, tmp_path / "a", r=2, target_modules=sorted(inside))
+    plain = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): p.detach()
+        .numpy()
+        .copy()
+        for name, p in model.named_parameters()
+        if name.endswith(".base_layer.weight")
+    }
+    expected = merged(model)
+    adapter, opened = open_adapter(tmp_path / "a"), FAMILIES[KINDS[kind]].open(tmp_path)
+    ours = opened.merged([Weighted(adapter)])
+    assert len(adapter.modules) == len(plain)
+    names = [n for n in ours.weights.shapes() if not np.array_equal(ours.read(n), opened.read(n))]
+    assert len(names) == len(plain)
+    found = {opened.read(name).tobytes(): ours.read(name) for name in names}
+    for name, before in plain.items():  # drawn weights tell which is which
+        np.testing.assert_allclose(found[before.tobytes()], expected[name], rtol=0, atol=1e-6)
 
 
 def test_two_adapters_and_a_weight_are_pefts(checkpoints: Path, tmp_path: Path) -> None:

@@ -211,7 +211,8 @@ def locate(
 
     An adapter trained on a part (CLIPVisionModel, the language model alone) leaves out how that
     part is called in the whole. What it leaves out must be the same for all its modules, or each
-    must be found at one place only. The word `model` is heard over: transformers moved it.
+    must be found at one place only. The word `model` is heard over, and text_model is
+    language_model: transformers moved and renamed them, and checkpoints stayed as they were.
 
     Args:
         adapter: For messages.
@@ -273,7 +274,8 @@ def misfit(adapter: Adapter, path: str, got: object, name: str, wanted: object) 
 
 def _parts(path: str) -> tuple[str, ...]:
     parts = path.split(".")
-    return tuple(part for part in parts if part != "model") or tuple(parts)
+    heard = ("language_model" if part == "text_model" else part for part in parts)
+    return tuple(part for part in heard if part != "model") or tuple(parts)
 
 
 def _config(folder: Path) -> dict[str, Any]:
