@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import tokenizers
 import transformers
 
@@ -77,11 +78,21 @@ def _eager_float32(config: Any) -> None:
 
 
 def read_image_front_end(folder: Path, default: ImageFrontEnd) -> ImageFrontEnd:
-    """Read the image processor's config: a file of its own, or inside the processor's."""
+    """Read the image processor's config: a file of its own, or inside the processor's.
+
+    Old files leave out what their class had as a default: it comes from `default`.
+    """
     config = read_json(folder, "preprocessor_config.json")
     if config is None:
         config = (read_json(folder, "processor_config.json") or {}).get("image_processor")
-    return default if config is None else front_end(config)
+    if config is None:
+        return default
+    filled = {
+        "resample": int(PIL.Image.Resampling[default.resample.upper()]),
+        "image_mean": default.image_mean,
+        "image_std": default.image_std,
+    }
+    return front_end({**filled, **config})
 
 
 def read_generation(folder: Path, text_config: Any) -> Generation:

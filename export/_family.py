@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,13 @@ from ._trace import trace
 from ._weights import Weights
 
 EMBEDDINGS = "assets/embed_tokens.bin"
-IGNORED = (".position_ids", ".inv_freq", ".attn.masked_bias")
+IGNORED = (
+    ".position_ids",
+    ".inv_freq",
+    ".attn.masked_bias",
+    ".relative_position_index",
+    ".relative_coords_table",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class HubExport:
         extra: Weights that are read otherwise (logit_scale), by name.
         unused: How names begin that no component needs, such as layers above the chosen one.
         embed_scale: Multiplies the rows of the table that the host reads.
+        files: What else the bundle holds, by path inside it.
     """
 
     folder: Path
@@ -54,6 +62,7 @@ class HubExport:
     extra: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     embed_scale: float = 1.0
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse weights that do not fit the modules before any work is done."""
@@ -100,6 +109,8 @@ class HubExport:
             yield "assets/goldens.json", lambda file: _write(file, goldens(tokenizer))
         if self.embed_tokens is not None:
             yield EMBEDDINGS, self._write_embeddings
+        for name, data in self.files.items():
+            yield name, partial(_write, data=data)
 
     def embeddings(self) -> EmbeddingTable | None:
         """Describe the embedding table, in the precision that it has on disk."""

@@ -6,6 +6,7 @@ transformers' processor, model and generate.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,19 @@ from PIL import Image
 from tiny import KINDS, tiny
 
 import vlmedge
+from vlmedge.errors import InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.recipe import Recipe
 from vlmedge.registry import SCHEMES
 from vlmedge.scenes import draw_scene
-from vlmedge.spec import GenerateTask
+from vlmedge.spec import GenerateTask, LabelTask, MatchTask
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.generate import Example
 
 SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 QUESTIONS = ["what?", "what color is the star, and where is it?", "é?"]
+LABELS = ["a cat", "a red star", "é"]
 NEW = 8  # tokens
 CLOSE = {"fp16": 0.999, "int8": 0.98, "fp8": 0.9, "int4": 0.8}  # least cosine, on random weights
 
@@ -81,6 +84,52 @@ def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:
         front = case.model.bundle.spec.image
         # one step of 255 before mean and std
         np.testing.assert_allclose(row, theirs, atol=1.001 / 255 / min(front.image_std))
+
+
+def test_labels_are_transformers(case: Case, images: list[Image.Image]) -> None:
+    if not isinstance(case.model.bundle.spec.tasks.get("classify"), LabelTask):
+        pytest.skip("no closed head")
+    processor = transformers.AutoImageProcessor.from_pretrained(case.folder)
+    with torch.no_grad():
+        inputs = [processor(image, return_tensors="pt") for image in images]
+        logits = torch.cat([case.reference(**each).logits for each in inputs])
+    names = case.reference.config.id2label
+    for ranking, theirs in zip(case.model.classify(images), logits.softmax(-1), strict=True):
+        assert ranking[0][0] == names[int(theirs.argmax())]
+        ours = [dict(ranking)[names[i]] for i in range(len(names))]
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+    with pytest.raises(InputError, match="has a closed head with labels of its own: give none"):
+        case.model.classify(images, ["a", "b"])
+
+
+def test_vectors_are_transformers(case: Case, images: list[Image.Image]) -> None:
+    """Of every model that knows pictures and texts: unit vectors, and the scores made of them."""
+    task = case.model.bundle.spec.tasks.get("classify")
+    if not isinstance(task, MatchTask):
+        pytest.skip("embeds no texts")
+    texts = [task.template.replace("{}", label) for label in LABELS]
+    theirs = scored(case, images, texts)
+    np.testing.assert_allclose(case.model.embed_text(texts), theirs.text_embeds, atol=1e-5)
+    np.testing.assert_allclose(case.model.embed_image(images), theirs.image_embeds, atol=1e-5)
+    logits = theirs.logits_per_image
+    shares = logits.softmax(-1) if task.activation == "softmax" else logits.sigmoid()
+    for ranking, row in zip(case.model.classify(images, LABELS), shares, strict=True):
+        ours = [dict(ranking)[label] for label in LABELS]
+        np.testing.assert_allclose(ours, row.numpy(), rtol=2e-4, atol=1e-6)
+
+
+def scored(case: Case, images: list[Image.Image], texts: list[str]) -> Any:
+    """What transformers makes of every picture with every text."""
+    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    front = case.model.bundle.spec.text
+    assert front is not None
+    padding: dict[str, Any] = {"padding": True}
+    if front.pad_to is not None:
+        padding = {"padding": "max_length", "max_length": front.pad_to}
+    inputs = processor(images=images, text=texts, return_tensors="pt", **padding)
+    accepted = inspect.signature(case.reference.forward).parameters
+    with torch.no_grad():
+        return case.reference(**{k: v for k, v in inputs.items() if k in accepted})
 
 
 def test_cached_step_is_the_full_pass(case: Case) -> None:

@@ -27,7 +27,7 @@ from vlmedge.image import load_image
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.sampling import options
 from vlmedge.scenes import CLASSES, draw_scene
-from vlmedge.spec import Component, EmbedTask, GenerateTask, MatchTask
+from vlmedge.spec import Component, EmbedTask, GenerateTask, LabelTask, MatchTask
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts
@@ -98,7 +98,9 @@ class _Side:
             if isinstance(task, MatchTask):
                 self._see(task.image, task.image_output)
                 self._read(task.text, task.text_output)
-            elif isinstance(task, EmbedTask) and task.modality == "image":
+            elif isinstance(task, LabelTask) or (
+                isinstance(task, EmbedTask) and task.modality == "image"
+            ):
                 self._see(task.encode, task.output)
             elif isinstance(task, EmbedTask):
                 self._read(task.encode, task.output)

@@ -27,7 +27,7 @@ from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.samples import Samples, drawn, from_folder
-from vlmedge.spec import Component, GenerateTask, MatchTask
+from vlmedge.spec import Component, GenerateTask, LabelTask, MatchTask
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 from vlmedge.tasks.embed import fill, probabilities, unit
@@ -153,7 +153,7 @@ class _Gate:
         for component in decoders:
             result, answers = self._decoder(component, reference, ours)
             results.append(result)
-        return results, [*answers, *self._matches(reference, ours)]
+        return results, [*answers, *self._choices(reference, ours), *self._matches(reference, ours)]
 
     def _inputs(self, images: Sequence[object]) -> Pool:
         """Run the front ends over all samples."""
@@ -289,6 +289,18 @@ class _Gate:
         given = feeds(component, prompt.embeds[:, -1:], mask, tokens, media)
         second = graph.run({**given, **prompt.held})["logits"]
         return [first, second]
+
+    def _choices(self, reference: Pool, ours: Pool) -> list[TaskParity]:
+        """Compare the label of a closed head that each picture gets."""
+        found = []
+        for name, task in self._bundle.spec.tasks.items():
+            if isinstance(task, LabelTask):
+                theirs, mine = (
+                    pool[task.output].argmax(axis=1).tolist() for pool in (reference, ours)
+                )
+                title = f"{name}, {reference[task.output].shape[1]} labels of its own"
+                found.append(judge(title, self._scheme, theirs, mine, None))
+        return found
 
     def _matches(self, reference: Pool, ours: Pool) -> list[TaskParity]:
         """Compare the label that each picture gets."""

@@ -82,16 +82,23 @@ def ask(
 def classify(
     bundle: BundleFolder,
     images: Images,
-    labels: Annotated[str, typer.Option(metavar="A,B,C", help="What to choose from.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="What to choose from; none for a closed head's own."),
+    ] = None,
     template: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Around a label; {} is the label.")
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Around a label; {} is the label. Several are averaged; 'imagenet' is CLIP's 80.",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Labels to print.")] = 5,
     engine: EngineName = "ort",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say which label fits each picture, without training."""
+    """Say which label fits each picture: one of yours without training, or of a closed head."""
     from vlmedge import console
 
     console.classify(console.open_model(bundle, engine), images, labels, template, top, as_json)

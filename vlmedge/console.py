@@ -146,14 +146,17 @@ def write(
 def classify(
     model: Model,
     images: Sequence[str],
-    labels: str,
-    template: str | None,
+    labels: str | None,
+    template: Sequence[str] | None,
     top: int,
     as_json: bool,
 ) -> None:
     """Print the best labels of each picture, a line each."""
-    names = [label.strip() for label in labels.split(",")] if labels.strip() else []
-    rankings = model.classify(list(images), names, template)
+    names = None
+    if labels is not None:
+        names = [label.strip() for label in labels.split(",")] if labels.strip() else []
+    chosen = template[0] if template and len(template) == 1 else template or None
+    rankings = model.classify(list(images), names, chosen)
     if as_json:
         emit(
             [

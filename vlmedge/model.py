@@ -19,14 +19,15 @@ from vlmedge.locations import Box, parse
 from vlmedge.registry import ENGINES, unknown
 from vlmedge.sampling import options as merge
 from vlmedge.slots import Factors, fill
-from vlmedge.spec import ChatTask, EmbedTask, GenerateTask, Generation, MatchTask
+from vlmedge.spec import ChatTask, EmbedTask, GenerateTask, Generation, LabelTask, MatchTask
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
+from vlmedge.tasks import label as labelling
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
 
-T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask)
+T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask)
 Images = list[Any] | tuple[ImageSource, ...]
 Ranking = list[tuple[str, float]]
 
@@ -82,7 +83,7 @@ class Model:
         self.bundle = bundle
         self.graphs = Graphs(bundle, ENGINES[engine])
         self._parts = Parts(bundle, self.graphs)
-        self._labels: tuple[list[str], NDArray[np.float32]] | None = None
+        self._labels: tuple[list[list[str]], NDArray[np.float32]] | None = None
 
     def set_adapter(
         self, adapter: str | Path | Sequence[str | Path | None] | None, weight: float = 1.0
@@ -266,38 +267,73 @@ class Model:
 
     @overload
     def classify(
-        self, images: Images, labels: Sequence[str], template: str | None = None
+        self,
+        images: Images,
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] | None = None,
     ) -> list[Ranking]: ...
 
     @overload
     def classify(
-        self, images: ImageSource, labels: Sequence[str], template: str | None = None
+        self,
+        images: ImageSource,
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] | None = None,
     ) -> Ranking: ...
 
     def classify(
-        self, images: ImageSource | Images, labels: Sequence[str], template: str | None = None
+        self,
+        images: ImageSource | Images,
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] | None = None,
     ) -> Ranking | list[Ranking]:
-        """Say which label fits one image, or each of several, without training (zero-shot).
+        """Say which label fits one image, or each of several.
+
+        A model that reads texts chooses from `labels` without training (zero-shot); one with a
+        closed head chooses from its own, and takes none.
 
         Args:
             images: What to look at.
             labels: What to choose from, each once.
-            template: Text around a label, `{}` is the label; default: the bundle's.
+            template: Text around a label, `{}` is the label; default: the bundle's. Several are
+                averaged, and "imagenet" is CLIP's 80.
 
         Returns:
-            (label, probability) pairs, best first; the probabilities add up to 1.
+            (label, probability) pairs, best first; the probabilities add up to 1, or each stands
+            alone where the model was trained so (SigLIP's sigmoid).
         """
-        task = self._task("classify", MatchTask)
-        texts = embedding.fill(template or task.template, labels)
-        if self._labels is None or self._labels[0] != texts:  # the same labels for many calls
-            vectors = embedding.embed_texts(self._parts, task.text, task.text_output, texts)
-            self._labels = (texts, vectors)
-        seen = embedding.embed_images(self._parts, task.image, task.image_output, _several(images))
-        shares = embedding.probabilities(task, seen, self._labels[1])
+        several = _several(images)
+        if isinstance(self.bundle.spec.tasks.get("classify"), LabelTask):
+            if labels is not None or template is not None:
+                raise InputError(
+                    f"{self.bundle.path} has a closed head with labels of its own: give none"
+                )
+            closed = self._task("classify", LabelTask)
+            names: Sequence[str] = labelling.read_labels(self.bundle, closed)
+            shares = labelling.probabilities(self._parts, closed, several)
+        else:
+            task = self._task("classify", MatchTask)
+            if labels is None:
+                raise InputError(f"{self.bundle.path} has no labels of its own: give some")
+            names = labels
+            seen = embedding.embed_images(self._parts, task.image, task.image_output, several)
+            shares = embedding.probabilities(
+                task, seen, self._label_vectors(task, labels, template)
+            )
         rankings = [
-            [(labels[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in shares
+            [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in shares
         ]
         return rankings if is_images(images) else rankings[0]
+
+    def _label_vectors(
+        self, task: MatchTask, labels: Sequence[str], template: str | Sequence[str] | None
+    ) -> NDArray[np.float32]:
+        """Embed labels, and keep them for the next call, which mostly has the same ones."""
+        texts = embedding.sentences(task.template if template is None else template, labels)
+        if self._labels is None or self._labels[0] != texts:
+            vectors = embedding.embed_ensemble(self._parts, task, texts)
+            self._labels = (texts, vectors)
+        return self._labels[1]
 
     def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]:
         """Return the unit vector of one image [width], or of several [images, width]."""

@@ -247,7 +247,7 @@ class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):
 
 
 class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
-    """Image and texts in, a probability for each text out: softmax(scale * cosine).
+    """Image and texts in, a probability for each text out: softmax(scale * cosine + bias).
 
     Attributes:
         image: Components from pixel_values to `image_output`.
@@ -256,6 +256,8 @@ class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
         text_output: The tensor [batch, width] of texts.
         logit_scale: Multiplies the cosine.
         template: Around a label; `{}` is the label.
+        logit_bias: Added to the scaled cosine.
+        activation: "softmax": the probabilities add up to 1; "sigmoid": each stands alone.
     """
 
     image: tuple[str, ...]
@@ -264,6 +266,25 @@ class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
     text_output: str
     logit_scale: float
     template: str
+    logit_bias: float = 0.0
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+
+
+class LabelTask(_Data, frozen=True, tag="label", tag_field="kind"):
+    """Image in, a probability for each label that the model was trained on out.
+
+    Attributes:
+        encode: Components from pixel_values to `output`.
+        output: The tensor [batch, labels] before the activation.
+        labels: Path of a JSON list of names inside the bundle. There may be 21,841 of them, which
+            would bury the rest of the manifest.
+        activation: "softmax": the probabilities add up to 1; "sigmoid": each stands alone.
+    """
+
+    encode: tuple[str, ...]
+    output: str
+    labels: str
+    activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
 class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
@@ -280,7 +301,7 @@ class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     output: str
 
 
-Task = GenerateTask | ChatTask | MatchTask | EmbedTask
+Task = GenerateTask | ChatTask | MatchTask | LabelTask | EmbedTask
 
 
 class ModelSpec(_Data, frozen=True):

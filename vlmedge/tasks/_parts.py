@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,3 +84,15 @@ class Parts:
             graph = self.graphs[name]
             known |= graph.run({spec.name: known[spec.name] for spec in graph.component.inputs})
         return known
+
+
+def activate(
+    logits: NDArray[np.float32], activation: Literal["softmax", "sigmoid"]
+) -> NDArray[np.float32]:
+    """Turn logits [rows, choices] into probabilities, a row at a time or each on its own."""
+    if activation == "sigmoid":
+        alone: NDArray[np.float32] = np.exp(-np.logaddexp(np.float32(0), -logits))
+        return alone
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: NDArray[np.float32] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return shares

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from vlmedge.errors import InputError
 from vlmedge.image import ImageSource
 from vlmedge.spec import MatchTask
+from vlmedge.templates import IMAGENET
 
-from ._parts import Parts
+from ._parts import Parts, activate
 
 Vectors = NDArray[np.float32]
 TEXTS_PER_BATCH = 32
@@ -59,15 +60,40 @@ def fill(template: str, labels: Sequence[str]) -> list[str]:
     return [template.replace("{}", label) for label in labels]
 
 
-def probabilities(task: MatchTask, images: Vectors, texts: Vectors) -> Vectors:
-    """Return softmax(scale * cosine) over texts, float32 [images, texts].
+def sentences(template: str | Sequence[str], labels: Sequence[str]) -> list[list[str]]:
+    """Put labels into one template or several: a row of sentences for each template."""
+    if template == "imagenet":
+        template = IMAGENET
+    several = [template] if isinstance(template, str) else list(template)
+    if not several:
+        raise InputError("no templates: give at least one")
+    return [fill(one, labels) for one in several]
 
-    Source: Radford et al. 2021, arXiv 2103.00020, figure 3.
+
+def embed_ensemble(parts: Parts, task: MatchTask, texts: Sequence[Sequence[str]]) -> Vectors:
+    """Return one unit vector a label, float32 [labels, width]: the mean over templates.
+
+    Source: Radford et al. 2021, arXiv 2103.00020, section 3.1.4: the mean is taken of unit
+    vectors, and made one again.
+
+    Args:
+        parts: The model.
+        task: Its wiring.
+        texts: From `sentences`.
     """
-    logits = np.float32(task.logit_scale) * images @ texts.T
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: Vectors = exponents / exponents.sum(axis=1, keepdims=True)
-    return shares
+    found = [embed_texts(parts, task.text, task.text_output, row) for row in texts]
+    return found[0] if len(found) == 1 else unit(np.mean(found, axis=0, dtype=np.float32))
+
+
+def probabilities(task: MatchTask, images: Vectors, texts: Vectors) -> Vectors:
+    """Return activation(scale * cosine + bias), float32 [images, texts].
+
+    Source: Radford et al. 2021, arXiv 2103.00020, figure 3 (softmax over texts); Zhai et al. 2023,
+    arXiv 2303.15343, section 3.2 (sigmoid, with a bias).
+    """
+    cosines: Vectors = images @ texts.T
+    logits = cosines * np.float32(task.logit_scale) + np.float32(task.logit_bias)
+    return activate(logits, task.activation)
 
 
 def unit(vectors: Vectors) -> Vectors:

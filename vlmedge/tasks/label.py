@@ -1,0 +1,39 @@
+"""One image in, a probability for each label of a closed head out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.bundle import Bundle
+from vlmedge.errors import BundleError
+from vlmedge.image import ImageSource
+from vlmedge.spec import LabelTask
+
+from ._parts import Parts, activate
+
+
+def read_labels(bundle: Bundle, task: LabelTask) -> list[str]:
+    """Read the names that the head was trained on, in the order of its logits."""
+    file = bundle.path / task.labels
+    try:
+        labels = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        raise BundleError(f"{file} cannot be read as JSON: export the bundle again") from None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise BundleError(f"{file} is no list of names: export the bundle again")
+    return labels
+
+
+def probabilities(
+    parts: Parts, task: LabelTask, images: Sequence[ImageSource]
+) -> NDArray[np.float32]:
+    """Return the probability of each label, float32 [images, labels]."""
+    found = [
+        parts.chain(task.encode, {"pixel_values": pixels})[task.output]
+        for pixels in parts.batches(images)
+    ]
+    return activate(np.concatenate(found), task.activation)
