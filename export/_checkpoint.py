@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import PIL.Image
 import tokenizers
@@ -136,7 +136,18 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
     Its ids are compared with transformers' own on goldens, special tokens included.
     """
-    sources = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
+    return read_padded_tokenizer(folder)[0]
+
+
+def read_padded_tokenizer(
+    folder: Path,
+) -> tuple[tokenizers.Tokenizer, int, Literal["left", "right"]]:
+    """Build the fast tokenizer, and say with which id and on which side short rows are filled.
+
+    Only a model whose result depends on its padding needs to know: SigLIP reads the last position,
+    whatever stands there.
+    """
+    sources = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
     if not any((folder / name).is_file() for name in sources):
         raise CheckpointError(
             f"{folder} has no tokenizer: tokenizer.json, or vocab.json and merges.txt, is missing"
@@ -146,7 +157,15 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # transformers raises what each tokenizer happens to raise
         line = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder}: its tokenizer is refused: {line}") from None
-    fast = tokenizers.Tokenizer.from_str(full.backend_tokenizer.to_str())
+    if full.is_fast:
+        fast = tokenizers.Tokenizer.from_str(full.backend_tokenizer.to_str())
+    elif (folder / "tokenizer.json").is_file():  # beside SentencePiece code; the goldens decide
+        fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        raise CheckpointError(
+            f"{folder}: {type(full).__name__} runs SentencePiece, which the runtime does not have: "
+            "put a tokenizer.json beside it"
+        )
     fast.no_padding()
     fast.no_truncation()
     for text in GOLDENS:
@@ -156,7 +175,8 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
                 f"{folder}: tokenizer.json gives {ours} for {text!r}, transformers {theirs}: "
                 "the tokenizer needs code that the runtime does not have"
             )
-    return fast
+    pad = full.pad_token_id
+    return fast, 0 if pad is None else pad, "left" if full.padding_side == "left" else "right"
 
 
 def bare(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

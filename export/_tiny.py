@@ -27,6 +27,7 @@ def save(
     template: str | None = None,
     image_processor: Any = None,
     processor: Callable[[transformers.PreTrainedTokenizerFast], Any] | None = None,
+    adjust: Callable[[torch.nn.Module], None] | None = None,
 ) -> None:
     """Draw every parameter of a model and write it with its processors, in the hub's layout.
 
@@ -38,6 +39,7 @@ def save(
         template: Where they stand around a text, such as "<s> $A </s>"; none writes no tokenizer.
         image_processor: Written as preprocessor_config.json, if given.
         processor: Makes the processor of pictures and texts from the tokenizer, if there is one.
+        adjust: Changes what a random draw would make meaningless.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -47,6 +49,8 @@ def save(
         elif parameter.ndim == 1:
             drawn = 0.1 * drawn + ("norm" in name.lower() and name.endswith("weight"))
         parameter.data = drawn
+    if adjust is not None:
+        adjust(model)
     model.eval().save_pretrained(folder)
     if template is not None:
         full = transformers.PreTrainedTokenizerFast(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -85,10 +86,12 @@ class TorchGraph(CheckedGraph):
             raise RuntimeError(f"{self.component.name} is closed")
         state = {into for _, into in self.component.state}
         tensors = {name: self._tensor(value) for name, value in feeds.items()}
-        plain = [tensors[spec.name] for spec in self.component.inputs if spec.name not in state]
+        plain = [spec.name for spec in self.component.inputs if spec.name not in state]
+        single = [tensors[name] for name in plain if not is_layered(name)]
+        layered = [tensors[name] for name in plain if is_layered(name)]
         past = [tensors[into] for _, into in self.component.state]
         with torch.inference_mode():
-            outputs = self._module(*plain, *([past] if past else []))
+            outputs = self._module(*single, *(group for group in (layered, past) if group))
         names = [spec.name for spec in self.component.outputs]
         return {
             name: value if name in self._became else _array(value)
@@ -110,6 +113,11 @@ class TorchGraph(CheckedGraph):
     def _tensor(self, value: Array | torch.Tensor) -> torch.Tensor:
         tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def is_layered(name: str) -> bool:
+    """Tell an input that every layer has one of: cross.0.key and the like."""
+    return re.search(r"\.\d+\.", name) is not None
 
 
 def _array(tensor: torch.Tensor) -> Array:

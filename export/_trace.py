@@ -15,12 +15,12 @@ from vlmedge.contracts import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, TensorSpec
 
-from ._torch import Build, build_on_meta
+from ._torch import Build, build_on_meta, is_layered
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
 
 # Sizes to trace at. All differ, and none is 0 or 1, which torch.export would take for constants.
-AXES = {"batch": 2, "tokens": 3, "past": 5, "total": 8, "media": 14}
+AXES = {"batch": 2, "tokens": 3, "past": 5, "total": 8, "media": 14, "states": 7}
 
 
 def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array]]:
@@ -28,7 +28,7 @@ def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array
 
     Args:
         component: Names and shapes of inputs and outputs, in the order of the module's forward;
-            state inputs come last, as one list.
+            what there is of every layer comes as one list, and the state, another, last.
         build: Makes the module; its parameters carry the checkpoint's names.
 
     Returns:
@@ -39,11 +39,14 @@ def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array
     specs = {spec.name: spec for spec in component.inputs}
     plain = [spec for spec in component.inputs if spec.name not in state]
     past = [specs[into] for _, into in component.state]
-    args: list[object] = [_example(spec) for spec in plain]
-    axes: list[object] = [_dynamic(spec) for spec in plain]
-    if past:
-        args.append([_example(spec) for spec in past])
-        axes.append([_dynamic(spec) for spec in past])
+    single = [spec for spec in plain if not is_layered(spec.name)]
+    layered = [spec for spec in plain if is_layered(spec.name)]
+    args: list[object] = [_example(spec) for spec in single]
+    axes: list[object] = [_dynamic(spec) for spec in single]
+    for group in (layered, past):
+        if group:
+            args.append([_example(spec) for spec in group])
+            axes.append([_dynamic(spec) for spec in group])
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -51,7 +54,7 @@ def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=tuple(axes),
-            input_names=[spec.name for spec in (*plain, *past)],
+            input_names=[spec.name for spec in (*single, *layered, *past)],
             output_names=[spec.name for spec in component.outputs],
             optimize=False,  # it would read the weights
             verbose=False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ from vlmedge.exporting import export, quantize
 from vlmedge.recipe import Recipe
 from vlmedge.registry import SCHEMES
 from vlmedge.scenes import draw_scene
-from vlmedge.spec import GenerateTask, LabelTask, MatchTask
+from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, ScoreTask
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.generate import Example
 
 SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 QUESTIONS = ["what?", "what color is the star, and where is it?", "é?"]
-LABELS = ["a cat", "a red star", "é"]
+LABELS = ["a cat", "a red star", "é", "two boxes"]  # as many as SIZES: FLAVA fuses pairs
 NEW = 8  # tokens
 CLOSE = {"fp16": 0.999, "int8": 0.98, "fp8": 0.9, "int4": 0.8}  # least cosine, on random weights
 
@@ -109,13 +110,63 @@ def test_vectors_are_transformers(case: Case, images: list[Image.Image]) -> None
         pytest.skip("embeds no texts")
     texts = [task.template.replace("{}", label) for label in LABELS]
     theirs = scored(case, images, texts)
-    np.testing.assert_allclose(case.model.embed_text(texts), theirs.text_embeds, atol=1e-5)
-    np.testing.assert_allclose(case.model.embed_image(images), theirs.image_embeds, atol=1e-5)
-    logits = theirs.logits_per_image
+    ours = case.model.embed_image(images), case.model.embed_text(texts)
+    for mine, name in zip(ours, ("image_embeds", "text_embeds"), strict=True):
+        if name in theirs:
+            np.testing.assert_allclose(mine, theirs[name], atol=1e-5)
+    if "itm_score" in theirs:
+        np.testing.assert_allclose(ours[0] @ ours[1].T, theirs.itm_score, atol=1e-5)
+        return  # transformers keeps no temperature for it
+    kept = [name for name in theirs if name.endswith("logits_per_image")]
+    logits = theirs[kept[0]]
     shares = logits.softmax(-1) if task.activation == "softmax" else logits.sigmoid()
     for ranking, row in zip(case.model.classify(images, LABELS), shares, strict=True):
-        ours = [dict(ranking)[label] for label in LABELS]
-        np.testing.assert_allclose(ours, row.numpy(), rtol=2e-4, atol=1e-6)
+        shown = [dict(ranking)[label] for label in LABELS]
+        np.testing.assert_allclose(shown, row.numpy(), rtol=2e-4, atol=1e-6)
+
+
+def test_scores_are_transformers(case: Case, images: list[Image.Image]) -> None:
+    if not isinstance(case.model.bundle.spec.tasks.get("match"), ScoreTask):
+        pytest.skip("matches nothing")
+    theirs = [matched(case, images, [text] * len(images)) for text in LABELS]
+    ours = case.model.match(images, LABELS)
+    np.testing.assert_allclose(ours, np.transpose(theirs), atol=1e-5)
+    assert case.model.match(images[0], LABELS) == pytest.approx(ours[0], abs=1e-6)
+    assert case.model.match(images[0], LABELS[1]) == pytest.approx(ours[0][1], abs=1e-5)
+    with pytest.raises(InputError, match="no texts: give at least one"):
+        case.model.match(images[0], [])
+
+
+def matched(case: Case, images: list[Image.Image], texts: list[str]) -> Any:
+    """Give transformers' probability that each picture and its text match."""
+    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
+    found = forward(case, inputs)
+    return getattr(found, "itm_score" if "itm_score" in found else "itm_logits").softmax(-1)[:, 1]
+
+
+def test_gaps_are_filled_as_transformers_does(case: Case, images: list[Image.Image]) -> None:
+    task = case.model.bundle.spec.tasks.get("infill")
+    if not isinstance(task, InfillTask):
+        pytest.skip("fills no gaps")
+    text = f"a {task.mask_text} of a {task.mask_text}"
+    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    for image in images:
+        inputs = processor(images=[image], text=[text], return_tensors="pt")
+        logits = forward(case, inputs).mmm_text_logits[0]
+        places = inputs["input_ids"][0] == task.mask_id
+        theirs = logits[places].softmax(-1)
+        ours = case.model.infill(image, text, top=3)
+        assert len(ours) == 2
+        for ranking, row in zip(ours, theirs, strict=True):
+            best = row.topk(3)
+            assert [p for _, p in ranking] == pytest.approx(best.values.tolist(), rel=1e-4)
+            words = [processor.tokenizer.decode([i]).strip() for i in best.indices.tolist()]
+            assert [word for word, _ in ranking] == words
+    with pytest.raises(InputError, match="has no gap: write"):
+        case.model.infill(images[0], "a photo of a cat")
+    with pytest.raises(InputError, match="top is 0"):
+        case.model.infill(images[0], text, top=0)
 
 
 def scored(case: Case, images: list[Image.Image], texts: list[str]) -> Any:
@@ -127,9 +178,15 @@ def scored(case: Case, images: list[Image.Image], texts: list[str]) -> Any:
     if front.pad_to is not None:
         padding = {"padding": "max_length", "max_length": front.pad_to}
     inputs = processor(images=images, text=texts, return_tensors="pt", **padding)
+    return forward(case, {**inputs, "use_itm_head": False})
+
+
+def forward(case: Case, inputs: Mapping[str, Any]) -> Any:
+    """Run the reference on what it takes of `inputs`, without a loss."""
     accepted = inspect.signature(case.reference.forward).parameters
+    given = {k: v for k, v in {**inputs, "return_loss": False}.items() if k in accepted}
     with torch.no_grad():
-        return case.reference(**{k: v for k, v in inputs.items() if k in accepted})
+        return case.reference(**given)
 
 
 def test_cached_step_is_the_full_pass(case: Case) -> None:
@@ -138,7 +195,7 @@ def test_cached_step_is_the_full_pass(case: Case) -> None:
             continue
         graph, rng = case.model.graphs[component.name], np.random.default_rng(0)
         state = {into for _, into in component.state}
-        sizes = {"batch": 2, "tokens": 6, "total": 6}
+        sizes = {"batch": 2, "tokens": 6, "total": 6, "states": 4}
         feeds = {
             spec.name: np.ones([sizes.get(a, 1) if isinstance(a, str) else a for a in spec.shape],
                                spec.dtype)
@@ -188,6 +245,16 @@ def given(processor: Any, image: Image.Image, task: GenerateTask, text: str) -> 
     return text
 
 
+def prompt_tokens(case: Case, task: GenerateTask, text: str, read: int) -> int:
+    """Count what transformers' decoder repeats before what it writes."""
+    if not task.read:
+        return 1 if case.reference.config.is_encoder_decoder else read
+    parts = Parts(case.model.bundle, {})
+    if generating.reads_text(case.model.bundle.spec, task):
+        return len(task.start_ids)
+    return len(task.start_ids) + len(parts.tokenizer.ids(text, whole=task.special_tokens))
+
+
 def generated(
     case: Case, images: list[Image.Image], task: GenerateTask, text: str, beams: int
 ) -> list[str]:
@@ -203,7 +270,7 @@ def generated(
             ids = case.reference.generate(
                 **inputs, max_new_tokens=NEW, num_beams=beams, do_sample=False
             )
-        start = 1 if case.reference.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        start = prompt_tokens(case, task, text, inputs["input_ids"].shape[1])
         found.append(processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip())
     return found
 

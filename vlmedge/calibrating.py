@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,10 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
 from vlmedge.portable import onnx_ir, save_graph
 from vlmedge.progress import Progress
-from vlmedge.samples import Samples
+from vlmedge.samples import Samples, texts_for
 from vlmedge.spec import Component, GenerateTask, MatchTask, TensorSpec
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts
-from vlmedge.tasks.embed import fill
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,11 +73,9 @@ class Calibration:
             self._pool["pixel_values"] = _Made(
                 len(images), lambda i: self._parts.pixels([images[i]])
             )
-        matches = [t for t in bundle.spec.tasks.values() if isinstance(t, MatchTask)]
-        if matches:
-            ids, mask = self._parts.tokenizer.encode(self._texts(matches[0]))
-            self._pool["input_ids"] = _Made(len(ids), lambda i: ids[i : i + 1])
-            self._pool["attention_mask"] = _Made(len(ids), lambda i: mask[i : i + 1])
+        if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
+            ids, mask = self._parts.tokenizer.encode(self._texts())
+            self._add({"input_ids": ids, "attention_mask": mask})
 
     def observe(self, component: Component, model: ir.Model, wanted: Wanted) -> dict[str, Stats]:
         """Run one component over all samples; its outputs become inputs of the next ones.
@@ -87,6 +85,7 @@ class Calibration:
             model: The float graph; it stays as it is.
             wanted: What to watch.
         """
+        self._soften(component)
         ready = all(spec.name in self._pool for spec in component.inputs)
         if not ready and not (component.state and wanted.names):
             return {}
@@ -135,10 +134,28 @@ class Calibration:
         """Remove what was written."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _texts(self, task: MatchTask) -> list[str]:
-        if self._samples.captions is not None:
+    def _texts(self) -> list[str]:
+        matched = any(isinstance(task, MatchTask) for task in self._bundle.spec.tasks.values())
+        if matched and self._samples.captions is not None:
             return list(self._samples.captions)
-        return fill(task.template, self._samples.labels)
+        return texts_for(self._bundle.spec, self._samples)
+
+    def _add(self, tensors: Mapping[str, Array]) -> None:
+        """Put whole tensors into the pool, to be taken row by row."""
+        for name, array in tensors.items():
+            self._pool[name] = _Made(len(array), partial(_row, array))
+
+    def _soften(self, component: Component) -> None:
+        """Make what a reader of soft prompts takes: the embeddings of pictures and texts."""
+        names = {spec.name for spec in component.inputs}
+        if component.state or "inputs_embeds" not in names or "inputs_embeds" in self._pool:
+            return
+        tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
+        task = next(task for task in reversed(tasks) if component.name in task.read)
+        rows = range(len(self._pool[task.soft_prompt]))
+        soft = [self._pool[task.soft_prompt].at(i) for i in rows]
+        texts = [generating.fill(task, self._said(task, i)) for i in rows]
+        self._add(generating.sources(self._parts, task, soft, texts))
 
     def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:
         """Feed a stateless component from the pool."""
@@ -146,7 +163,7 @@ class Calibration:
         stores = {
             spec.name: _Stored(self._scratch / f"{spec.name}.rows") for spec in component.outputs
         }
-        count = len(self._pool[names[0]])
+        count = min(len(self._pool[name]) for name in names)
         with self._progress.step(f"calibrating {component.name}", count) as advance:
             for i in range(count):
                 out = graph.run({name: self._pool[name].at(i) for name in names})
@@ -183,7 +200,16 @@ class Calibration:
         images = (*self._samples.images, *self._samples.singles)
         grids = self._parts.pictures([images[i]]).grids
         text = generating.fill(task, self._said(task, i), grids)
-        generating.write(parts, task, [soft], [text], options)
+        held = self._held(component, i) if task.read else None
+        generating.write(parts, task, [soft], [text], options, held=held)
+
+    def _held(self, component: Component, i: int) -> dict[str, Array]:
+        """Take what a decoder is fed throughout out of what the components before it gave."""
+        found = {}
+        for name in generating.held(component):
+            rows = self._pool["attention_mask" if name == "encoder_attention_mask" else name]
+            found[name] = rows.at(i % len(rows))
+        return found
 
     def _said(self, task: GenerateTask, i: int) -> str:
         """Choose what a decoder reads: a question, or a caption where one was given."""
@@ -355,6 +381,10 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         """Leave the rest to the graph."""
         return getattr(self._graph, name)
+
+
+def _row(array: Array, i: int) -> Array:
+    return array[i : i + 1]
 
 
 class _Made:

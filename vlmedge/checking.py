@@ -26,11 +26,18 @@ from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress
 from vlmedge.registry import ENGINES, FAMILIES
-from vlmedge.samples import Samples, drawn, from_folder
-from vlmedge.spec import Component, GenerateTask, LabelTask, MatchTask
+from vlmedge.samples import Samples, drawn, from_folder, texts_for
+from vlmedge.spec import (
+    Component,
+    GenerateTask,
+    InfillTask,
+    LabelTask,
+    MatchTask,
+    ScoreTask,
+)
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
-from vlmedge.tasks.embed import fill, probabilities, unit
+from vlmedge.tasks.embed import probabilities, unit
 
 LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
 SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
@@ -153,7 +160,8 @@ class _Gate:
         for component in decoders:
             result, answers = self._decoder(component, reference, ours)
             results.append(result)
-        return results, [*answers, *self._choices(reference, ours), *self._matches(reference, ours)]
+        answers += self._choices(reference, ours)
+        return results, [*answers, *self._pairs(reference, ours), *self._matches(reference, ours)]
 
     def _inputs(self, images: Sequence[object]) -> Pool:
         """Run the front ends over all samples."""
@@ -163,11 +171,26 @@ class _Gate:
             pictures = self._parts.pictures(images)  # type: ignore[arg-type]
             pool["pixel_values"], self._grids = pictures.pixel_values, pictures.grids
         if "input_ids" in wanted:
-            match = self._match()
-            template = match.template if match else "{}"
-            texts = fill(template, self._samples.labels)
+            texts = texts_for(self._bundle.spec, self._samples)
             pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
         return pool
+
+    def _soften(self, component: Component, pool: Pool) -> None:
+        """Make what a reader of soft prompts takes: the embeddings of pictures and texts."""
+        names = {spec.name for spec in component.inputs}
+        if "inputs_embeds" not in names or "inputs_embeds" in pool:
+            return
+        task = next(
+            task
+            for task in reversed(self._bundle.spec.tasks.values())
+            if isinstance(task, GenerateTask) and component.name in task.read
+        )
+        soft = generating.rows(pool[task.soft_prompt], self._grids)
+        texts = [
+            generating.fill(task, question, [grid])
+            for question, grid in zip(self._samples.questions, self._grids, strict=True)
+        ]
+        pool |= generating.sources(self._parts, task, soft, texts)
 
     def _match(self) -> MatchTask | None:
         found = [t for t in self._bundle.spec.tasks.values() if isinstance(t, MatchTask)]
@@ -187,7 +210,9 @@ class _Gate:
     def _one(self, component: Component, reference: Pool, ours: Pool) -> ComponentParity:
         """Run a stateless component on both sides; add its outputs to both pools."""
         names = [spec.name for spec in component.inputs]
-        count = len(reference[names[0]])
+        self._soften(component, reference)
+        self._soften(component, ours)
+        count = _count(names, reference)
         with self._progress.step(f"checking {component.name}", 3 * count) as advance:
             with self._opened(self._export.open, component.name) as graph:
                 expected = _batched(graph, names, reference, advance)
@@ -210,12 +235,14 @@ class _Gate:
         """Compare logits of a prefill and of a step, and what the decode loop writes."""
         runs = list(self._runs(component))
         with self._progress.step(f"checking {component.name}", 2 * len(runs)) as advance:
+            their_held = self._read(self._export.open, runs, reference)
+            our_held = self._read(self._engine_graph, runs, ours)
             with self._opened(self._export.open, component.name) as graph:
-                expected = self._logits(component, graph, reference)
-                theirs = [self._written(graph, run, reference, advance) for run in runs]
+                expected = self._logits(component, graph, reference, runs[0], their_held)
+                theirs = [self._written(graph, run, reference, their_held, advance) for run in runs]
             with self._opened(self._engine_graph, component.name) as graph:
-                got = self._logits(component, graph, reference)
-                written = [self._written(graph, run, ours, advance) for run in runs]
+                got = self._logits(component, graph, reference, runs[0], their_held)
+                written = [self._written(graph, run, ours, our_held, advance) for run in runs]
         pairs = list(zip(expected, got, strict=True))
         result = worst([compare(component.name, self._scheme, a, b) for a, b in pairs])
         kl = divergence(expected[0][:, -1], got[0][:, -1])
@@ -258,7 +285,31 @@ class _Gate:
                 right = samples.captions[:few] if samples.captions else None
                 yield _Run(f"{name}, {BEAMS} beams", task, texts[:few], BEAMS, right)
 
-    def _written(self, graph: Graph, run: _Run, pool: Pool, advance: Advance) -> list[list[int]]:
+    def _read(
+        self, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
+    ) -> dict[str, Pool]:
+        """Run what stands between the texts and the decoder, one component after the other.
+
+        Returns:
+            What the decoder is fed throughout, for the texts of each task that reads some.
+        """
+        found: dict[str, Pool] = {}
+        for run in runs:
+            if run.task.prompt in found or not run.task.read:
+                continue
+            soft = generating.rows(pool[run.task.soft_prompt], self._grids)
+            known = generating.sources(self._parts, run.task, soft, run.texts)
+            for name in run.task.read:
+                with self._opened(opener, name) as graph:
+                    names = [spec.name for spec in graph.component.inputs]
+                    known |= _batched(graph, names, known, lambda _: None)
+            names = generating.held(self._bundle.spec.component(run.task.decoder))
+            found[run.task.prompt] = {name: known[name] for name in names}
+        return found
+
+    def _written(
+        self, graph: Graph, run: _Run, pool: Pool, held: dict[str, Pool], advance: Advance
+    ) -> list[list[int]]:
         """Write on from every sample's soft prompt."""
         defaults = self._bundle.spec.generation
         assert defaults is not None
@@ -268,19 +319,22 @@ class _Gate:
         every = generating.rows(pool[run.task.soft_prompt], self._grids)
         for start in range(0, len(run.texts), IMAGES_PER_BATCH):
             texts = run.texts[start : start + IMAGES_PER_BATCH]
-            soft = every[start : start + len(texts)]
-            written += generating.write(parts, run.task, soft, texts, chosen)
+            rows = slice(start, start + len(texts))
+            known = _cut(held.get(run.task.prompt), rows)
+            written += generating.write(parts, run.task, every[rows], texts, chosen, held=known)
         advance(1)
         return written
 
-    def _logits(self, component: Component, graph: Graph, pool: Pool) -> list[Array]:
+    def _logits(
+        self, component: Component, graph: Graph, pool: Pool, run: _Run, held: dict[str, Pool]
+    ) -> list[Array]:
         """Run a prefill of some samples and one step with the cache; return both logits."""
-        run = next(self._runs(component))
         defaults = self._bundle.spec.generation
         assert defaults is not None
         soft = generating.rows(pool[run.task.soft_prompt], self._grids)[:LOGIT_SAMPLES]
         texts = run.texts[: len(soft)]
-        prompt = generating.make_prompt(self._parts, run.task, soft, texts, defaults)
+        known = _cut(held.get(run.task.prompt), slice(0, len(soft)))
+        prompt = generating.make_prompt(self._parts, run.task, soft, texts, defaults, known)
         graph.reset()
         mask, tokens, media = prompt.attention_mask, prompt.embeds.shape[1], prompt.media_index
         given = feeds(component, prompt.embeds, mask, tokens, media)
@@ -300,6 +354,23 @@ class _Gate:
                 )
                 title = f"{name}, {reference[task.output].shape[1]} labels of its own"
                 found.append(judge(title, self._scheme, theirs, mine, None))
+        return found
+
+    def _pairs(self, reference: Pool, ours: Pool) -> list[TaskParity]:
+        """Compare what is said of a picture and a text together: a verdict, or a word of it."""
+        found = []
+        for name, task in self._bundle.spec.tasks.items():
+            if isinstance(task, ScoreTask):
+                theirs, mine = (p[task.output].argmax(axis=1).tolist() for p in (reference, ours))
+                found.append(judge(f"{name}, yes or no", self._scheme, theirs, mine, None))
+            elif isinstance(task, InfillTask):
+                count = len(reference[task.output])
+                last = reference["attention_mask"][:count].sum(axis=1) - 2  # before the end token
+                theirs, mine = (
+                    p[task.output][np.arange(count), last].argmax(axis=1).tolist()
+                    for p in (reference, ours)
+                )
+                found.append(judge(f"{name}, last word", self._scheme, theirs, mine, None))
         return found
 
     def _matches(self, reference: Pool, ours: Pool) -> list[TaskParity]:
@@ -328,12 +399,22 @@ class _Run(msgspec.Struct, frozen=True):
     right: tuple[str, ...] | None
 
 
+def _cut(pool: Pool | None, rows: slice) -> Pool | None:
+    """Take some rows of every tensor."""
+    return None if pool is None else {name: array[rows] for name, array in pool.items()}
+
+
+def _count(names: list[str], pool: Pool) -> int:
+    """Count the rows that a component can have: of pictures and texts, as many as of both."""
+    return min(len(pool[name]) for name in names)
+
+
 def _batched(graph: Graph, names: list[str], pool: Pool, advance: Advance) -> Pool:
     """Run a graph over all rows of its inputs, a batch at a time."""
     found: dict[str, list[Array]] = {}
-    count = len(pool[names[0]])
+    count = _count(names, pool)
     for start in range(0, count, IMAGES_PER_BATCH):
-        rows = slice(start, start + IMAGES_PER_BATCH)
+        rows = slice(start, min(start + IMAGES_PER_BATCH, count))
         for name, array in graph.run({n: pool[n][rows] for n in names}).items():
             found.setdefault(name, []).append(array)
         advance(min(IMAGES_PER_BATCH, count - start))

@@ -19,6 +19,9 @@ from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.sampling import Ids, Scores, draw, log_softmax, process, top, warp
 from vlmedge.spec import Component, Generation
 
+FED = ("inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+"""What the loop makes for a decoder."""
+
 Embed = Callable[[Ids], NDArray[np.float32]]
 """Token ids int64 [rows] -> embeddings float32 [rows, width]."""
 

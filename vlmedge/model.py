@@ -19,15 +19,25 @@ from vlmedge.locations import Box, parse
 from vlmedge.registry import ENGINES, unknown
 from vlmedge.sampling import options as merge
 from vlmedge.slots import Factors, fill
-from vlmedge.spec import ChatTask, EmbedTask, GenerateTask, Generation, LabelTask, MatchTask
+from vlmedge.spec import (
+    ChatTask,
+    EmbedTask,
+    GenerateTask,
+    Generation,
+    InfillTask,
+    LabelTask,
+    MatchTask,
+    ScoreTask,
+)
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import label as labelling
+from vlmedge.tasks import match as matching
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
 
-T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask)
+T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask, ScoreTask, InfillTask)
 Images = list[Any] | tuple[ImageSource, ...]
 Ranking = list[tuple[str, float]]
 
@@ -334,6 +344,34 @@ class Model:
             vectors = embedding.embed_ensemble(self._parts, task, texts)
             self._labels = (texts, vectors)
         return self._labels[1]
+
+    def match(self, images: ImageSource | Images, texts: str | Sequence[str]) -> Any:
+        """Say how likely it is that an image and a text belong together, 0..1.
+
+        The model looks at both at once: slower than comparing vectors, and more careful.
+
+        Returns:
+            A float; a list of one for each text if there are several; and for several images a
+            list of what each of them would give.
+        """
+        task = self._task("match", ScoreTask)
+        several = [texts] if isinstance(texts, str) else texts
+        shares = matching.score(self._parts, task, _several(images), several).tolist()
+        rows = [row[0] for row in shares] if isinstance(texts, str) else shares
+        return rows if is_images(images) else rows[0]
+
+    def infill(self, image: ImageSource, text: str, top: int = 5) -> list[Ranking]:
+        """Say which words may stand in the gaps of a text about an image.
+
+        Args:
+            image: What to look at.
+            text: With the model's mask token, such as "[MASK]", where a word is missing.
+            top: How many words a gap.
+
+        Returns:
+            For each gap its (word, probability) pairs, best first.
+        """
+        return matching.infill(self._parts, self._task("infill", InfillTask), image, text, top)
 
     def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]:
         """Return the unit vector of one image [width], or of several [images, width]."""

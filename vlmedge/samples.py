@@ -14,6 +14,8 @@ from pathlib import Path
 from vlmedge.errors import InputError
 from vlmedge.image import ImageSource, load_image
 from vlmedge.scenes import CLASSES, draw_labelled, draw_scene
+from vlmedge.spec import GenerateTask, MatchTask, ModelSpec
+from vlmedge.tasks.embed import fill
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 QUESTION = "what is in the picture?"
@@ -126,3 +128,14 @@ def from_folder(folder: Path, count: int) -> Samples:
     """Take the first `count` pictures of a folder, by name."""
     images = tuple(load_image(file) for file in _pictures(folder)[:count])
     return Samples(images=images, questions=(QUESTION,) * len(images), singles=images)
+
+
+def texts_for(spec: ModelSpec, samples: Samples) -> list[str]:
+    """Return what a bundle's text encoders read: labels in their template, else questions."""
+    for task in spec.tasks.values():
+        if isinstance(task, MatchTask):
+            return fill(task.template, samples.labels)
+    for task in spec.tasks.values():
+        if isinstance(task, GenerateTask) and "{question}" in task.prompt:
+            return [task.prompt.replace("{question}", asked) for asked in samples.questions]
+    return list(samples.labels)

@@ -196,11 +196,17 @@ class ImageText(_Data, frozen=True):
 
 
 class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
-    """Image in, text out: soft prompt among the prompt's embeddings, then the decode loop.
+    """Image in, text out, by the decode loop.
+
+    A soft prompt stands among the embeddings of the text. Where there are components in `read`,
+    they come between: one that takes input_ids or inputs_embeds is the text's reader (BLIP's
+    question encoder, T5's encoder), and what the decoder takes beside its text and its state
+    (cross-attention's keys and values) is what `read` gave, fed unchanged at every step.
 
     Attributes:
         encode: Components from pixel_values to `soft_prompt`, in order.
-        soft_prompt: The tensor [batch, n, width] that stands among the prompt's embeddings.
+        soft_prompt: The tensor [batch, n, width] that a picture becomes. A component of `read`
+            that takes it by name looks at it; else it stands among the text's embeddings.
         decoder: The component of the decode loop.
         prompt: Template; `{prompt}` or `{question}` is the caller's text, `{image}` the picture,
             `{examples}` the place of examples.
@@ -211,6 +217,10 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
         media: The decoder's input that takes the pictures, where it looks at them beside the text
             and not among it; placeholders are tokens then. None puts them among the text.
         answer: "text", or "locations": words among tokens that say where things are.
+        read: Components from the picture and the text to what the decoder is fed throughout.
+        start_ids: With `read`: what the decoder begins with, before the text that no component of
+            `read` has taken.
+        special_tokens: Whether a text of the decoder's gets the tokenizer's own special tokens.
     """
 
     encode: tuple[str, ...]
@@ -222,6 +232,9 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     example: str | None = None
     media: str | None = None
     answer: Literal["text", "locations"] = "text"
+    read: tuple[str, ...] = ()
+    start_ids: tuple[int, ...] = ()
+    special_tokens: bool = True
 
 
 class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):
@@ -287,6 +300,38 @@ class LabelTask(_Data, frozen=True, tag="label", tag_field="kind"):
     activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
+class ScoreTask(_Data, frozen=True, tag="score", tag_field="kind"):
+    """Image and text in, the probability that they belong together out.
+
+    Attributes:
+        image: Components from pixel_values; they run once for several texts.
+        text: Components from input_ids, and what `image` gave, to `output`.
+        output: The tensor [batch, 2] before the softmax; its second column is the match.
+    """
+
+    image: tuple[str, ...]
+    text: tuple[str, ...]
+    output: str
+
+
+class InfillTask(_Data, frozen=True, tag="infill", tag_field="kind"):
+    """Image and a text with gaps in, a ranking of tokens for each gap out.
+
+    Attributes:
+        image: Components from pixel_values.
+        text: Components from input_ids, and what `image` gave, to `output`.
+        output: The tensor [batch, tokens, vocabulary] before the softmax.
+        mask_id: The token that stands for a gap.
+        mask_text: How it is written, such as "[MASK]".
+    """
+
+    image: tuple[str, ...]
+    text: tuple[str, ...]
+    output: str
+    mask_id: int
+    mask_text: str
+
+
 class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     """One image or text in, one vector of length 1 out.
 
@@ -301,7 +346,7 @@ class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     output: str
 
 
-Task = GenerateTask | ChatTask | MatchTask | LabelTask | EmbedTask
+Task = GenerateTask | ChatTask | MatchTask | LabelTask | ScoreTask | InfillTask | EmbedTask
 
 
 class ModelSpec(_Data, frozen=True):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge import generate as loop
+from vlmedge.contracts import Array
 from vlmedge.errors import InputError
 from vlmedge.generate import Prompt
 from vlmedge.image import Grid, ImageSource, pieces
-from vlmedge.spec import GenerateTask, Generation
+from vlmedge.spec import Component, GenerateTask, Generation, ModelSpec
 
 from ._parts import IMAGES_PER_BATCH, Parts
 
@@ -28,6 +29,7 @@ def write(
     texts: Sequence[str],
     options: Generation,
     seed: int | None = None,
+    held: Mapping[str, Array] | None = None,
 ) -> list[list[int]]:
     """Write on after a soft prompt and a text, for each row.
 
@@ -38,11 +40,12 @@ def write(
         texts: The full prompt of each row, from `fill`.
         options: Of the decode loop.
         seed: Of the draw.
+        held: What `read` gave, if that is known.
 
     Returns:
         New token ids of each row, without the end token.
     """
-    prompt = make_prompt(parts, task, soft, texts, options)
+    prompt = make_prompt(parts, task, soft, texts, options, held)
     return loop.generate(parts.graphs[task.decoder], parts.embed, prompt, options, seed)
 
 
@@ -149,25 +152,40 @@ def make_prompt(
     soft: Sequence[Soft],
     texts: Sequence[str],
     options: Generation,
+    held: Mapping[str, Array] | None = None,
 ) -> Prompt:
-    """Put each row's soft prompt among its text: [padding | text and soft prompt]."""
+    """Make what the decoder reads before it writes.
+
+    Without `read` that is each row's soft prompt among its text, [padding | text and soft prompt];
+    with it the start ids, and the text if nobody else reads it.
+
+    Args:
+        parts: The model.
+        task: Its wiring.
+        soft: What each row sees.
+        texts: The full prompt of each row, from `fill`.
+        options: Of the decode loop.
+        held: What `read` gave, if that is known.
+    """
+    if task.read:
+        start = list(task.start_ids)
+        if not reads_text(parts.bundle.spec, task):
+            ids = [start + parts.tokenizer.ids(t, whole=task.special_tokens) for t in texts]
+        else:
+            ids = [start for _ in texts]
+        check_room(parts, max(map(len, ids)), options)
+        known = read(parts, task, soft, texts) if held is None else held
+        rows = [(np.array(row, np.int64), parts.embed(np.array(row, np.int64))) for row in ids]
+        return Prompt(*padded(rows), held=known)
     parts.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
     start = [] if options.bos_id is None else [options.bos_id]
     made = [
         spliced(parts, task, seen, parts.tokenizer.ids(text) or start)
         for seen, text in zip(soft, texts, strict=True)
     ]
-    longest, width = max(len(ids) for ids, _ in made), made[0][1].shape[1]
     if task.image_text is not None:
-        check_room(parts, longest, options)
-    embeds = np.zeros((len(made), longest, width), np.float32)
-    mask = np.zeros((len(made), longest), np.int64)
-    history = np.full((len(made), longest), -1, np.int64)
-    for i, (ids, vectors) in enumerate(made):
-        begin = longest - len(ids)
-        mask[i, begin:] = 1
-        history[i, begin:] = ids
-        embeds[i, begin:] = vectors
+        check_room(parts, max(len(ids) for ids, _ in made), options)
+    embeds, mask, history = padded(made)
     if task.media is None:
         return Prompt(embeds, mask, history)
     media = [seen.reshape(-1, seen.shape[-1]) for seen in soft]
@@ -177,6 +195,22 @@ def make_prompt(
         fed[i, : len(seen)] = seen
     index = np.stack([_looks_at(row, task, options) for row in history])
     return Prompt(embeds, mask, history, held={task.media: fed}, media_index=index)
+
+
+def padded(
+    rows: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Pad rows of ids and embeddings on the left: embeddings, attention mask, history."""
+    longest, width = max(len(ids) for ids, _ in rows), rows[0][1].shape[1]
+    embeds = np.zeros((len(rows), longest, width), np.float32)
+    mask = np.zeros((len(rows), longest), np.int64)
+    history = np.full((len(rows), longest), -1, np.int64)
+    for i, (ids, vectors) in enumerate(rows):
+        begin = longest - len(ids)
+        mask[i, begin:] = 1
+        history[i, begin:] = ids
+        embeds[i, begin:] = vectors
+    return embeds, mask, history
 
 
 def _looks_at(history: NDArray[np.int64], task: GenerateTask, options: Generation) -> Places:
@@ -193,6 +227,56 @@ def _looks_at(history: NDArray[np.int64], task: GenerateTask, options: Generatio
             found[i] = -1
         ended = ended or token in options.eos_ids
     return found
+
+
+def reads_text(spec: ModelSpec, task: GenerateTask) -> bool:
+    """Tell whether a component of `read` takes the text, and not the decoder."""
+    return bool(wanted(spec, task) & {"input_ids", "inputs_embeds"})
+
+
+def wanted(spec: ModelSpec, task: GenerateTask) -> set[str]:
+    """Name all that the components of `read` take."""
+    return {tensor.name for name in task.read for tensor in spec.component(name).inputs}
+
+
+def sources(
+    parts: Parts, task: GenerateTask, soft: Sequence[Soft], texts: Sequence[str]
+) -> dict[str, Array]:
+    """Make what the components of `read` start from, each [rows, ...].
+
+    A reader's mask is the decoder's encoder_attention_mask too: it must not look at padding.
+    """
+    names = wanted(parts.bundle.spec, task)
+    made: dict[str, Array] = {}
+    if task.soft_prompt in names:
+        made[task.soft_prompt] = np.concatenate([row.reshape(-1, *row.shape[-2:]) for row in soft])
+    if "input_ids" in names:
+        made["input_ids"], mask = parts.tokenizer.encode(texts)
+        made |= {"attention_mask": mask, "encoder_attention_mask": mask}
+    elif "inputs_embeds" in names:
+        parts.tokenizer.encode(texts)  # refuses what is too long
+        rows = [
+            spliced(parts, task, seen, parts.tokenizer.ids(text))
+            for seen, text in zip(soft, texts, strict=True)
+        ]
+        made["inputs_embeds"], mask, _ = padded(rows)
+        made |= {"attention_mask": mask, "encoder_attention_mask": mask}
+    return made
+
+
+def read(
+    parts: Parts, task: GenerateTask, soft: Sequence[Soft], texts: Sequence[str]
+) -> dict[str, Array]:
+    """Run `read`; return what the decoder is fed at every step."""
+    known = parts.chain(task.read, sources(parts, task, soft, texts))
+    return {name: known[name] for name in held(parts.bundle.spec.component(task.decoder))}
+
+
+def held(decoder: Component) -> list[str]:
+    """Name what a decoder takes beside its state and what the loop makes."""
+    state = {into for _, into in decoder.state}
+    names = [spec.name for spec in decoder.inputs]
+    return [name for name in names if name not in state and name not in loop.FED]
 
 
 def check_room(parts: Parts, tokens: int, options: Generation) -> None:

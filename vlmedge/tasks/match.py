@@ -1,0 +1,81 @@
+"""A picture and a text together: do they belong to each other, and which word fills a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.contracts import Array
+from vlmedge.errors import InputError
+from vlmedge.image import ImageSource
+from vlmedge.sampling import Ids
+from vlmedge.spec import InfillTask, ScoreTask
+
+from ._parts import Parts, activate
+
+TEXTS_PER_BATCH = 8  # each looks at its own copy of the picture
+
+Candidates = list[tuple[str, float]]
+
+
+def score(
+    parts: Parts, task: ScoreTask, images: Sequence[ImageSource], texts: Sequence[str]
+) -> NDArray[np.float32]:
+    """Return the probability that each image and each text match, float32 [images, texts]."""
+    if not texts:
+        raise InputError("no texts: give at least one")
+    ids, mask = parts.tokenizer.encode(texts)
+    found = np.empty((len(images), len(texts)), np.float32)
+    row = 0
+    for pixels in parts.batches(images):
+        seen = parts.chain(task.image, {"pixel_values": pixels})
+        for i in range(len(pixels)):
+            for start in range(0, len(texts), TEXTS_PER_BATCH):
+                some = slice(start, start + TEXTS_PER_BATCH)
+                logits = _together(parts, task, seen, i, ids[some], mask[some])
+                found[row, some] = activate(logits, "softmax")[:, 1]
+            row += 1
+    return found
+
+
+def infill(
+    parts: Parts, task: InfillTask, image: ImageSource, text: str, count: int
+) -> list[Candidates]:
+    """Rank what may stand in each gap of a text.
+
+    Returns:
+        For each gap its (token, probability) pairs, best first.
+    """
+    if count < 1:
+        raise InputError(f"top is {count}: it must be at least 1")
+    ids, mask = parts.tokenizer.encode([text])
+    gaps = np.flatnonzero(ids[0] == task.mask_id)
+    if not len(gaps):
+        raise InputError(
+            f"text {text!r} has no gap: write {task.mask_text} where a word is missing"
+        )
+    seen = parts.chain(task.image, {"pixel_values": parts.pixels([image])})
+    logits = _together(parts, task, seen, 0, ids, mask)[0, gaps]
+    return [
+        [
+            (parts.tokenizer.decode([int(i)]).strip(), float(row[i]))
+            for i in np.argsort(-row)[:count]
+        ]
+        for row in activate(logits, "softmax")
+    ]
+
+
+def _together(
+    parts: Parts, task: ScoreTask | InfillTask, seen: dict[str, Array], i: int, ids: Ids, mask: Ids
+) -> Array:
+    """Run the text's components on some texts, each with its own copy of picture i."""
+    wanted = {spec.name for name in task.text for spec in parts.graphs[name].component.inputs}
+    copies = {
+        name: np.repeat(array[i : i + 1], len(ids), axis=0)
+        for name, array in seen.items()
+        if name in wanted
+    }
+    known = parts.chain(task.text, copies | {"input_ids": ids, "attention_mask": mask})
+    return known[task.output]
