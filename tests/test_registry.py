@@ -17,7 +17,7 @@ def test_registry_imports_every_file(registry) -> None:  # type: ignore[no-untyp
 
 def test_registry_lists_the_nearest_and_the_known() -> None:
     known = re.escape(", ".join(FAMILIES.names()))
-    with pytest.raises(UnknownNameError, match=f"did you mean 'blip2'. choose from {known}"):
+    with pytest.raises(UnknownNameError, match=f"did you mean 'blip'. choose from {known}"):
         FAMILIES["blip3"]
 
 

@@ -230,7 +230,11 @@ for _command in (
     cli_model.caption,
     cli_model.ask,
     cli_model.classify,
+    cli_model.match,
+    cli_model.infill,
     cli_model.embed,
+    cli_model.index,
+    cli_model.search,
     cli_chat.chat,
 ):
     app.command()(_command)

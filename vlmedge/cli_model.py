@@ -127,6 +127,71 @@ def embed(
     console.embed(console.open_model(bundle, engine), images or [], text or [], out, as_json, quiet)
 
 
+def match(
+    bundle: BundleFolder,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In plain words.")],
+    engine: EngineName = "ort",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say how likely it is that a picture and each text belong together."""
+    from vlmedge import console
+
+    console.match(console.open_model(bundle, engine), image, texts, as_json)
+
+
+def infill(
+    bundle: BundleFolder,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='As "a photo of a [MASK]".')],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Words to print.")] = 5,
+    engine: EngineName = "ort",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fill the gaps of a text about a picture."""
+    from vlmedge import console
+
+    console.infill(console.open_model(bundle, engine), image, text, top, as_json)
+
+
+def index(
+    bundle: BundleFolder,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Of pictures.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the index goes.")] = Path(
+        "index.npz"
+    ),
+    engine: EngineName = "ort",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Embed every picture of a folder, so that it can be searched."""
+    from vlmedge import console
+
+    console.index(console.open_model(bundle, engine), folder, out, as_json, quiet)
+
+
+def search(
+    bundle: BundleFolder,
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Made by index.")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to find.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Find pictures that look like this one.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to print.")] = 5,
+    engine: EngineName = "ort",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find pictures of an index by a text or by another picture."""
+    if (text is None) == (image is None):
+        raise typer.BadParameter("give a TEXT or an --image, one of them")
+    from vlmedge import console
+
+    console.search(console.open_model(bundle, engine), file, text, image, top, as_json)
+
+
 def _sampling(context: typer.Context) -> dict[str, Any]:
     """Take the options of the decode loop out of a command's."""
     return {name: context.params[name] for name in SAMPLING}

@@ -204,6 +204,57 @@ def embed(
         print(f"{out}: float32 {list(vectors.shape)}")
 
 
+def match(model: Model, image: str, texts: Sequence[str], as_json: bool) -> None:
+    """Print the probability of each text, a line each, in the order given."""
+    shares = model.match(image, list(texts))
+    if as_json:
+        rows = [{"text": text, "probability": p} for text, p in zip(texts, shares, strict=True)]
+        emit({"image": _name(image), "texts": rows})
+        return
+    for text, p in zip(texts, shares, strict=True):
+        print(f"{p:.1%} {text}")
+
+
+def infill(model: Model, image: str, text: str, top: int, as_json: bool) -> None:
+    """Print the best words of each gap, a line each."""
+    gaps = model.infill(image, text, top)
+    if as_json:
+        rows = [[{"word": word, "probability": p} for word, p in gap] for gap in gaps]
+        emit({"image": _name(image), "text": text, "gaps": rows})
+        return
+    for gap in gaps:
+        print(", ".join(f"{word} {p:.1%}" for word, p in gap))
+
+
+def index(model: Model, folder: Path, out: Path, as_json: bool, quiet: bool) -> None:
+    """Write the index of a folder of pictures."""
+    notes: list[str] = []
+    made = model.index(folder, notes.append)
+    made.save(out)
+    for line in notes:
+        print(f"vlmedge: {line}", file=sys.stderr)
+    if as_json:
+        emit({"file": _name(str(out)), "pictures": len(made.paths), "left_out": notes})
+    elif not quiet:
+        print(f"{out}: {len(made.paths)} pictures of {folder}")
+
+
+def search(
+    model: Model, file: Path, text: str | None, image: str | None, top: int, as_json: bool
+) -> None:
+    """Print the best pictures of an index, a line each."""
+    from vlmedge.tasks.retrieve import load as read
+
+    found = read(file)
+    hits = model.search(found, text, image=image, top=top)
+    if as_json:
+        rows = [{"image": _name(path), "cosine": cosine} for path, cosine in hits]
+        emit({"folder": _name(found.folder), "images": rows})
+        return
+    for path, cosine in hits:
+        print(f"{cosine:+.3f} {path}")
+
+
 def _save(vectors: Any, out: Path) -> None:
     """Write a .npy file whole or not at all."""
     data = io.BytesIO()

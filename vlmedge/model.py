@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -33,6 +33,7 @@ from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import label as labelling
 from vlmedge.tasks import match as matching
+from vlmedge.tasks import retrieve as retrieving
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
@@ -373,6 +374,43 @@ class Model:
         """
         return matching.infill(self._parts, self._task("infill", InfillTask), image, text, top)
 
+    def index(
+        self, folder: str | Path, note: Callable[[str], None] = lambda _: None
+    ) -> retrieving.Index:
+        """Embed every picture of a folder, to be searched again and again.
+
+        Args:
+            folder: Of pictures, and of folders of them.
+            note: Is told which ones could not be read and are left out.
+
+        Returns:
+            An index; its `save` writes it, `vlmedge.tasks.retrieve.load` reads it.
+        """
+        sha256 = self.bundle.manifest.checkpoint.sha256
+        return retrieving.build(Path(folder), lambda some: self.embed_image([*some]), sha256, note)
+
+    def search(
+        self,
+        index: retrieving.Index,
+        text: str | None = None,
+        *,
+        image: ImageSource | None = None,
+        top: int = 5,
+    ) -> Ranking:
+        """Find the pictures of an index that fit a text, or that look like an image.
+
+        Returns:
+            (path below the indexed folder, cosine) pairs, best first.
+        """
+        if (text is None) == (image is None):
+            raise InputError("search: give a text or an image, one of them")
+        if index.checkpoint != self.bundle.manifest.checkpoint.sha256:
+            raise InputError(
+                f"the index of {index.folder} was made with another checkpoint: index it again"
+            )
+        query = self.embed_text(text) if text is not None else self.embed_image(_one(image))
+        return index.search(query, top)
+
     def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]:
         """Return the unit vector of one image [width], or of several [images, width]."""
         task = self._task("embed_image", EmbedTask)
@@ -455,6 +493,11 @@ def _adapt(graph: Graph, factors: Factors) -> None:
     if graph.component.slots:
         assert isinstance(graph, CheckedGraph)  # as every engine's is
         graph.adapt(factors.get(name))
+
+
+def _one(image: ImageSource | None) -> ImageSource:
+    assert image is not None
+    return image
 
 
 def _several(images: ImageSource | Images) -> Images:
