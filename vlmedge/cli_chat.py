@@ -35,6 +35,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the model is told before all.")
     ] = None,
+    engine: EngineName = "ort",
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
