@@ -163,7 +163,7 @@ def read_padded_tokenizer(
         fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:
         raise CheckpointError(
-            f"{folder}: {type(full).__name__} runs SentencePiece, which the runtime does not have: "
+            f"{folder}: {type(full).__name__} has no fast form, and the runtime runs no other: "
             "put a tokenizer.json beside it"
         )
     fast.no_padding()

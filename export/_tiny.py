@@ -27,7 +27,6 @@ def save(
     template: str | None = None,
     image_processor: Any = None,
     processor: Callable[[transformers.PreTrainedTokenizerFast], Any] | None = None,
-    adjust: Callable[[torch.nn.Module], None] | None = None,
     gain: float = 1.0,
 ) -> None:
     """Draw every parameter of a model and write it with its processors, in the hub's layout.
@@ -40,7 +39,6 @@ def save(
         template: Where they stand around a text, such as "<s> $A </s>"; none writes no tokenizer.
         image_processor: Written as preprocessor_config.json, if given.
         processor: Makes the processor of pictures and texts from the tokenizer, if there is one.
-        adjust: Changes what a random draw would make meaningless.
         gain: Multiplies every matrix. Below 1 a layer adds less to its input than it is, as in
             trained models; at 1 random gated layers make ten times more of int4's rounding.
     """
@@ -53,8 +51,6 @@ def save(
             # what scales begins with ones; Gemma's norms scale by 1 + weight and begin with zeros
             drawn = 0.1 * drawn + bool((parameter == 1).all())
         parameter.data = drawn
-    if adjust is not None:
-        adjust(model)
     model.eval().save_pretrained(folder)
     if template is not None:
         full = transformers.PreTrainedTokenizerFast(

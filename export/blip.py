@@ -438,7 +438,6 @@ class Blip:
             template="<s> $A </s>",
             image_processor=images,
             processor=lambda tokenizer: transformers.BlipProcessor(images, tokenizer),
-            adjust=_decide,
         )
         return model
 
@@ -449,12 +448,6 @@ def _generation(folder: Path, text: Any) -> Generation:
     return msgspec.structs.replace(
         found, eos_ids=(text.sep_token_id,), pad_id=text.pad_token_id, bos_id=text.bos_token_id
     )
-
-
-def _decide(model: Any) -> None:
-    """Make a random head as sure as a trained one: two numbers near 0 have no direction to keep."""
-    if hasattr(model, "itm_head"):
-        model.itm_head.bias.data = torch.tensor([3.0, -3.0])
 
 
 FAMILY = Blip()

@@ -274,20 +274,14 @@ class Flava:
             template="<s> $A </s>",
             image_processor=images,
             processor=processor,
-            adjust=_decide,
         )
         return model
 
 
 def _mask_text(folder: Path) -> str:
     """Return how the checkpoint writes a gap."""
-    found = (read_json(folder, "tokenizer_config.json") or {}).get("mask_token", "[MASK]")
+    found = (read_json(folder, "tokenizer_config.json") or {}).get("mask_token") or "[MASK]"
     return str(found.get("content")) if isinstance(found, dict) else str(found)
-
-
-def _decide(model: Any) -> None:
-    """Make a random head as sure as a trained one: two numbers near 0 have no direction to keep."""
-    model.itm_head.seq_relationship.bias.data = torch.tensor([3.0, -3.0])
 
 
 FAMILY = Flava()

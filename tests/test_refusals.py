@@ -1,0 +1,42 @@
+"""Checkpoints of the families with texts of their own kind that cannot be exported, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny
+
+from vlmedge.errors import CheckpointError, InputError
+from vlmedge.exporting import export
+from vlmedge.generate import Prompt
+
+
+def test_mask_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
+    tiny("flava", tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config["mask_token"] = None
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"its tokenizer has no mask token '\[MASK\]'"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_tokenizer_without_a_fast_form_is_refused(tmp_path: Path) -> None:
+    tiny("siglip", tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer.json").unlink()
+    (tmp_path / "checkpoint" / "spiece.model").write_bytes(b"pieces")
+    file = tmp_path / "checkpoint" / "tokenizer_config.json"
+    file.write_text(json.dumps({"tokenizer_class": "CanineTokenizer"}))  # one of Python alone
+    with pytest.raises(CheckpointError, match="CanineTokenizer has no fast form, and the runtime"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_is_held_must_have_a_row_for_each_prompt() -> None:
+    ones = np.ones((2, 3), np.int64)
+    with pytest.raises(InputError, match="prompt: cross.0.key has 1 rows, embeds has 2"):
+        Prompt(np.zeros((2, 3, 4), np.float32), ones, ones, held={"cross.0.key": ones[:1]})
