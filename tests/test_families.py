@@ -339,7 +339,13 @@ def test_examples_are_transformers(case: Case, images: list[Image.Image]) -> Non
     assert ours != case.model.caption(images[2], max_tokens=NEW)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.names())
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        name if name.startswith("int") else pytest.param(name, marks=pytest.mark.slow)
+        for name in SCHEMES.names()
+    ],
+)
 def test_scheme_keeps_every_component_close(case: Case, scheme: str, tmp_path: Path) -> None:
     """Random weights have no accuracy to lose, and amplify what trained ones damp.
 

@@ -42,7 +42,6 @@ def chat(
     top_p: TopP = None,
     repetition_penalty: Penalty = None,
     seed: Seed = None,
-    engine: EngineName = "ort",
 ) -> None:
     """Talk about pictures, a line a turn; each turn may bring more of them."""
     from vlmedge import console
