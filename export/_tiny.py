@@ -43,13 +43,14 @@ def save(
             trained models; at 1 random gated layers make ten times more of int4's rounding.
     """
     generator = torch.Generator().manual_seed(0)
-    for _, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim >= 2:
             drawn *= gain * parameter.shape[-1] ** -0.5
         elif parameter.ndim == 1:
-            # what scales begins with ones; Gemma's norms scale by 1 + weight and begin with zeros
-            drawn = 0.1 * drawn + bool((parameter == 1).all())
+            drawn = 0.1 * drawn + bool((parameter == 1).all())  # what scales begins with ones
+            if name.endswith("norm.weight") and not parameter.any():
+                drawn += gain - 1  # Gemma's norms scale by 1 + weight, also what a layer adds
         parameter.data = drawn
     model.eval().save_pretrained(folder)
     if template is not None:

@@ -272,7 +272,7 @@ class Llava:
         save(
             model,
             folder,
-            gain=0.7,
+            gain=0.5,
             template="<s> $A",
             image_processor=images,
             processor=lambda tokenizer: transformers.LlavaProcessor(

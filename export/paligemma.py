@@ -219,7 +219,7 @@ class PaliGemma:
         save(
             model,
             folder,
-            gain=0.7,
+            gain=0.5,
             template="$A",
             image_processor=images,
             processor=lambda tokenizer: transformers.PaliGemmaProcessor(images, tokenizer),

@@ -248,7 +248,7 @@ class SmolVlm:
         save(
             model,
             folder,
-            gain=0.7,
+            gain=0.5,
             template="<s> $A",
             image_processor=images,
             processor=lambda tokenizer: transformers.Idefics3Processor(
