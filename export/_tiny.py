@@ -48,9 +48,10 @@ def save(
         if parameter.ndim >= 2:
             drawn *= gain * parameter.shape[-1] ** -0.5
         elif parameter.ndim == 1:
-            drawn = 0.1 * drawn + bool((parameter == 1).all())  # what scales begins with ones
-            if name.endswith("norm.weight") and not parameter.any():
-                drawn += gain - 1  # Gemma's norms scale by 1 + weight, also what a layer adds
+            drawn = 0.1 * drawn
+            if "norm" in name.lower() and name.endswith("weight"):
+                # Gemma's begin with zeros: they scale by 1 + weight, also what a layer adds
+                drawn += 1 if parameter.any() else gain - 1
         parameter.data = drawn
     model.eval().save_pretrained(folder)
     if template is not None:
