@@ -293,6 +293,33 @@ def test_text_is_transformers(case: Case, images: list[Image.Image], beams: int)
         assert ours == generated(case, images, task, text, beams)
 
 
+def test_question_may_begin_with_another_token(case: Case, images: list[Image.Image]) -> None:
+    task = case.model.bundle.spec.tasks.get("ask")
+    if not isinstance(task, GenerateTask):
+        pytest.skip("answers nothing")
+    if "input_ids" not in generating.wanted(case.model.bundle.spec, task):
+        with pytest.raises(InputError, match="this model has no encoder for questions"):
+            case.model.ask(images[0], "what?", first_token="<s>")
+        return
+    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    usual = case.model.ask(images, QUESTIONS[0], max_tokens=NEW)
+    changed = []
+    for token in ("<image>", "<e>", "</s>"):
+        theirs = []
+        for image in images:
+            inputs = processor(images=image, text=QUESTIONS[0], return_tensors="pt")
+            inputs["input_ids"][:, 0] = processor.tokenizer.convert_tokens_to_ids(token)
+            with torch.no_grad():
+                ids = case.reference.generate(**inputs, max_new_tokens=NEW)[0]
+            text = processor.tokenizer.decode(ids[len(task.start_ids) :], skip_special_tokens=True)
+            theirs.append(text.strip())
+        assert case.model.ask(images, QUESTIONS[0], max_tokens=NEW, first_token=token) == theirs
+        changed += [a != b for a, b in zip(usual, theirs, strict=True)]
+    assert any(changed)
+    with pytest.raises(InputError, match=r"first_token 'two words' is \d+ tokens: give one"):
+        case.model.ask(images[0], "what?", first_token="two words")
+
+
 def test_prompts_of_unequal_length_are_kept_apart(case: Case, images: list[Image.Image]) -> None:
     task = case.model.bundle.spec.tasks.get("ask")
     if not isinstance(task, GenerateTask):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -179,6 +180,7 @@ class Model:
         question: str,
         *,
         examples: Sequence[Example] = (),
+        first_token: str | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> list[str]: ...
@@ -190,6 +192,7 @@ class Model:
         question: str,
         *,
         examples: Sequence[Example] = (),
+        first_token: str | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> str: ...
@@ -200,6 +203,7 @@ class Model:
         question: str,
         *,
         examples: Sequence[Example] = (),
+        first_token: str | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> str | list[str]:
@@ -209,13 +213,26 @@ class Model:
             images: What to look at.
             question: In plain words; the model's template is put around it.
             examples: Pictures with questions and right answers, read first (few-shot).
+            first_token: Takes the place of the question's first token, where the model has an
+                encoder for questions: BLIP's own code has "[ENC]" there, transformers has not.
             seed: Of the draw, when sampling.
             **options: As of `caption`.
         """
         task = self._task("ask", GenerateTask)
         if not question.strip():
             raise InputError("the question is empty: ask something")
+        if first_token is not None:
+            task = self._begun(task, first_token)
         return self._write(task, images, question, seed, options, examples)
+
+    def _begun(self, task: GenerateTask, first_token: str) -> GenerateTask:
+        """Let a question begin with another token."""
+        if "input_ids" not in generating.wanted(self.bundle.spec, task):
+            raise InputError("first_token: this model has no encoder for questions: leave it out")
+        ids = self._parts.tokenizer.ids(first_token, whole=False)
+        if len(ids) != 1:
+            raise InputError(f"first_token {first_token!r} is {len(ids)} tokens: give one")
+        return msgspec.structs.replace(task, first_id=ids[0])
 
     def stream(
         self,

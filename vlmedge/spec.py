@@ -221,6 +221,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
         start_ids: With `read`: what the decoder begins with, before the text that no component of
             `read` has taken.
         special_tokens: Whether a text of the decoder's gets the tokenizer's own special tokens.
+        first_id: Takes the place of the first id of a text that `read` reads, or none.
     """
 
     encode: tuple[str, ...]
@@ -235,6 +236,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     read: tuple[str, ...] = ()
     start_ids: tuple[int, ...] = ()
     special_tokens: bool = True
+    first_id: int | None = None
 
 
 class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):

@@ -252,6 +252,8 @@ def sources(
         made[task.soft_prompt] = np.concatenate([row.reshape(-1, *row.shape[-2:]) for row in soft])
     if "input_ids" in names:
         made["input_ids"], mask = parts.tokenizer.encode(texts)
+        if task.first_id is not None:
+            made["input_ids"][np.arange(len(texts)), mask.argmax(axis=1)] = task.first_id
         made |= {"attention_mask": mask, "encoder_attention_mask": mask}
     elif "inputs_embeds" in names:
         parts.tokenizer.encode(texts)  # refuses what is too long
