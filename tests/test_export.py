@@ -63,8 +63,12 @@ def opened(folder: Path, **options: bool):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("family", FAMILIES.names())
 def test_every_weight_is_read_as_it_is(family: str, originals: dict[str, Path]) -> None:
     export_ = opened(originals[family])
+    read = {name: export_.read(name) for name in export_.weights.shapes()}
     for name, tensor in load_file(originals[family] / "model.safetensors").items():
-        np.testing.assert_array_equal(export_.read(name), tensor.numpy())
+        if name in read:
+            np.testing.assert_array_equal(read[name], tensor.numpy())
+        else:  # transformers calls it otherwise in memory
+            assert any(np.array_equal(found, tensor.numpy()) for found in read.values()), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

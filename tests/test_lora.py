@@ -165,6 +165,11 @@ def test_every_family_finds_the_modules_that_transformers_names(kind: str, tmp_p
     base = tiny(kind, tmp_path)
     linears = [name for name, module in base.named_modules() if type(module) is torch.nn.Linear]
     inside = {n.rpartition(".")[2] for n in linears if any(p.isdigit() for p in n.split("."))}
+    inside = {name for name in inside if not name.isdigit()}
+    try:
+        base.get_input_embeddings()
+    except NotImplementedError:
+        pytest.skip("PEFT asks for input embeddings, which this class does not tell")
     model = train(base, tmp_path / "a", r=2, target_modules=sorted(inside))
     plain = {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): p.detach()
