@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
-from vlmedge.portable import onnx_ir, save_graph
+from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.samples import Samples, texts_for
 from vlmedge.spec import Component, GenerateTask, MatchTask, TensorSpec
@@ -89,11 +89,8 @@ class Calibration:
         ready = all(spec.name in self._pool for spec in component.inputs)
         if not ready and not (component.state and wanted.names):
             return {}
-        weights = sum(
-            v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value
-        )
         proxy = model.clone()
-        if weights > LARGE_BYTES:
+        if weights_bytes(model) > LARGE_BYTES:
             self._light.rewrite(component, proxy, {})
         watched = self._write(component, proxy, wanted)
         tally = _Tally(wanted)
@@ -234,7 +231,8 @@ class Calibration:
     def _write(self, component: Component, model: ir.Model, wanted: Wanted) -> Bundle:
         """Write a component with its watched tensors' figures as further outputs.
 
-        x -> ReduceMax(Abs)      x -> ReduceL2      x -> Size      x -> Reshape -> Slice
+        x -> ReduceL2      x -> Size      x -> Reshape -> Slice
+                                       x -> Reshape -> Abs -> ReduceMax
         """
         onnx_ir()
         import onnx_ir as ir
@@ -244,13 +242,9 @@ class Calibration:
         values |= {str(v.name): v for v in graph.inputs}
         outputs: list[TensorSpec] = []
         if wanted.names and wanted.rows:
-            for name, numbers in {"flat": [0, -1], "from": [0], "to": [2**40], "axis": [0],
-                                  "step": [ROW_STEP]}.items():  # fmt: skip
-                constant = ir.tensor(np.array(numbers, np.int64), name=f".calibration.{name}")
-                value = ir.Value(name=constant.name, const_value=constant)
-                value.type = ir.TensorType(constant.dtype)
-                value.shape = ir.Shape([len(numbers)])
-                graph.register_initializer(value)
+            numbers = {"from": 0, "to": 2**40, "axis": 0, "step": ROW_STEP}
+            for name, number in numbers.items():
+                _constant(ir, graph, f".calibration.{name}", [number])
         for name in wanted.names:
             for node, spec in _figures(ir, graph, values[name], wanted.rows):
                 graph.append(node)
@@ -282,11 +276,11 @@ def _figures(
         return node
 
     scalar = [ir.AttrInt64("keepdims", 0)]
-    magnitude = typed(ir.Node("", "Abs", [x]), ir.DataType.FLOAT, None)
-    yield magnitude, None
-    amax = typed(ir.Node("", "ReduceMax", [magnitude.outputs[0]], scalar), ir.DataType.FLOAT, 0)
-    yield amax, TensorSpec(name + _AMAX, "float32", ())
     if not rows:
+        magnitude = typed(ir.Node("", "Abs", [x]), ir.DataType.FLOAT, None)
+        yield magnitude, None
+        amax = ir.Node("", "ReduceMax", [magnitude.outputs[0]], scalar)
+        yield typed(amax, ir.DataType.FLOAT, 0), TensorSpec(name + _AMAX, "float32", ())
         return
     length = typed(ir.Node("", "ReduceL2", [x], scalar), ir.DataType.FLOAT, 0)
     yield length, TensorSpec(name + _LENGTH, "float32", ())
@@ -294,15 +288,12 @@ def _figures(
     yield size, TensorSpec(name + _SIZE, "int64", ())
     constants = {n: graph.initializers[f".calibration.{n}"] for n in ("from", "to", "axis", "step")}
     assert x.shape is not None
-    width = x.shape[-1]
-    shape = ir.tensor(np.array([-1, int(str(width))], np.int64), name=f"{name}.calibration.shape")
-    flat_shape = ir.Value(name=shape.name, const_value=shape)
-    flat_shape.type, flat_shape.shape = ir.TensorType(shape.dtype), ir.Shape([2])
-    graph.register_initializer(flat_shape)
+    width = int(str(x.shape[-1]))
+    flat_shape = _constant(ir, graph, f"{name}.calibration.shape", [-1, width])
     flat = typed(ir.Node("", "Reshape", [x, flat_shape]), ir.DataType.FLOAT, 2)
     yield flat, None
     some = typed(ir.Node("", "Slice", [flat.outputs[0], *constants.values()]), ir.DataType.FLOAT, 2)
-    yield some, TensorSpec(name + _SOME, "float32", (f"{name}.rows", int(str(width))))
+    yield some, TensorSpec(name + _SOME, "float32", (f"{name}.rows", width))
     upright = typed(ir.Node("", "Abs", [flat.outputs[0]]), ir.DataType.FLOAT, 2)
     yield upright, None
     channels = typed(
@@ -310,7 +301,16 @@ def _figures(
         ir.DataType.FLOAT,
         1,
     )
-    yield channels, TensorSpec(name + _CHANNELS, "float32", (int(str(width)),))
+    yield channels, TensorSpec(name + _CHANNELS, "float32", (width,))
+
+
+def _constant(ir: Any, graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
+    """Add an int64 constant to a graph."""
+    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+    value: ir.Value = ir.Value(name=name, const_value=tensor)
+    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape([len(numbers)])
+    graph.register_initializer(value)
+    return value
 
 
 class _Tally:
@@ -329,8 +329,8 @@ class _Tally:
     def add(self, out: Arrays) -> None:
         """Add the figures of one run."""
         for name in self._wanted.names:
-            self._amax[name] = max(self._amax[name], float(out[name + _AMAX]))
             if not self._wanted.rows:
+                self._amax[name] = max(self._amax[name], float(out[name + _AMAX]))
                 continue
             self._squares[name] += float(out[name + _LENGTH]) ** 2
             self._sizes[name] += int(out[name + _SIZE])
@@ -355,7 +355,7 @@ class _Tally:
             return {name: Stats(amax, 0.0) for name, amax in self._amax.items()}
         return {
             name: Stats(
-                self._amax[name],
+                float(self._channels[name].max()),
                 math.sqrt(self._squares[name] / max(self._sizes[name], 1)),
                 self._channels[name],
                 np.stack(self._rows[name]),

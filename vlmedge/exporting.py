@@ -245,7 +245,6 @@ def _write(
         shrinker.add(component, source.graph(component.name))
     if recipe.budget_mib is not None:
         shrinker.fit(recipe.budget_mib)
-    shrinker.finish()
 
     def seal() -> Bundle:
         shrinker.finish()

@@ -36,6 +36,12 @@ def load_graph(folder: Path, component: str) -> ir.Model:
     return ir.load(folder / graph_path(component))
 
 
+def weights_bytes(model: ir.Model) -> int:
+    """Return the size of a graph's weights, reading none of them."""
+    values = model.graph.initializers.values()
+    return sum(v.const_value.nbytes for v in values if v.const_value is not None)
+
+
 def save_graph(
     model: ir.Model, folder: Path, component: str, progress: Progress | None = None
 ) -> None:
@@ -44,8 +50,7 @@ def save_graph(
 
     file = folder / graph_path(component)
     file.parent.mkdir(exist_ok=True)
-    values = model.graph.initializers.values()
-    total = sum(v.const_value.nbytes for v in values if v.const_value is not None)
+    total = weights_bytes(model)
     done = 0
 
     def wrote(tensor: ir.TensorProtocol, info: object) -> None:

@@ -15,7 +15,7 @@ from vlmedge.calibrating import LARGE_BYTES, Calibration
 from vlmedge.contracts import Harm, Scheme, Stats
 from vlmedge.errors import BundleError
 from vlmedge.manifest import KeptLayer, Parity
-from vlmedge.portable import save_graph
+from vlmedge.portable import save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import ENGINES, SCHEMES
@@ -42,7 +42,7 @@ class _Part:
     Attributes:
         component: Its spec.
         model: The float graph, weights unread; it stays as it is.
-        stats: What calibration saw.
+        stats: What calibration saw, where layers are ranked.
         harms: What rounding does to each layer, where layers are ranked.
         keep: Layers that get more bits than the scheme's.
         kept: What is not as the scheme would have it, and why.
@@ -52,7 +52,7 @@ class _Part:
 
     component: Component
     model: ir.Model
-    stats: dict[str, Stats]
+    stats: dict[str, Stats] = field(default_factory=dict)
     harms: dict[str, Harm] = field(default_factory=dict)
     keep: dict[str, str] = field(default_factory=dict)
     kept: list[KeptLayer] = field(default_factory=list)
@@ -82,28 +82,25 @@ class Shrinker:
     def add(self, component: Component, model: ir.Model) -> None:
         """Calibrate a component and write it small, unless it is faster as it was."""
         wanted = self._scheme.watch(component, model)
-        part = _Part(component, model, self._calibration.observe(component, model, wanted))
-        if self._recipe.mixes:
+        stats = self._calibration.observe(component, model, wanted)
+        part = _Part(component, model)
+        if self._recipe.mixes:  # its layers may be written again
+            part.stats = stats
             with self._progress.step(f"ranking {component.name}"):
-                part.harms = self._scheme.harms(component, model, part.stats)
+                part.harms = self._scheme.harms(component, model, stats)
         weights = model.graph.initializers.values()
         part.keep = self._recipe.kept(str(v.name) for v in weights if len(v.shape or ()) == 2)
-        if not self._recipe.mixes:
-            part.stats, spent = {}, part.stats
-        else:
-            spent = part.stats
-        self._write(part, spent)
+        self._write(part, stats)
         if self._scheme.timed and not self._recipe.keep_slower:
             self._compare_speed(part)
         self._parts.append(part)
 
-    def finish(self) -> list[KeptLayer]:
-        """Remove what calibration left; return what is not as the scheme would have it."""
+    def finish(self) -> None:
+        """Remove what calibration left, and write the report."""
         self._calibration.close()
         report = self._bundle.path / REPORT
         report.parent.mkdir(exist_ok=True)
         report.write_text(json.dumps(self._report(), indent=2) + "\n")
-        return self.kept
 
     @property
     def kept(self) -> list[KeptLayer]:
@@ -194,9 +191,7 @@ class Shrinker:
     def _compare_speed(self, part: _Part) -> None:
         """Time a component small and in float; the faster one stays."""
         name = part.component.name
-        initializers = part.model.graph.initializers.values()
-        weights = sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
-        if weights > LARGE_BYTES:  # its float form may not even fit this machine
+        if weights_bytes(part.model) > LARGE_BYTES:  # its float form may not even fit this machine
             return
         with self._progress.step(f"timing {name}"):
             times = self._calibration.race(self._bundle, part.component, part.model)
@@ -249,9 +244,8 @@ def drop(parity: Parity) -> float:
 
 def write_graph(model: ir.Model, folder: Path, component: str, progress: Progress) -> None:
     """Write a component, with a bar of its bytes, and have onnx check it."""
-    total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     done = 0
-    with progress.step(f"writing {component}", total) as advance:
+    with progress.step(f"writing {component}", weights_bytes(model)) as advance:
 
         def wrote(bytes_written: int, bytes_total: int) -> None:
             nonlocal done
