@@ -244,7 +244,7 @@ class Calibration:
         if wanted.names and wanted.rows:
             numbers = {"from": 0, "to": 2**40, "axis": 0, "step": ROW_STEP}
             for name, number in numbers.items():
-                _constant(ir, graph, f".calibration.{name}", [number])
+                _constant(graph, f".calibration.{name}", [number])
         for name in wanted.names:
             for node, spec in _figures(ir, graph, values[name], wanted.rows):
                 graph.append(node)
@@ -289,7 +289,7 @@ def _figures(
     constants = {n: graph.initializers[f".calibration.{n}"] for n in ("from", "to", "axis", "step")}
     assert x.shape is not None
     width = int(str(x.shape[-1]))
-    flat_shape = _constant(ir, graph, f"{name}.calibration.shape", [-1, width])
+    flat_shape = _constant(graph, f"{name}.calibration.shape", [-1, width])
     flat = typed(ir.Node("", "Reshape", [x, flat_shape]), ir.DataType.FLOAT, 2)
     yield flat, None
     some = typed(ir.Node("", "Slice", [flat.outputs[0], *constants.values()]), ir.DataType.FLOAT, 2)
@@ -304,10 +304,12 @@ def _figures(
     yield channels, TensorSpec(name + _CHANNELS, "float32", (width,))
 
 
-def _constant(ir: Any, graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
+def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
     """Add an int64 constant to a graph."""
+    import onnx_ir as ir
+
     tensor = ir.tensor(np.array(numbers, np.int64), name=name)
-    value: ir.Value = ir.Value(name=name, const_value=tensor)
+    value = ir.Value(name=name, const_value=tensor)
     value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape([len(numbers)])
     graph.register_initializer(value)
     return value
