@@ -25,7 +25,9 @@ from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress
+from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, FAMILIES
+from vlmedge.rows import TABLE
 from vlmedge.samples import Samples, drawn, from_folder, texts_for
 from vlmedge.spec import (
     Component,
@@ -43,6 +45,7 @@ LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
 SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
 BEAM_SAMPLES = 32
 LOGIT_SAMPLES = 8  # whose logits are compared
+TABLE_SAMPLES = 1024  # rows of the token embedding table
 BEAMS = 5  # as BLIP-2's paper captions
 
 Pool = dict[str, Array]
@@ -142,6 +145,7 @@ class _Gate:
         self._progress = progress
         self._scheme = bundle.manifest.scheme
         self._parts = Parts(bundle, {})
+        self._theirs = Parts(bundle, {}, export.rows())  # PyTorch's side has its own table
         self._grids: tuple[Grid, ...] = ()
 
     def run(self) -> tuple[list[ComponentParity], list[TaskParity]]:
@@ -151,7 +155,7 @@ class _Gate:
         images = self._samples.images if writes else self._samples.singles
         reference = self._inputs(images)
         ours = dict(reference)
-        results = []
+        results = self._rows()
         for component in self._bundle.spec.components:
             if not component.state:
                 results.append(self._one(component, reference, ours))
@@ -162,6 +166,15 @@ class _Gate:
             results.append(result)
         answers += self._choices(reference, ours)
         return results, [*answers, *self._pairs(reference, ours), *self._matches(reference, ours)]
+
+    def _rows(self) -> list[ComponentParity]:
+        """Compare the token embedding table, if it was rounded: some of its rows."""
+        theirs = self._theirs.rows
+        if theirs is None or self._scheme == FLOAT:
+            return []
+        ids = np.linspace(0, len(theirs) - 1, min(len(theirs), TABLE_SAMPLES)).astype(np.int64)
+        # as one sample: the cosine of a single row would not see its scale
+        return [compare(TABLE, self._scheme, theirs[ids][None], self._parts.embed(ids)[None])]
 
     def _inputs(self, images: Sequence[object]) -> Pool:
         """Run the front ends over all samples."""
@@ -175,7 +188,7 @@ class _Gate:
             pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
         return pool
 
-    def _soften(self, component: Component, pool: Pool) -> None:
+    def _soften(self, parts: Parts, component: Component, pool: Pool) -> None:
         """Make what a reader of soft prompts takes: the embeddings of pictures and texts."""
         names = {spec.name for spec in component.inputs}
         if "inputs_embeds" not in names or "inputs_embeds" in pool:
@@ -190,7 +203,7 @@ class _Gate:
             generating.fill(task, question, [grid])
             for question, grid in zip(self._samples.questions, self._grids, strict=True)
         ]
-        pool |= generating.sources(self._parts, task, soft, texts)
+        pool |= generating.sources(parts, task, soft, texts)
 
     def _match(self) -> MatchTask | None:
         found = [t for t in self._bundle.spec.tasks.values() if isinstance(t, MatchTask)]
@@ -210,8 +223,8 @@ class _Gate:
     def _one(self, component: Component, reference: Pool, ours: Pool) -> ComponentParity:
         """Run a stateless component on both sides; add its outputs to both pools."""
         names = [spec.name for spec in component.inputs]
-        self._soften(component, reference)
-        self._soften(component, ours)
+        self._soften(self._theirs, component, reference)
+        self._soften(self._parts, component, ours)
         count = _count(names, reference)
         with self._progress.step(f"checking {component.name}", 3 * count) as advance:
             with self._opened(self._export.open, component.name) as graph:
@@ -235,14 +248,16 @@ class _Gate:
         """Compare logits of a prefill and of a step, and what the decode loop writes."""
         runs = list(self._runs(component))
         with self._progress.step(f"checking {component.name}", 2 * len(runs)) as advance:
-            their_held = self._read(self._export.open, runs, reference)
-            our_held = self._read(self._engine_graph, runs, ours)
+            their_held = self._read(self._theirs, self._export.open, runs, reference)
+            our_held = self._read(self._parts, self._engine_graph, runs, ours)
             with self._opened(self._export.open, component.name) as graph:
                 expected = self._logits(component, graph, reference, runs[0], their_held)
-                theirs = [self._written(graph, run, reference, their_held, advance) for run in runs]
+                side = self._theirs, graph
+                theirs = [self._written(*side, run, reference, their_held, advance) for run in runs]
             with self._opened(self._engine_graph, component.name) as graph:
                 got = self._logits(component, graph, reference, runs[0], their_held)
-                written = [self._written(graph, run, ours, our_held, advance) for run in runs]
+                side = self._parts, graph
+                written = [self._written(*side, run, ours, our_held, advance) for run in runs]
         pairs = list(zip(expected, got, strict=True))
         result = worst([compare(component.name, self._scheme, a, b) for a, b in pairs])
         kl = divergence(expected[0][:, -1], got[0][:, -1])
@@ -286,7 +301,7 @@ class _Gate:
                 yield _Run(f"{name}, {BEAMS} beams", task, texts[:few], BEAMS, right)
 
     def _read(
-        self, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
+        self, parts: Parts, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
     ) -> dict[str, Pool]:
         """Run what stands between the texts and the decoder, one component after the other.
 
@@ -298,7 +313,7 @@ class _Gate:
             if run.task.prompt in found or not run.task.read:
                 continue
             soft = generating.rows(pool[run.task.soft_prompt], self._grids)
-            known = generating.sources(self._parts, run.task, soft, run.texts)
+            known = generating.sources(parts, run.task, soft, run.texts)
             for name in run.task.read:
                 with self._opened(opener, name) as graph:
                     names = [spec.name for spec in graph.component.inputs]
@@ -308,13 +323,19 @@ class _Gate:
         return found
 
     def _written(
-        self, graph: Graph, run: _Run, pool: Pool, held: dict[str, Pool], advance: Advance
+        self,
+        side: Parts,
+        graph: Graph,
+        run: _Run,
+        pool: Pool,
+        held: dict[str, Pool],
+        advance: Advance,
     ) -> list[list[int]]:
         """Write on from every sample's soft prompt."""
         defaults = self._bundle.spec.generation
         assert defaults is not None
         chosen = msgspec.structs.replace(defaults, num_beams=run.num_beams, do_sample=False)
-        parts = Parts(self._bundle, {run.task.decoder: graph})
+        parts = Parts(self._bundle, {run.task.decoder: graph}, side.rows)
         written: list[list[int]] = []
         every = generating.rows(pool[run.task.soft_prompt], self._grids)
         for start in range(0, len(run.texts), IMAGES_PER_BATCH):
@@ -334,7 +355,7 @@ class _Gate:
         soft = generating.rows(pool[run.task.soft_prompt], self._grids)[:LOGIT_SAMPLES]
         texts = run.texts[: len(soft)]
         known = _cut(held.get(run.task.prompt), slice(0, len(soft)))
-        prompt = generating.make_prompt(self._parts, run.task, soft, texts, defaults, known)
+        prompt = generating.make_prompt(self._theirs, run.task, soft, texts, defaults, known)
         graph.reset()
         mask, tokens, media = prompt.attention_mask, prompt.embeds.shape[1], prompt.media_index
         given = feeds(component, prompt.embeds, mask, tokens, media)

@@ -167,12 +167,14 @@ class EmbeddingTable(_Data, frozen=True):
         offset_bytes: Where the rows begin in `file`.
         dtype: numpy's name.
         shape: (vocabulary, width).
+        scale_offset_bytes: Where the float32 scales of int8 rows begin, or none.
     """
 
     file: str
     offset_bytes: int
     dtype: str
     shape: tuple[int, int]
+    scale_offset_bytes: int | None = None
 
 
 class ImageText(_Data, frozen=True):

@@ -14,6 +14,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import InputError
 from vlmedge.image import ImageSource, Pictures, load_image, preprocess
+from vlmedge.rows import Rows
 from vlmedge.sampling import Ids
 from vlmedge.spec import ImageFrontEnd, TextFrontEnd
 from vlmedge.text import Tokenizer
@@ -28,6 +29,8 @@ class Parts:
 
     bundle: Bundle
     graphs: Mapping[str, Graph]
+    rows: Rows | None = None
+    """The token embedding table, where it is not to be the bundle's."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -35,8 +38,8 @@ class Parts:
         return Tokenizer(self.bundle.path / self.text_front.tokenizer, self.text_front)
 
     @cached_property
-    def _table(self) -> Array:
-        return self.bundle.embeddings()
+    def _table(self) -> Rows:
+        return self.bundle.embeddings() if self.rows is None else self.rows
 
     @property
     def text_front(self) -> TextFrontEnd:
@@ -75,7 +78,7 @@ class Parts:
 
     def embed(self, ids: Ids) -> NDArray[np.float32]:
         """Look up token embeddings: int64 [...] to float32 [..., width]."""
-        return np.asarray(self._table[ids], dtype=np.float32)
+        return self._table[ids]
 
     def chain(self, components: Sequence[str], tensors: Arrays) -> dict[str, Array]:
         """Run components in order; each takes its inputs from what came before, by name."""
