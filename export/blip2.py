@@ -30,7 +30,7 @@ from ._checkpoint import (
     read_image_front_end,
     read_tokenizer,
 )
-from ._family import HubExport, causal_mask, state_pairs
+from ._family import HubExport, cache_argument, causal_mask, state_pairs
 from ._tiny import VOCABULARY, save
 from ._weights import open_weights
 
@@ -112,8 +112,8 @@ class Decoder(torch.nn.Module):
             inputs_embeds=inputs_embeds,
             attention_mask=causal_mask(attention_mask, tokens),
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(self.language_model, cache),
         )
         present = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
         return out.logits, present
