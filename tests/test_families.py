@@ -7,8 +7,9 @@ transformers' processor, model and generate.
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 QUESTIONS = ["what?", "what color is the star, and where is it?", "é?"]
 LABELS = ["a cat", "a red star", "é", "two boxes"]  # as many as SIZES: FLAVA fuses pairs
 NEW = 8  # tokens
+Record = Callable[[str, object], None]
 CLOSE = {"fp16": 0.999, "int8": 0.98, "fp8": 0.9, "int4": 0.8}  # least cosine, on random weights
 
 
@@ -63,13 +65,16 @@ def images() -> list[Image.Image]:
     return [image.resize(size) for image, size in zip(drawn, SIZES, strict=True)]
 
 
-def test_gate_passes(case: Case) -> None:
+def test_gate_passes(case: Case, record_property: Record) -> None:
     parity = case.model.bundle.manifest.parity
     assert parity is not None
     assert parity.passed, parity
     assert {c.name for c in case.model.bundle.spec.components} == {
         c.component for c in parity.components
     }
+    differences = {c.component: c.max_rel for c in parity.components}
+    found = {"components": differences, "tasks": sorted(case.model.bundle.spec.tasks)}
+    record_property("parity", json.dumps(found))  # for docs/families.md
 
 
 def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:
@@ -373,7 +378,9 @@ def test_examples_are_transformers(case: Case, images: list[Image.Image]) -> Non
         for name in SCHEMES.names()
     ],
 )
-def test_scheme_keeps_every_component_close(case: Case, scheme: str, tmp_path: Path) -> None:
+def test_scheme_keeps_every_component_close(
+    case: Case, scheme: str, tmp_path: Path, record_property: Record
+) -> None:
     """Random weights have no accuracy to lose, and amplify what trained ones damp.
 
     So the limits are wider than the gate's; a wrong scale or a lost layer is at 0.5 or below.
@@ -382,6 +389,7 @@ def test_scheme_keeps_every_component_close(case: Case, scheme: str, tmp_path: P
     bundle = quantize(case.model.bundle.path, recipe, tmp_path / "b", against=str(case.folder))
     parity = bundle.manifest.parity
     assert parity is not None
+    record_property("cosine", json.dumps({c.component: c.cosine for c in parity.components}))
     for result in parity.components:
         assert result.cosine >= CLOSE[scheme], result
 
