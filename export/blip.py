@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ TIED = {
     "text_decoder.cls.predictions.bias": "text_decoder.cls.predictions.decoder.bias",
 }
 CROSS = "text_decoder.bert.encoder.layer.{}.crossattention.self.{}"
+# transformers calls it "cache" from 5.24 on, and warns of the other name
+CACHE = {"cache", "past_key_values"}.intersection(
+    inspect.signature(BlipTextSelfAttention.forward).parameters
+).pop()
 TEMPLATE = "a picture of {}"  # BLIP's own prompt when it was trained to describe
 # Its training began at this temperature (configs of github.com/salesforce/BLIP, recalled) and
 # transformers' classes keep no learnt one; a ranking does not depend on it.
@@ -176,7 +181,7 @@ class CrossAttention(BlipTextSelfAttention):
     ) -> Any:
         """See BlipTextSelfAttention; both masks are the encoder's.
 
-        The cache is among `kwargs`: transformers 5.24 calls it otherwise than 5.23.
+        The cache is among `kwargs`, under either name.
         """
         mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
         return super().forward(hidden_states, None, encoder_hidden_states, mask, **kwargs)
@@ -226,8 +231,8 @@ class Decoder(torch.nn.Module):
             # not looked at, for the cache has all layers; its being there asks for the attention
             encoder_hidden_states=inputs_embeds,
             encoder_attention_mask=None if mask is None else padding_mask(mask),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         layers: Any = cache.self_attention_cache.layers
         return out.logits, [t for layer in layers for t in (layer.keys, layer.values)]

@@ -194,7 +194,7 @@ MAIN = ("caption_exact_percent", "questions_right_percent")
 
 def options_parser(description: str, name: str) -> argparse.ArgumentParser:
     """The options that such runs share."""
-    parser = training.parser(description, steps=20_000, lr=1e-3, pictures=60_000)
+    parser = training.parser(description, steps=20_000, lr=2e-3, pictures=60_000)
     parser.add_argument("--crowds", type=int, default=40_000, help="crowds to draw")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4, help="of the text model")
