@@ -25,7 +25,18 @@ from vlmedge.registry import FAMILIES, SCHEMES
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "families.md"
 RECORDS = ROOT / "docs" / "real-weights.json"
-CASE = re.compile(r"test_(?P<test>\w+)\[(?P<kind>.+?)(-(?P<scheme>fp\d+|int\d))?\]$")
+CASE = re.compile(r"test_(?P<test>\w+)\[(?P<kind>.+?)(-(?P<scheme>fp\d+|int\d)|-\d)?\]$")
+COLUMNS = (
+    "family",
+    "kind",
+    "hub ids",
+    "components",
+    "tasks",
+    "tests",
+    "difference",
+    "schemes passed (cosine)",
+    "real weights",
+)
 HEAD = """# Families
 
 Made by `python benchmarks/families_table.py` from the registry and the results of
@@ -35,8 +46,6 @@ transformers' own processor, model and generate. *Difference* is the largest of 
 float32, relative to the largest value of PyTorch's output; *cosine* is the worst of any
 component, on random weights, which damp no error as trained ones do.
 
-| family | kind | hub ids | components | tasks | tests | difference | schemes passed (cosine) | weights |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -114,8 +123,10 @@ def rows(results: Path) -> list[str]:
 def main() -> None:
     """Write the page."""
     results = Path(sys.argv[1]) if len(sys.argv) > 1 else run()
-    PAGE.write_text(HEAD + "\n".join(rows(results)) + "\n")
-    print(f"{PAGE.relative_to(ROOT)}: {len(rows(results))} kinds")
+    lines = rows(results)
+    head = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
+    PAGE.write_text(HEAD + "\n".join([*head, *lines]) + "\n")
+    print(f"{PAGE.relative_to(ROOT)}: {len(lines)} kinds")
 
 
 if __name__ == "__main__":

@@ -172,14 +172,14 @@ class CrossAttention(BlipTextSelfAttention):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        cache: Any = None,
-        past_key_values: Any = None,  # its name before transformers 5.24
         **kwargs: Any,
     ) -> Any:
-        """See BlipTextSelfAttention; both masks are the encoder's."""
+        """See BlipTextSelfAttention; both masks are the encoder's.
+
+        The cache is among `kwargs`, under either name.
+        """
         mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
-        cache = past_key_values if cache is None else cache
-        return super().forward(hidden_states, None, encoder_hidden_states, mask, cache, **kwargs)
+        return super().forward(hidden_states, None, encoder_hidden_states, mask, **kwargs)
 
 
 class Decoder(torch.nn.Module):
