@@ -172,14 +172,12 @@ class CrossAttention(BlipTextSelfAttention):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """See BlipTextSelfAttention; both masks are the encoder's."""
         mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
-        return super().forward(
-            hidden_states, None, encoder_hidden_states, mask, past_key_values, **kwargs
-        )
+        return super().forward(hidden_states, None, encoder_hidden_states, mask, cache, **kwargs)
 
 
 class Decoder(torch.nn.Module):
