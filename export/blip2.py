@@ -115,7 +115,7 @@ class Decoder(torch.nn.Module):
             use_cache=True,
             **cache_argument(self.language_model, cache),
         )
-        present = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+        present = [t for layer in cache.layers for t in (layer.keys, layer.values)]
         return out.logits, present
 
 

@@ -71,10 +71,7 @@ class OrtGraph(CheckedGraph):
 
         Fresh memory for a whole cache is what costs: its pages are made one by one.
         """
-        arrays = {
-            name: value.numpy() if isinstance(value, ort.OrtValue) else value
-            for name, value in self._state.items()
-        }
+        arrays = {name: self.fetch(name, value) for name, value in self._state.items()}
         batch = next((len(array) for array in arrays.values()), 0)
         if np.array_equal(rows, np.arange(batch)):
             return
@@ -90,6 +87,11 @@ class OrtGraph(CheckedGraph):
             np.take(array, rows, axis=0, out=buffer, mode="clip")
             array[...] = buffer
         self._state = arrays
+
+    def fetch(self, name: str, value: Any) -> Array:
+        """Return a tensor of the state, without a copy."""
+        array: Array = value.numpy() if isinstance(value, ort.OrtValue) else value
+        return array
 
     def hold(self, array: Array) -> ort.OrtValue:
         """Wrap an array once: a decoder with slots has hundreds of them at every step."""
@@ -168,6 +170,16 @@ class InPlaceGraph(OrtGraph):
         for buffer in self._buffers.values():
             buffer[moved, :, start : self._used] = buffer[rows[moved], :, start : self._used]
         self._origin = self._origin[rows]
+
+    def rewind(self, tokens: int) -> None:
+        """Keep the first `tokens` positions of row 0; of one row nothing is copied."""
+        self._used, self._shared = tokens, min(self._shared, tokens)
+        if len(self._origin) > 1:
+            self.reorder(np.zeros(1, np.int64))
+
+    def snapshot(self, tokens: int) -> dict[str, Array]:
+        """Copy the first `tokens` positions of row 0."""
+        return {name: buffer[:1, :, :tokens].copy() for name, buffer in self._buffers.items()}
 
     def close(self) -> None:
         """Free the session and the buffers."""

@@ -65,6 +65,12 @@ class _Timed:
     def reorder(self, rows: NDArray[np.int64]) -> None:
         self._graph.reorder(rows)
 
+    def rewind(self, tokens: int) -> None:
+        self._graph.rewind(tokens)
+
+    def snapshot(self, tokens: int) -> dict[str, Array]:
+        return self._graph.snapshot(tokens)
+
     def close(self) -> None:
         self._graph.close()
 

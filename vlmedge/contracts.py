@@ -51,6 +51,14 @@ class Graph(Protocol):
         """Make state row i the row `rows[i]` of now; may repeat and drop rows (beams)."""
         ...
 
+    def rewind(self, tokens: int) -> None:
+        """Keep the first `tokens` positions of state row 0, and forget all else of the state."""
+        ...
+
+    def snapshot(self, tokens: int) -> dict[str, Array]:
+        """Copy the first `tokens` positions of state row 0, by input: `run` may be fed them."""
+        ...
+
     def close(self) -> None:
         """Give the memory back; the graph cannot run after it."""
         ...

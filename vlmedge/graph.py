@@ -1,8 +1,9 @@
 """The base of every engine's graph: names, dtypes and shapes are checked once, here.
 
 It also keeps the state, and feeds the slots of adapters: zeros where none is set. An engine that
-holds the cache on its device overrides the four state methods, whose `reset` and `reorder` call
-`follow`; the others get numpy arrays that are fed back as they came.
+holds the cache on its device says how to `fetch` a tensor of it, or overrides the state methods,
+of which `reset`, `reorder` and `rewind` call `follow`; the others get numpy arrays that are fed back
+as they came.
 """
 
 from __future__ import annotations
@@ -60,6 +61,24 @@ class CheckedGraph(ABC):
         """Make state row i the row `rows[i]` of now."""
         self._state = {name: value[rows] for name, value in self._state.items()}
         self.follow(rows)
+
+    def rewind(self, tokens: int) -> None:
+        """Keep the first `tokens` positions of state row 0."""
+        self._state = self.snapshot(tokens)
+        self.follow(np.zeros(1, np.int64))
+
+    def snapshot(self, tokens: int) -> dict[str, Array]:
+        """Copy the first `tokens` positions of state row 0, by the name of the input."""
+        found = {}
+        for name, value in self._state.items():
+            time = self._inputs[name].shape.index("past")
+            row = self.fetch(name, value)[:1]
+            found[name] = row.take(range(tokens), axis=time)
+        return found
+
+    def fetch(self, name: str, value: Any) -> Array:
+        """Return a tensor of the state as a numpy array."""
+        return np.asarray(value)
 
     def adapt(self, factors: Mapping[str, Array] | None) -> None:
         """Set what the slots are fed from now on.

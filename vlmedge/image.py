@@ -32,7 +32,35 @@ _FILTERS: dict[int, Literal["nearest", "lanczos", "bilinear", "bicubic"]] = {
     3: "bicubic",
 }
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-_QUIET = threading.Lock()  # warnings.catch_warnings swaps a process-wide list
+
+
+class _Hush:
+    """Silences warnings while any thread decodes.
+
+    warnings.catch_warnings swaps a process-wide list: two threads that do so each for itself may
+    leave the other's list behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+HUSH = _Hush()
 
 
 Grid = tuple[int, int]
@@ -104,9 +132,18 @@ def preprocess(images: Sequence[PIL.Image.Image], front: ImageFrontEnd) -> NDArr
     Returns:
         pixel_values, float32 [batch, 3, height, width], RGB.
     """
-    if not images:
+    return normalize([fit(image, front) for image in images], front)
+
+
+def fit(image: PIL.Image.Image, front: ImageFrontEnd) -> NDArray[np.uint8]:
+    """Resize and crop one picture from `load_image`: uint8 [height, width, 3], RGB."""
+    return np.asarray(_fit(image, front))
+
+
+def normalize(rows: Sequence[NDArray[np.uint8]], front: ImageFrontEnd) -> NDArray[np.float32]:
+    """Rescale and normalise what `fit` gave: float32 [batch, 3, height, width]."""
+    if not rows:
         raise InputError("no images: give at least one")
-    rows = [np.asarray(_fit(image, front)) for image in images]
     height, width, _ = rows[0].shape
     for row in rows:
         if row.shape != rows[0].shape:
@@ -248,8 +285,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Turn all that PIL can say about a bad file into one InputError."""
-    with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with HUSH:
         try:
             yield
         except (InputError, MemoryError):

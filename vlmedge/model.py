@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, TypeVar, overload
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge import generate as loop
 from vlmedge.adapter import open_adapter
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
@@ -17,8 +17,7 @@ from vlmedge.errors import InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.image import Grid, ImageSource, is_images
 from vlmedge.locations import Box, parse
-from vlmedge.registry import ENGINES, unknown
-from vlmedge.sampling import options as merge
+from vlmedge.registry import ENGINES
 from vlmedge.slots import Factors, fill
 from vlmedge.spec import (
     ChatTask,
@@ -35,13 +34,18 @@ from vlmedge.tasks import generate as generating
 from vlmedge.tasks import label as labelling
 from vlmedge.tasks import match as matching
 from vlmedge.tasks import retrieve as retrieving
-from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
+from vlmedge.tasks._kept import Kept
+from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
+from vlmedge.tasks._pipeline import OnError, answers
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
+from vlmedge.tasks.session import Session
 
-T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask, ScoreTask, InfillTask)
 Images = list[Any] | tuple[ImageSource, ...]
 Ranking = list[tuple[str, float]]
+R = TypeVar("R")
+
+SESSION_MIB = 256.0  # a prefix of BLIP-2 OPT-2.7b is 23 MiB, one of LLaVA-7B 600
 
 
 class Graphs(Mapping[str, Graph]):
@@ -76,6 +80,7 @@ class Graphs(Mapping[str, Graph]):
         self._factors = factors
         for graph in self._open.values():
             _adapt(graph, factors)
+            loop.forget(graph)
 
     def close(self) -> None:
         """Give the memory of all that is open back."""
@@ -87,14 +92,22 @@ class Graphs(Mapping[str, Graph]):
 class Model:
     """One deployable model, ready to run.
 
-    A method given one image answers for one; given a list or tuple it answers with a list.
-    An image is a path, bytes, a PIL image or a uint8 array [height, width(, channels)].
+    A method given one image answers for one; given a list or tuple it answers with a list; and
+    `caption`, `classify` and `embed_image` given an iterator, or anything else to iterate over,
+    give an iterator: the next images are decoded while these are answered, and memory does not grow
+    with their number. An image is a path, bytes, a PIL image or a uint8 array
+    [height, width(, channels)].
     """
 
-    def __init__(self, bundle: Bundle, engine: str = "ort") -> None:
+    def __init__(
+        self, bundle: Bundle, engine: str = "ort", *, session_mib: float = SESSION_MIB
+    ) -> None:
+        if not session_mib >= 0:
+            raise InputError(f"session_mib is {session_mib}: it must be at least 0")
         self.bundle = bundle
         self.graphs = Graphs(bundle, ENGINES[engine])
         self._parts = Parts(bundle, self.graphs)
+        self._kept = Kept(int(session_mib * 2**20))
         self._labels: tuple[list[list[str]], NDArray[np.float32]] | None = None
 
     def set_adapter(
@@ -126,6 +139,7 @@ class Model:
             factors = fill(self.bundle.spec, rows, weight)
         self.graphs.adapt(factors)
         self._labels = None  # the text encoder may have changed
+        self._kept.clear()  # and all else
 
     @overload
     def caption(
@@ -149,15 +163,40 @@ class Model:
         **options: Any,
     ) -> str: ...
 
+    @overload
     def caption(
         self,
-        images: ImageSource | Images,
+        images: Iterator[ImageSource],
         prompt: str = "",
         *,
         examples: Sequence[Example] = (),
         seed: int | None = None,
+        on_error: None = None,
         **options: Any,
-    ) -> str | list[str]:
+    ) -> Iterator[str]: ...
+
+    @overload
+    def caption(
+        self,
+        images: Iterator[ImageSource],
+        prompt: str = "",
+        *,
+        examples: Sequence[Example] = (),
+        seed: int | None = None,
+        on_error: OnError,
+        **options: Any,
+    ) -> Iterator[str | None]: ...
+
+    def caption(
+        self,
+        images: ImageSource | Images | Iterator[ImageSource],
+        prompt: str = "",
+        *,
+        examples: Sequence[Example] = (),
+        seed: int | None = None,
+        on_error: OnError | None = None,
+        **options: Any,
+    ) -> str | list[str] | Iterator[str] | Iterator[str | None]:
         """Describe one image, or each of several.
 
         Args:
@@ -165,13 +204,13 @@ class Model:
             prompt: How the caption begins ("a photo of"); not repeated in the answer.
             examples: Pictures with their right captions, read first (few-shot).
             seed: Of the draw, when sampling.
+            on_error: Of a stream: is told (image, error) of one that cannot be used, whose caption
+                is then none. Without it that error is raised, after the captions before it.
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
-        task = self._task("caption", GenerateTask)
-        if prompt and "{prompt}" not in task.prompt:
-            raise InputError("this model begins its captions by itself: leave the prompt out")
-        return self._write(task, images, prompt, seed, options, examples)
+        task = generating.caption_task(self._parts, prompt)
+        return self._write(task, images, prompt, seed, options, examples, on_error)
 
     @overload
     def ask(
@@ -218,21 +257,8 @@ class Model:
             seed: Of the draw, when sampling.
             **options: As of `caption`.
         """
-        task = self._task("ask", GenerateTask)
-        if not question.strip():
-            raise InputError("the question is empty: ask something")
-        if first_token is not None:
-            task = self._begun(task, first_token)
+        task = generating.ask_task(self._parts, question, first_token)
         return self._write(task, images, question, seed, options, examples)
-
-    def _begun(self, task: GenerateTask, first_token: str) -> GenerateTask:
-        """Let a question begin with another token."""
-        if "input_ids" not in generating.wanted(self.bundle.spec, task):
-            raise InputError("first_token: this model has no encoder for questions: leave it out")
-        ids = self._parts.tokenizer.ids(first_token, whole=False)
-        if len(ids) != 1:
-            raise InputError(f"first_token {first_token!r} is {len(ids)} tokens: give one")
-        return msgspec.structs.replace(task, first_id=ids[0])
 
     def stream(
         self,
@@ -254,6 +280,14 @@ class Model:
         soft = [generating.encode(self._parts, task, pictures.pixel_values)]
         text = generating.fill(task, prompt if question is None else question, pictures.grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
+
+    def session(self, image: ImageSource) -> Session:
+        """Open one picture to be asked several times: it is encoded and its prefix read once.
+
+        What sessions keep is bounded by `session_mib` of `load`; answers are the same whatever is
+        kept.
+        """
+        return Session(self._parts, self._kept, image)
 
     def detect(
         self,
@@ -309,12 +343,34 @@ class Model:
         template: str | Sequence[str] | None = None,
     ) -> Ranking: ...
 
+    @overload
     def classify(
         self,
-        images: ImageSource | Images,
+        images: Iterator[ImageSource],
         labels: Sequence[str] | None = None,
         template: str | Sequence[str] | None = None,
-    ) -> Ranking | list[Ranking]:
+        *,
+        on_error: None = None,
+    ) -> Iterator[Ranking]: ...
+
+    @overload
+    def classify(
+        self,
+        images: Iterator[ImageSource],
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] | None = None,
+        *,
+        on_error: OnError,
+    ) -> Iterator[Ranking | None]: ...
+
+    def classify(
+        self,
+        images: ImageSource | Images | Iterator[ImageSource],
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] | None = None,
+        *,
+        on_error: OnError | None = None,
+    ) -> Any:
         """Say which label fits one image, or each of several.
 
         A model that reads texts chooses from `labels` without training (zero-shot); one with a
@@ -325,33 +381,45 @@ class Model:
             labels: What to choose from, each once.
             template: Text around a label, `{}` is the label; default: the bundle's. Several are
                 averaged, and "imagenet" is CLIP's 80.
+            on_error: As of `caption`.
 
         Returns:
             (label, probability) pairs, best first; the probabilities add up to 1, or each stands
             alone where the model was trained so (SigLIP's sigmoid).
         """
-        several = _several(images)
+        names, shares = self._choices(labels, template)
+
+        def answer(opened: Sequence[Opened]) -> list[Ranking]:
+            rows = shares(self._parts.ready(opened).pixel_values)
+            return [
+                [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in rows
+            ]
+
+        return self._answer(images, answer, on_error)
+
+    def _choices(
+        self, labels: Sequence[str] | None, template: str | Sequence[str] | None
+    ) -> tuple[Sequence[str], Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+        """Name what is chosen from, and say how pixel_values become [images, labels]."""
+        parts = self._parts
         if isinstance(self.bundle.spec.tasks.get("classify"), LabelTask):
             if labels is not None or template is not None:
                 raise InputError(
                     f"{self.bundle.path} has a closed head with labels of its own: give none"
                 )
             closed = self._task("classify", LabelTask)
-            names: Sequence[str] = labelling.read_labels(self.bundle, closed)
-            shares = labelling.probabilities(self._parts, closed, several)
-        else:
-            task = self._task("classify", MatchTask)
-            if labels is None:
-                raise InputError(f"{self.bundle.path} has no labels of its own: give some")
-            names = labels
-            seen = embedding.embed_images(self._parts, task.image, task.image_output, several)
-            shares = embedding.probabilities(
-                task, seen, self._label_vectors(task, labels, template)
-            )
-        rankings = [
-            [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in shares
-        ]
-        return rankings if is_images(images) else rankings[0]
+            names = labelling.read_labels(self.bundle, closed)
+            return names, lambda pixels: labelling.probabilities(parts, closed, pixels)
+        task = self._task("classify", MatchTask)
+        if labels is None:
+            raise InputError(f"{self.bundle.path} has no labels of its own: give some")
+        vectors = self._label_vectors(task, labels, template)
+
+        def shares(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+            seen = embedding.embed_pixels(parts, task.image, task.image_output, pixels)
+            return embedding.probabilities(task, seen, vectors)
+
+        return labels, shares
 
     def _label_vectors(
         self, task: MatchTask, labels: Sequence[str], template: str | Sequence[str] | None
@@ -428,11 +496,37 @@ class Model:
         query = self.embed_text(text) if text is not None else self.embed_image(_one(image))
         return index.search(query, top)
 
-    def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]:
-        """Return the unit vector of one image [width], or of several [images, width]."""
+    @overload
+    def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]: ...
+
+    @overload
+    def embed_image(
+        self, images: Iterator[ImageSource], *, on_error: None = None
+    ) -> Iterator[NDArray[np.float32]]: ...
+
+    @overload
+    def embed_image(
+        self, images: Iterator[ImageSource], *, on_error: OnError
+    ) -> Iterator[NDArray[np.float32] | None]: ...
+
+    def embed_image(
+        self,
+        images: ImageSource | Images | Iterator[ImageSource],
+        *,
+        on_error: OnError | None = None,
+    ) -> Any:
+        """Return the unit vector of one image [width], or of several [images, width].
+
+        A stream gives a stream of vectors [width]; `on_error` is that of `caption`.
+        """
         task = self._task("embed_image", EmbedTask)
-        found = embedding.embed_images(self._parts, task.encode, task.output, _several(images))
-        return found if is_images(images) else found[0]
+
+        def answer(opened: Sequence[Opened]) -> NDArray[np.float32]:
+            pixels = self._parts.ready(opened).pixel_values
+            return embedding.embed_pixels(self._parts, task.encode, task.output, pixels)
+
+        found = self._answer(images, answer, on_error)
+        return np.stack(found) if isinstance(found, list) else found
 
     def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vector of one text [width], or of several [texts, width]."""
@@ -446,16 +540,10 @@ class Model:
         self.graphs.close()
 
     def _task(self, name: str, kind: type[T]) -> T:
-        task = self.bundle.spec.tasks.get(name)
-        if not isinstance(task, kind):
-            raise unknown("task", name, sorted(self.bundle.spec.tasks))
-        return task
+        return self._parts.task(name, kind)
 
     def _options(self, given: dict[str, Any]) -> Generation:
-        defaults = self.bundle.spec.generation
-        if defaults is None:
-            raise InputError(f"{self.bundle.path} writes no text: it has no generation defaults")
-        return merge(defaults, **given)
+        return self._parts.options(given)
 
     def _shown(
         self, task: GenerateTask, examples: Sequence[Example]
@@ -470,38 +558,57 @@ class Model:
     def _write(
         self,
         task: GenerateTask,
-        images: ImageSource | Images,
+        images: ImageSource | Images | Iterator[ImageSource],
         text: str,
         seed: int | None,
         given: dict[str, Any],
         examples: Sequence[Example] = (),
-    ) -> str | list[str]:
+        on_error: OnError | None = None,
+    ) -> Any:
+        """Write about one image, several, or a stream of them."""
         chosen = self._options(given)
         before, shown = self._shown(task, examples)
-        texts: list[str] = []
-        several = _several(images)
-        if not several:
-            raise InputError("no images: give at least one")
-        for start in range(0, len(several), IMAGES_PER_BATCH):
-            pictures = self._parts.pictures(several[start : start + IMAGES_PER_BATCH])
+
+        def answer(opened: Sequence[Opened]) -> list[str]:
+            pictures = self._parts.ready(opened)
             encoded = generating.encode(self._parts, task, pictures.pixel_values)
             soft = generating.rows(encoded, pictures.grids)
             if shown is not None:
                 soft = [np.concatenate([shown, seen]) for seen in soft]
             prompts = [generating.fill(task, text, [grid], before) for grid in pictures.grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
-            texts += [self._parts.tokenizer.decode(row).strip() for row in ids]
-        return texts if is_images(images) else texts[0]
+            return [self._parts.tokenizer.decode(row).strip() for row in ids]
+
+        return self._answer(images, answer, on_error)
+
+    def _answer(
+        self,
+        images: ImageSource | Images | Iterator[ImageSource],
+        answer: Callable[[Sequence[Opened]], Sequence[R]],
+        on_error: OnError | None = None,
+    ) -> Any:
+        """Answer for one image, for a list of them, or for a stream as its answers are taken."""
+        if is_stream(images):
+            return answers(self._parts.open, images, answer, on_error)
+        if on_error is not None:
+            raise InputError("on_error is for a stream of images: give iter(images)")
+        if not is_images(images):
+            return answer([self._parts.open(images)])[0]
+        if not images:
+            raise InputError("no images: give at least one")
+        return list(answers(self._parts.open, images, answer))
 
 
-def load(path: str | Path, engine: str = "ort") -> Model:
+def load(path: str | Path, engine: str = "ort", *, session_mib: float = SESSION_MIB) -> Model:
     """Open a bundle; its graphs open when they are first needed.
 
     Args:
         path: The folder that `vlmedge export` made.
         engine: What runs the graphs: a file name in runtimes/.
+        session_mib: How much the sessions of the model may keep of encoded pictures and of prefixes
+            that the decoder has read, in MiB; what was used longest ago goes first.
     """
-    return Model(Bundle.load(path), engine)
+    return Model(Bundle.load(path), engine, session_mib=session_mib)
 
 
 def _adapt(graph: Graph, factors: Factors) -> None:
@@ -510,6 +617,12 @@ def _adapt(graph: Graph, factors: Factors) -> None:
     if graph.component.slots:
         assert isinstance(graph, CheckedGraph)  # as every engine's is
         graph.adapt(factors.get(name))
+
+
+def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
+    """Tell what is to be iterated over from one image and from a list of them."""
+    single = str | bytes | np.ndarray | list | tuple
+    return hasattr(images, "__iter__") and not isinstance(images, single)
 
 
 def _one(image: ImageSource | None) -> ImageSource:

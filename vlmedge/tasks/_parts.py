@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,42 @@ from numpy.typing import NDArray
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource, Pictures, load_image, preprocess
+from vlmedge.image import Grid, ImageSource, Pictures, fit, load_image, normalize
+from vlmedge.registry import unknown
 from vlmedge.rows import Rows
 from vlmedge.sampling import Ids
-from vlmedge.spec import ImageFrontEnd, TextFrontEnd
+from vlmedge.sampling import options as merge
+from vlmedge.spec import (
+    ChatTask,
+    EmbedTask,
+    GenerateTask,
+    Generation,
+    ImageFrontEnd,
+    InfillTask,
+    LabelTask,
+    MatchTask,
+    ScoreTask,
+    TextFrontEnd,
+)
 from vlmedge.text import Tokenizer
 from vlmedge.tiling import cut
 
+T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask, ScoreTask, InfillTask)
+
 IMAGES_PER_BATCH = 8  # more gain little on a CPU, and memory grows with them
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A picture, decoded and resized; it waits as bytes, a quarter of what an encoder takes.
+
+    Attributes:
+        pieces: Each uint8 [height, width, 3]: its tiles row by row, then the whole.
+        grid: How it is cut.
+    """
+
+    pieces: tuple[NDArray[np.uint8], ...]
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -55,19 +83,41 @@ class Parts:
             raise InputError(f"{self.bundle.path} takes no images: it has no image front end")
         return self.bundle.spec.image
 
+    def task(self, name: str, kind: type[T]) -> T:
+        """Return the wiring of a task that must be of one kind."""
+        task = self.bundle.spec.tasks.get(name)
+        if not isinstance(task, kind):
+            raise unknown("task", name, sorted(self.bundle.spec.tasks))
+        return task
+
+    def options(self, given: Mapping[str, Any]) -> Generation:
+        """Put a call's options over the bundle's."""
+        defaults = self.bundle.spec.generation
+        if defaults is None:
+            raise InputError(f"{self.bundle.path} writes no text: it has no generation defaults")
+        return merge(defaults, **given)
+
     def pixels(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
         """Make pixel_values, float32 [pieces, 3, height, width]: one piece a picture, or tiles."""
         return self.pictures(images).pixel_values
 
     def pictures(self, images: Sequence[ImageSource]) -> Pictures:
         """Make pixel_values, and say how each picture was cut."""
+        return self.ready([self.open(image) for image in images])
+
+    def open(self, image: ImageSource) -> Opened:
+        """Decode and resize one picture; threads may do it at the same time."""
         front = self.image_front
-        opened = [load_image(image) for image in images]
+        picture = load_image(image)
         if front.tiling is None:
-            return Pictures(preprocess(opened, front), ((0, 0),) * len(opened))
-        made = [cut(image, front.tiling, front.resample) for image in opened]
-        pieces = [piece for found, _ in made for piece in found]
-        return Pictures(preprocess(pieces, front), tuple(grid for _, grid in made))
+            return Opened((fit(picture, front),), (0, 0))
+        pieces, grid = cut(picture, front.tiling, front.resample)
+        return Opened(tuple(fit(piece, front) for piece in pieces), grid)
+
+    def ready(self, opened: Sequence[Opened]) -> Pictures:
+        """Make pixel_values of pictures that are open."""
+        pieces = [piece for one in opened for piece in one.pieces]
+        return Pictures(normalize(pieces, self.image_front), tuple(one.grid for one in opened))
 
     def batches(self, images: Sequence[ImageSource]) -> Iterator[NDArray[np.float32]]:
         """Make pixel_values in batches of at most IMAGES_PER_BATCH."""

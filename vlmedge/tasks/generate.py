@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from vlmedge import generate as loop
@@ -20,6 +21,29 @@ from ._parts import IMAGES_PER_BATCH, Parts
 Places = NDArray[np.int64]
 Soft = NDArray[np.float32]
 """What pictures became: [n, width] of one piece, or [pieces, n, width] of several."""
+
+
+def caption_task(parts: Parts, prompt: str) -> GenerateTask:
+    """Return the wiring of a caption that begins with `prompt`."""
+    task = parts.task("caption", GenerateTask)
+    if prompt and "{prompt}" not in task.prompt:
+        raise InputError("this model begins its captions by itself: leave the prompt out")
+    return task
+
+
+def ask_task(parts: Parts, question: str, first_token: str | None = None) -> GenerateTask:
+    """Return the wiring of an answer to `question`, which may begin with another token."""
+    task = parts.task("ask", GenerateTask)
+    if not question.strip():
+        raise InputError("the question is empty: ask something")
+    if first_token is None:
+        return task
+    if "input_ids" not in wanted(parts.bundle.spec, task):
+        raise InputError("first_token: this model has no encoder for questions: leave it out")
+    ids = parts.tokenizer.ids(first_token, whole=False)
+    if len(ids) != 1:
+        raise InputError(f"first_token {first_token!r} is {len(ids)} tokens: give one")
+    return structs.replace(task, first_id=ids[0])
 
 
 def write(
@@ -167,22 +191,13 @@ def make_prompt(
         options: Of the decode loop.
         held: What `read` gave, if that is known.
     """
+    if not task.read:
+        parts.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
+    made = [row(parts, task, seen, text, options) for seen, text in zip(soft, texts, strict=True)]
     if task.read:
-        start = list(task.start_ids)
-        if not reads_text(parts.bundle.spec, task):
-            ids = [start + parts.tokenizer.ids(t, whole=task.special_tokens) for t in texts]
-        else:
-            ids = [start for _ in texts]
-        check_room(parts, max(map(len, ids)), options)
+        check_room(parts, max(len(ids) for ids, _ in made), options)
         known = read(parts, task, soft, texts) if held is None else held
-        rows = [(np.array(row, np.int64), parts.embed(np.array(row, np.int64))) for row in ids]
-        return Prompt(*padded(rows), held=known)
-    parts.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
-    start = [] if options.bos_id is None else [options.bos_id]
-    made = [
-        spliced(parts, task, seen, parts.tokenizer.ids(text) or start)
-        for seen, text in zip(soft, texts, strict=True)
-    ]
+        return Prompt(*padded(made), held=known)
     if task.image_text is not None:
         check_room(parts, max(len(ids) for ids, _ in made), options)
     embeds, mask, history = padded(made)
@@ -195,6 +210,20 @@ def make_prompt(
         fed[i, : len(seen)] = seen
     index = np.stack([_looks_at(row, task, options) for row in history])
     return Prompt(embeds, mask, history, held={task.media: fed}, media_index=index)
+
+
+def row(
+    parts: Parts, task: GenerateTask, soft: Soft, text: str, options: Generation
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Make one row of what the decoder reads: ids, int64 [tokens], and float32 [tokens, width]."""
+    if not task.read:
+        start = [] if options.bos_id is None else [options.bos_id]
+        return spliced(parts, task, soft, parts.tokenizer.ids(text) or start)
+    ids = list(task.start_ids)
+    if not reads_text(parts.bundle.spec, task):
+        ids += parts.tokenizer.ids(text, whole=task.special_tokens)
+    found = np.array(ids, np.int64)
+    return found, parts.embed(found)
 
 
 def padded(
