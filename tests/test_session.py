@@ -52,6 +52,7 @@ class Counted:
     tokens: list[int] = field(default_factory=list)
 
     def watch(self, model: vlmedge.Model) -> None:
+        """Count what every graph of a model does."""
         for name in model.graphs:
             self._watch(model.graphs[name])
 
@@ -86,9 +87,11 @@ class Asked:
         self.bundle, self._session = model.bundle, session
 
     def ask(self, image: Any, question: str, **options: Any) -> str:
+        """Ask the session, whatever the picture."""
         return self._session.ask(question, **options)
 
     def caption(self, image: Any, prompt: str, **options: Any) -> str:
+        """Have the session describe its picture."""
         return self._session.caption(prompt, **options)
 
 
@@ -99,6 +102,16 @@ def writes(folder: Path) -> vlmedge.Model:
     return model
 
 
+def keeps_prefix(model: vlmedge.Model) -> bool:
+    """Tell whether the decoder reads the text itself, from left to right."""
+    task = model.bundle.spec.tasks.get("ask") or model.bundle.spec.tasks["caption"]
+    assert isinstance(task, GenerateTask)
+    decoder = model.bundle.spec.component(task.decoder)
+    ahead = "token_type_ids" in {tensor.name for tensor in decoder.inputs}
+    by_encoder = bool(task.read) and generating.reads_text(model.bundle.spec, task)
+    return not ahead and not by_encoder
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_answers_are_the_model_s(
     folder: Path, image: Image.Image, other: Image.Image, beams: int
@@ -107,7 +120,8 @@ def test_answers_are_the_model_s(
     model = writes(folder)
     options = {"max_tokens": NEW, "num_beams": beams}
     expected = texts(model, image, **options)
-    assert len(set(expected)) > 1
+    # where a prefix is kept, answers must tell one question from another
+    assert len(set(expected)) > 1 or not keeps_prefix(model)
     with model.session(image) as session:
         assert texts(Asked(model, session), image, **options) == expected
     for mib in (256.0, 0.0):
@@ -154,16 +168,14 @@ def test_second_question_reads_what_is_new(folder: Path, image: Image.Image) -> 
     whole, counted.runs, counted.tokens = counted.tokens[0], {}, []
     ask(first[1], max_tokens=2)
     assert not set(task.encode) & set(counted.runs)
-    decoder = model.bundle.spec.component(task.decoder)
-    free = not {"token_type_ids"} & {tensor.name for tensor in decoder.inputs}
-    by_encoder = task.read and generating.reads_text(model.bundle.spec, task)
-    if free and not by_encoder and first[0] != "":
+    free = keeps_prefix(model)
+    if free and first[0] != "":
         assert counted.tokens[0] < whole
         assert not set(task.read) & set(counted.runs)
     model.caption(image, max_tokens=1) if name == "caption" else model.ask(image, "x", max_tokens=1)
     counted.tokens = []
-    ask(first[1], max_tokens=2)
-    assert (counted.tokens[0] < whole) == bool(free and not by_encoder and whole > 1)
+    ask(first[0], max_tokens=2)
+    assert (counted.tokens[0] < whole) == (free and whole > 1)
 
 
 @pytest.fixture(scope="module")
