@@ -68,8 +68,8 @@ class Worker:
     """A process that is asked over its stdin and stdout, a line of JSON each way."""
 
     def __init__(self, python: Path, script: str, threads: int, stack: ExitStack) -> None:
-        self._log = stack.enter_context(  # noqa: SIM115
-            tempfile.TemporaryFile("w+", errors="replace")
+        self._log = stack.enter_context(
+            tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         )
         # what OpenMP and BLAS are told, in whatever library; each peer is told in its own way too
         count = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
