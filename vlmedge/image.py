@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn, TypeGuard
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -35,8 +35,20 @@ _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conve
 _QUIET = threading.Lock()  # warnings.catch_warnings swaps a process-wide list
 
 
-Grid = tuple[int, int]
-"""Rows and columns of a picture's tiles; (0, 0) where it is in one piece."""
+class Grid(NamedTuple):
+    """How a picture is cut; by default it is in one piece.
+
+    Attributes:
+        rows: Of tiles.
+        columns: Of tiles.
+        side: Patches along a tile, where all tiles make one soft prompt; 0: each makes its own.
+        trim: Lines of patches that hold padding, on either side: (top and bottom, left and right).
+    """
+
+    rows: int = 0
+    columns: int = 0
+    side: int = 0
+    trim: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,7 @@ class Pictures:
 
     Attributes:
         pixel_values: float32 [pieces, 3, height, width]: of each picture its tiles, row by row,
-            and then the whole.
+            and the whole after them (spec.Tiling) or before (spec.AnyRes).
         grids: How each picture is cut.
     """
 
@@ -55,7 +67,7 @@ class Pictures:
 
 def pieces(grid: Grid) -> int:
     """Count what a picture becomes: its tiles, and the whole."""
-    return grid[0] * grid[1] + 1
+    return grid.rows * grid.columns + 1
 
 
 def is_images(source: ImageSource | Sequence[ImageSource]) -> TypeGuard[Sequence[ImageSource]]:

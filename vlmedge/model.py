@@ -251,7 +251,8 @@ class Model:
         task = self._task("caption" if question is None else "ask", GenerateTask)
         chosen = self._options(options)
         pictures = self._parts.pictures([image])
-        soft = [generating.encode(self._parts, task, pictures.pixel_values)]
+        encoded = generating.encode(self._parts, task, pictures.pixel_values)
+        soft = generating.rows(encoded, pictures.grids)
         text = generating.fill(task, prompt if question is None else question, pictures.grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
 
@@ -459,13 +460,14 @@ class Model:
 
     def _shown(
         self, task: GenerateTask, examples: Sequence[Example]
-    ) -> tuple[list[tuple[Example, Grid]], NDArray[np.float32] | None]:
-        """Encode the pictures of examples: float32 [pieces, n, width], or none."""
+    ) -> tuple[list[tuple[Example, Grid]], list[NDArray[np.float32]]]:
+        """Encode the pictures of examples: for each placeholder float32 [n, width]."""
         if not examples or task.example is None:  # the latter is refused where it is filled in
-            return [(example, (0, 0)) for example in examples], None
+            return [(example, Grid()) for example in examples], []
         pictures = self._parts.pictures([example.image for example in examples])
         found = generating.encode(self._parts, task, pictures.pixel_values)
-        return list(zip(examples, pictures.grids, strict=True)), found
+        soft = [part for seen in generating.rows(found, pictures.grids) for part in seen]
+        return list(zip(examples, pictures.grids, strict=True)), soft
 
     def _write(
         self,
@@ -485,9 +487,7 @@ class Model:
         for start in range(0, len(several), IMAGES_PER_BATCH):
             pictures = self._parts.pictures(several[start : start + IMAGES_PER_BATCH])
             encoded = generating.encode(self._parts, task, pictures.pixel_values)
-            soft = generating.rows(encoded, pictures.grids)
-            if shown is not None:
-                soft = [np.concatenate([shown, seen]) for seen in soft]
+            soft = [[*shown, *seen] for seen in generating.rows(encoded, pictures.grids)]
             prompts = [generating.fill(task, text, [grid], before) for grid in pictures.grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
             texts += [self._parts.tokenizer.decode(row).strip() for row in ids]

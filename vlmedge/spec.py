@@ -67,7 +67,7 @@ class Component(_Data, frozen=True):
     slots: tuple[AdapterSlot, ...] = ()
 
 
-class Tiling(_Data, frozen=True):
+class Tiling(_Data, frozen=True, tag="tiles", tag_field="kind"):
     """How a picture is cut into squares that the encoder takes one by one, and the whole.
 
     Attributes:
@@ -79,6 +79,25 @@ class Tiling(_Data, frozen=True):
     longest_edge: int
     tile_size: int
     split: bool = True
+
+
+class AnyRes(_Data, frozen=True, tag="anyres", tag_field="kind"):
+    """How a picture is cut so that its tiles become one soft prompt, as LLaVA-NeXT has it.
+
+    The whole comes first and alone; then the tiles side by side, line by line of patches, without
+    those that hold nothing but padding. An encoder's last row of each piece ends such a line.
+
+    Attributes:
+        sizes: (height, width), pixels: the one that shows most of a picture is taken, whole tiles.
+        whole_size: Side of the square that the whole is stretched to, pixels.
+        tile_size: Side of a tile, pixels.
+        patches: Along the side of each piece.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    whole_size: int
+    tile_size: int
+    patches: int
 
 
 class ImageFrontEnd(_Data, frozen=True):
@@ -102,7 +121,7 @@ class ImageFrontEnd(_Data, frozen=True):
     rescale_factor: float
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    tiling: Tiling | None = None
+    tiling: Tiling | AnyRes | None = None
 
 
 class TextFrontEnd(_Data, frozen=True):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource, Pictures, load_image, preprocess
+from vlmedge.image import Grid, ImageSource, Pictures, load_image, preprocess
 from vlmedge.sampling import Ids
 from vlmedge.spec import ImageFrontEnd, TextFrontEnd
 from vlmedge.text import Tokenizer
@@ -61,7 +61,7 @@ class Parts:
         front = self.image_front
         opened = [load_image(image) for image in images]
         if front.tiling is None:
-            return Pictures(preprocess(opened, front), ((0, 0),) * len(opened))
+            return Pictures(preprocess(opened, front), (Grid(),) * len(opened))
         made = [cut(image, front.tiling, front.resample) for image in opened]
         pieces = [piece for found, _ in made for piece in found]
         return Pictures(preprocess(pieces, front), tuple(grid for _, grid in made))

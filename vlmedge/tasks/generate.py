@@ -14,12 +14,13 @@ from vlmedge.errors import InputError
 from vlmedge.generate import Prompt
 from vlmedge.image import Grid, ImageSource, pieces
 from vlmedge.spec import Component, GenerateTask, Generation, ModelSpec
+from vlmedge.tiling import joined
 
 from ._parts import IMAGES_PER_BATCH, Parts
 
 Places = NDArray[np.int64]
-Soft = NDArray[np.float32]
-"""What pictures became: [n, width] of one piece, or [pieces, n, width] of several."""
+Soft = Sequence[NDArray[np.float32]]
+"""What a text's pictures became: for each of its placeholders [n, width]."""
 
 
 def write(
@@ -36,7 +37,7 @@ def write(
     Args:
         parts: The model.
         task: Its wiring.
-        soft: What each row sees: from `encode`, by `rows` where pictures are cut into tiles.
+        soft: What each row sees: from `encode`, by `rows`.
         texts: The full prompt of each row, from `fill`.
         options: Of the decode loop.
         seed: Of the draw.
@@ -75,9 +76,12 @@ def encode(
 
 
 def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
-    """Cut what `encode` gave into one soft prompt a picture, each [pieces, n, width]."""
+    """Cut what `encode` gave into what each picture puts into a text: its pieces, or one of all."""
     ends = np.cumsum([pieces(grid) for grid in grids])
-    return np.split(soft, ends[:-1])
+    return [
+        [found.reshape(-1, found.shape[-1])[joined(grid)]] if grid.side else list(found)
+        for found, grid in zip(np.split(soft, ends[:-1]), grids, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ class Example:
 def fill(
     task: GenerateTask,
     text: str,
-    grids: Sequence[Grid] = ((0, 0),),
+    grids: Sequence[Grid] = (Grid(),),
     examples: Sequence[tuple[Example, Grid]] = (),
 ) -> str:
     """Put pictures and the caller's text into a task's template.
@@ -133,15 +137,15 @@ def image_text(task: GenerateTask, grid: Grid) -> str:
     """Return what stands for one picture in a text."""
     if task.image_text is None:
         return ""
-    found, (height, width) = task.image_text, grid
-    if (height, width) == (0, 0):
+    found = task.image_text
+    if pieces(grid) == 1:
         return found.alone
     lines = [
         "".join(
             found.tile.replace("{row}", str(row)).replace("{column}", str(column))
-            for column in range(1, width + 1)
+            for column in range(1, grid.columns + 1)
         )
-        for row in range(1, height + 1)
+        for row in range(1, grid.rows + 1)
     ]
     return "".join(line + found.row_end for line in lines) + found.whole
 
@@ -188,7 +192,7 @@ def make_prompt(
     embeds, mask, history = padded(made)
     if task.media is None:
         return Prompt(embeds, mask, history)
-    media = [seen.reshape(-1, seen.shape[-1]) for seen in soft]
+    media = [np.concatenate(seen) for seen in soft]
     most = max(len(seen) for seen in media)
     fed = np.zeros((len(media), most, media[0].shape[1]), np.float32)
     for i, seen in enumerate(media):
@@ -249,7 +253,7 @@ def sources(
     names = wanted(parts.bundle.spec, task)
     made: dict[str, Array] = {}
     if task.soft_prompt in names:
-        made[task.soft_prompt] = np.concatenate([row.reshape(-1, *row.shape[-2:]) for row in soft])
+        made[task.soft_prompt] = np.stack([part for seen in soft for part in seen])
     if "input_ids" in names:
         made["input_ids"], mask = parts.tokenizer.encode(texts)
         if task.first_id is not None:
@@ -298,24 +302,23 @@ def spliced(
     Returns:
         Its history, int64 [tokens], and its embeddings, float32 [tokens, width].
     """
-    each, width = soft.shape[-2:]
-    seen = soft.reshape(-1, each, width)
     text = np.array(ids, np.int64)
     token = -1 if task.image_token_id is None else task.image_token_id
     if task.image_text is None:
-        places = np.zeros(len(seen), np.int64)
+        places = np.zeros(len(soft), np.int64)
     else:
         places = np.flatnonzero(text == token)
-        if len(places) != len(seen):
+        if len(places) != len(soft):
             raise InputError(
-                f"prompt with {len(places)} places for {len(seen)} pictures or tiles: "
+                f"prompt with {len(places)} places for {len(soft)} pictures or tiles: "
                 f"leave {task.image_text.placeholder!r} out of the text"
             )
         if task.media is not None:
             return text, parts.embed(text)
         text = np.delete(text, places)
         places -= np.arange(len(places))  # in the text without them
-    at = np.repeat(places, each)
-    history = np.insert(text, at, token)
-    vectors = parts.embed(text) if len(text) else np.zeros((0, width), np.float32)
-    return history, np.insert(vectors, at, seen.reshape(-1, width), axis=0)
+    vectors = parts.embed(text)
+    if not soft:
+        return text, vectors
+    at = np.repeat(places, [len(part) for part in soft])
+    return np.insert(text, at, token), np.insert(vectors, at, np.concatenate(soft), axis=0)
