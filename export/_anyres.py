@@ -27,7 +27,7 @@ class LineProjector(Projector):
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Map [batch, patches, width] to soft_prompt [batch, patches + 1, width of the LM]."""
-        soft = super().forward(image_embeds)
+        soft = self.project(image_embeds)
         end = self.image_newline.expand(soft.shape[0], 1, -1)
         return torch.cat([soft, end], dim=1)
 

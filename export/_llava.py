@@ -14,6 +14,7 @@ import transformers
 from transformers.activations import ACT2FN
 
 from vlmedge.errors import CheckpointError
+from vlmedge.image import front_end
 from vlmedge.spec import (
     ChatTask,
     GenerateTask,
@@ -22,10 +23,11 @@ from vlmedge.spec import (
     ImageText,
     Task,
     TextFrontEnd,
+    VideoFrontEnd,
 )
 
 from ._chat import ask_template, caption_template
-from ._checkpoint import CLIP_MEAN, CLIP_STD, TOKENIZER, read_config
+from ._checkpoint import CLIP_MEAN, CLIP_STD, TOKENIZER, read_config, read_json
 from ._decoder import check_language_model
 from ._tiny import VOCABULARY
 
@@ -45,32 +47,45 @@ PREFIXES = {
 # vicuna_v1's, for checkpoints that bring no template; without its system text, as transformers has
 ASK = "USER: {image}\n{question} ASSISTANT:"
 REQUEST = "Describe the image in one sentence."
+VIDEO_REQUEST = "Describe the video in one sentence."
 # in the words of llava-hf's own
 CHAT = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
     "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 
 class VisionEncoder(torch.nn.Module):
-    """The layers of the tower up to the last one that is looked at."""
+    """The layers of a tower up to the last one that is looked at.
 
-    def __init__(self, config: Any) -> None:
+    Args:
+        config: The checkpoint's.
+        name: The tower's, in the checkpoint.
+        keeps_class: Whether CLIP's class token stays; none: as the config says.
+    """
+
+    def __init__(
+        self, config: Any, name: str = "vision_tower", keeps_class: bool | None = None
+    ) -> None:
         super().__init__()
         vision = copy.deepcopy(config.vision_config)
         self._layers = feature_layers(config)
         vision.num_hidden_layers = max(self._layers)
-        self._has_class = config.vision_feature_select_strategy == "default"
-        self.vision_tower = transformers.AutoModel.from_config(vision)
-        for name in ("post_layernorm", "head"):  # what comes after is not looked at
-            if hasattr(self.vision_tower, name):
-                delattr(self.vision_tower, name)
+        default = config.vision_feature_select_strategy != "default"
+        self._keeps_class = default if keeps_class is None else keeps_class
+        self._name = name
+        tower = transformers.AutoModel.from_config(vision)
+        for part in ("post_layernorm", "head"):  # what comes after is not looked at
+            if hasattr(tower, part):
+                delattr(tower, part)
+        self.add_module(name, tower)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Map float [batch, 3, height, width] to image_embeds [batch, patches, width]."""
-        tower = self.vision_tower
+        tower: Any = self.get_submodule(self._name)
         hidden = tower.embeddings(pixel_values)
         if hasattr(tower, "pre_layrnorm"):  # CLIP's, and their spelling
             hidden = tower.pre_layrnorm(hidden)
@@ -79,7 +94,7 @@ class VisionEncoder(torch.nn.Module):
             hidden = layer(hidden, attention_mask=None)
             states.append(hidden)
         seen = torch.cat([states[i] for i in self._layers], dim=-1)
-        return seen[:, 1:] if self._has_class else seen
+        return seen if self._keeps_class else seen[:, 1:]
 
 
 class Projector(torch.nn.Module):
@@ -96,6 +111,10 @@ class Projector(torch.nn.Module):
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Map [batch, patches, width] to soft_prompt [batch, patches, width of the LM]."""
+        return self.project(image_embeds)
+
+    def project(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Map rows of the tower's width to rows of the language model's."""
         layers = self.multi_modal_projector
         soft: torch.Tensor = layers["linear_1"](image_embeds)
         if "linear_2" in layers:
@@ -193,10 +212,67 @@ def picture_tasks(config: Any, image_text: ImageText, chat: ChatTask | None) -> 
     return {"caption": caption, "ask": ask, **({} if chat is None else {"chat": chat})}
 
 
-def tiny_configs(language: str = "llama", tower: str = "clip_vision_model") -> dict[str, Any]:
-    """Return the smallest configs of a tower of 3 layers and a language model of 2."""
+def video_tasks(
+    config: Any, encode: tuple[str, ...], soft_prompt: str, placeholder: str, chat: ChatTask | None
+) -> dict[str, Task]:
+    """Wire what is written about videos; `chat` has a video in the place of an image."""
+    ask = GenerateTask(
+        encode=encode,
+        soft_prompt=soft_prompt,
+        decoder="decoder",
+        prompt=ASK if chat is None else ask_template(chat),
+        image_token_id=config.video_token_id,
+        image_text=ImageText(placeholder, placeholder),
+        source="video",
+    )
+    plain = ASK.replace("{question}", VIDEO_REQUEST) + "{prompt}"
+    prompt = plain if chat is None else caption_template(chat, VIDEO_REQUEST)
+    return {"caption_video": msgspec.structs.replace(ask, prompt=prompt), "ask_video": ask}
+
+
+def read_video_front_end(folder: Path, default: ImageFrontEnd, frames: int) -> VideoFrontEnd:
+    """Read how frames are chosen and become pixels.
+
+    Args:
+        folder: The checkpoint; an old one has one file for pictures and frames.
+        default: What the files leave out.
+        frames: How many, where the file says nothing: transformers then takes all that it is given.
+    """
+    inside = read_json(folder, "processor_config.json") or {}
+    found = read_json(folder, "video_preprocessor_config.json") or inside.get("video_processor")
+    if found is None:
+        found = read_json(folder, "preprocessor_config.json") or inside.get("image_processor") or {}
+    side = default.resize_size[0]
+    filled = {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "do_center_crop": True,
+        "resample": 3,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+    other = ("do_pad", "do_sample_frames")  # how a batch is filled up, and what comes here
+    plain = {name: value for name, value in found.items() if name not in other}
+    samples = bool(found.get("do_sample_frames"))
+    return VideoFrontEnd(
+        frame=front_end({**filled, **plain}),
+        frames=(found.get("num_frames") if samples else None) or frames,
+        fps=found.get("fps") if samples and not found.get("num_frames") else None,
+    )
+
+
+def tiny_configs(
+    language: str = "llama", tower: str = "clip_vision_model", **text: int
+) -> dict[str, Any]:
+    """Return the smallest configs of a tower of 3 layers and a language model of 2.
+
+    Args:
+        language: The language model's type.
+        tower: The tower's.
+        **text: What differs in the language model's.
+    """
     common = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-    text = {
+    words: dict[str, Any] = {
         **common,
         "model_type": language,
         "vocab_size": VOCABULARY,
@@ -208,7 +284,7 @@ def tiny_configs(language: str = "llama", tower: str = "clip_vision_model") -> d
         "pad_token_id": 1,
     }
     if language == "mistral":
-        text |= {"head_dim": 16, "sliding_window": 12}
+        words |= {"head_dim": 16, "sliding_window": 12}
     vision = {
         **common,
         "model_type": tower,
@@ -216,4 +292,4 @@ def tiny_configs(language: str = "llama", tower: str = "clip_vision_model") -> d
         "image_size": 32,
         "patch_size": 8,
     }
-    return {"vision_config": vision, "text_config": text}
+    return {"vision_config": vision, "text_config": {**words, **text}}

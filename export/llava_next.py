@@ -6,7 +6,7 @@ Source: llava-vl.github.io/blog/2024-01-30-llava-next, and transformers' modelin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import transformers
 
@@ -113,18 +113,18 @@ class LlavaNext:
     def tiny(self, name: str, folder: Path) -> transformers.LlavaNextForConditionalGeneration:
         """Write a random LLaVA-NeXT of 3 and 2 layers, with one of its language models."""
         other = name == "llava-next-qwen2"
-        strategy = "full" if other else "default"
+        strategy: Literal["full", "default"] = "full" if other else "default"
         config = transformers.LlavaNextConfig(
             **tiny_configs(
                 "qwen2" if other else "llama",
                 "siglip_vision_model" if other else "clip_vision_model",
+                max_position_embeddings=512,
             ),
             image_token_index=4,
             image_seq_length=16,
             image_grid_pinpoints=SIZES,
             vision_feature_select_strategy=strategy,
         )
-        config.text_config.max_position_embeddings = 512
         model = transformers.LlavaNextForConditionalGeneration(config)
         images = transformers.LlavaNextImageProcessor(
             size={"shortest_edge": 32},

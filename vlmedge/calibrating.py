@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
+from vlmedge.image import Grid
 from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.samples import Samples, texts_for
@@ -195,7 +196,12 @@ class Calibration:
         parts = Parts(self._bundle, {component.name: graph})
         images = (*self._samples.images, *self._samples.singles)
         grids = self._parts.pictures([images[i]]).grids
-        soft = generating.rows(self._pool[task.soft_prompt].at(i), grids)
+        found = self._pool[task.soft_prompt].at(i)
+        soft = [generating.flat(found)]
+        if task.source == "image":
+            soft = generating.rows(found, grids)
+        else:
+            grids = (Grid(),)  # a video of one frame
         text = generating.fill(task, self._said(task, i), grids)
         held = self._held(component, i) if task.read else None
         generating.write(parts, task, soft, [text], options, held=held)

@@ -22,6 +22,7 @@ from vlmedge.spec import ImageFrontEnd
 
 ImageSource = str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SIZE_LIMIT_PIXELS = 178_956_970  # where PIL itself raises DecompressionBombError
 SIDES_LIMIT_RATIO = 200  # a shortest_edge resize keeps the ratio, so this bounds its memory
 
@@ -104,6 +105,16 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     raise InputError(
         f"image of type {type(source).__name__}: give a path, bytes, a PIL image or a uint8 array"
     )
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """List the pictures of a folder by name, and refuse one without."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder: give one that holds pictures")
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
+    if not files:
+        raise InputError(f"{folder} has no pictures: {', '.join(IMAGE_ENDINGS)} are read")
+    return files
 
 
 def preprocess(images: Sequence[PIL.Image.Image], front: ImageFrontEnd) -> NDArray[np.float32]:

@@ -38,9 +38,10 @@ from vlmedge.tasks import retrieve as retrieving
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
+from vlmedge.video import Video
 
 T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask, ScoreTask, InfillTask)
-Images = list[Any] | tuple[ImageSource, ...]
+Images = list[Any] | tuple[ImageSource | Video, ...]
 Ranking = list[tuple[str, float]]
 
 
@@ -88,7 +89,8 @@ class Model:
     """One deployable model, ready to run.
 
     A method given one image answers for one; given a list or tuple it answers with a list.
-    An image is a path, bytes, a PIL image or a uint8 array [height, width(, channels)].
+    An image is a path, bytes, a PIL image or a uint8 array [height, width(, channels)]; where a
+    text is written, a `Video` may stand in its place.
     """
 
     def __init__(self, bundle: Bundle, engine: str = "ort") -> None:
@@ -141,7 +143,7 @@ class Model:
     @overload
     def caption(
         self,
-        images: ImageSource,
+        images: ImageSource | Video,
         prompt: str = "",
         *,
         examples: Sequence[Example] = (),
@@ -151,7 +153,7 @@ class Model:
 
     def caption(
         self,
-        images: ImageSource | Images,
+        images: ImageSource | Video | Images,
         prompt: str = "",
         *,
         examples: Sequence[Example] = (),
@@ -168,7 +170,7 @@ class Model:
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
-        task = self._task("caption", GenerateTask)
+        task = self._task(self._about("caption", images), GenerateTask)
         if prompt and "{prompt}" not in task.prompt:
             raise InputError("this model begins its captions by itself: leave the prompt out")
         return self._write(task, images, prompt, seed, options, examples)
@@ -188,7 +190,7 @@ class Model:
     @overload
     def ask(
         self,
-        images: ImageSource,
+        images: ImageSource | Video,
         question: str,
         *,
         examples: Sequence[Example] = (),
@@ -199,7 +201,7 @@ class Model:
 
     def ask(
         self,
-        images: ImageSource | Images,
+        images: ImageSource | Video | Images,
         question: str,
         *,
         examples: Sequence[Example] = (),
@@ -218,7 +220,7 @@ class Model:
             seed: Of the draw, when sampling.
             **options: As of `caption`.
         """
-        task = self._task("ask", GenerateTask)
+        task = self._task(self._about("ask", images), GenerateTask)
         if not question.strip():
             raise InputError("the question is empty: ask something")
         if first_token is not None:
@@ -236,7 +238,7 @@ class Model:
 
     def stream(
         self,
-        image: ImageSource,
+        image: ImageSource | Video,
         prompt: str = "",
         *,
         question: str | None = None,
@@ -248,12 +250,10 @@ class Model:
         The pieces joined and stripped are what `caption` or `ask` return. Options are theirs too,
         except beams, whose text is known only at the end.
         """
-        task = self._task("caption" if question is None else "ask", GenerateTask)
-        chosen = self._options(options)
-        pictures = self._parts.pictures([image])
-        encoded = generating.encode(self._parts, task, pictures.pixel_values)
-        soft = generating.rows(encoded, pictures.grids)
-        text = generating.fill(task, prompt if question is None else question, pictures.grids)
+        name = self._about("caption" if question is None else "ask", image)
+        task, chosen = self._task(name, GenerateTask), self._options(options)
+        soft, grids = self._seen(task, [image])
+        text = generating.fill(task, prompt if question is None else question, grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
 
     def detect(
@@ -452,11 +452,35 @@ class Model:
             raise unknown("task", name, sorted(self.bundle.spec.tasks))
         return task
 
+    def _about(self, task: str, images: ImageSource | Video | Images) -> str:
+        """Name the task that does with videos what `task` does with images."""
+        kinds = {isinstance(source, Video) for source in _several(images)}
+        if len(kinds) > 1:
+            raise InputError("images and videos in one call: give them apart")
+        name, other = (f"{task}_video", task) if True in kinds else (task, f"{task}_video")
+        known = self.bundle.spec.tasks
+        if name not in known and other in known:
+            takes = "images, no videos" if other == task else "videos alone: give it a Video"
+            raise InputError(f"{self.bundle.path} takes {takes}")
+        return name
+
     def _options(self, given: dict[str, Any]) -> Generation:
         defaults = self.bundle.spec.generation
         if defaults is None:
             raise InputError(f"{self.bundle.path} writes no text: it has no generation defaults")
         return merge(defaults, **given)
+
+    def _seen(
+        self, task: GenerateTask, images: Images
+    ) -> tuple[list[generating.Soft], Sequence[Grid]]:
+        """Encode images or videos, and say how each is cut."""
+        parts = self._parts
+        if task.source == "video":
+            clips = (generating.encode(parts, task, parts.frames(video)) for video in images)
+            return [generating.flat(clip) for clip in clips], [Grid()] * len(images)
+        pictures = parts.pictures(images)
+        encoded = generating.encode(parts, task, pictures.pixel_values)
+        return generating.rows(encoded, pictures.grids), pictures.grids
 
     def _shown(
         self, task: GenerateTask, examples: Sequence[Example]
@@ -472,7 +496,7 @@ class Model:
     def _write(
         self,
         task: GenerateTask,
-        images: ImageSource | Images,
+        images: ImageSource | Video | Images,
         text: str,
         seed: int | None,
         given: dict[str, Any],
@@ -485,10 +509,9 @@ class Model:
         if not several:
             raise InputError("no images: give at least one")
         for start in range(0, len(several), IMAGES_PER_BATCH):
-            pictures = self._parts.pictures(several[start : start + IMAGES_PER_BATCH])
-            encoded = generating.encode(self._parts, task, pictures.pixel_values)
-            soft = [[*shown, *seen] for seen in generating.rows(encoded, pictures.grids)]
-            prompts = [generating.fill(task, text, [grid], before) for grid in pictures.grids]
+            seen, grids = self._seen(task, several[start : start + IMAGES_PER_BATCH])
+            soft = [[*shown, *each] for each in seen]
+            prompts = [generating.fill(task, text, [grid], before) for grid in grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
             texts += [self._parts.tokenizer.decode(row).strip() for row in ids]
         return texts if is_images(images) else texts[0]
@@ -517,5 +540,5 @@ def _one(image: ImageSource | None) -> ImageSource:
     return image
 
 
-def _several(images: ImageSource | Images) -> Images:
+def _several(images: ImageSource | Video | Images) -> Images:
     return images if isinstance(images, list | tuple) else [images]

@@ -18,6 +18,7 @@ from vlmedge.sampling import Ids
 from vlmedge.spec import ImageFrontEnd, TextFrontEnd
 from vlmedge.text import Tokenizer
 from vlmedge.tiling import cut
+from vlmedge.video import Video, read_frames
 
 IMAGES_PER_BATCH = 8  # more gain little on a CPU, and memory grows with them
 
@@ -47,10 +48,13 @@ class Parts:
 
     @property
     def image_front(self) -> ImageFrontEnd:
-        """How pictures become pixels."""
-        if self.bundle.spec.image is None:
-            raise InputError(f"{self.bundle.path} takes no images: it has no image front end")
-        return self.bundle.spec.image
+        """How pictures become pixels; as frames do where there are videos alone."""
+        spec = self.bundle.spec
+        if spec.image is not None:
+            return spec.image
+        if spec.video is not None:
+            return spec.video.frame
+        raise InputError(f"{self.bundle.path} takes no images: it has no image front end")
 
     def pixels(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
         """Make pixel_values, float32 [pieces, 3, height, width]: one piece a picture, or tiles."""
@@ -65,6 +69,13 @@ class Parts:
         made = [cut(image, front.tiling, front.resample) for image in opened]
         pieces = [piece for found, _ in made for piece in found]
         return Pictures(preprocess(pieces, front), tuple(grid for _, grid in made))
+
+    def frames(self, video: Video) -> NDArray[np.float32]:
+        """Make pixel_values of the frames that count, float32 [frames, 3, height, width]."""
+        front = self.bundle.spec.video
+        if front is None:
+            raise InputError(f"{self.bundle.path} takes no videos: give it images")
+        return preprocess(read_frames(video, front), front.frame)
 
     def batches(self, images: Sequence[ImageSource]) -> Iterator[NDArray[np.float32]]:
         """Make pixel_values in batches of at most IMAGES_PER_BATCH."""

@@ -67,12 +67,22 @@ def stream(
 def encode(
     parts: Parts, task: GenerateTask, pixel_values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Turn pixel_values into the soft prompt, float32 [pieces, n, width]."""
-    found = [
-        parts.chain(task.encode, {"pixel_values": pixel_values[start : start + IMAGES_PER_BATCH]})
-        for start in range(0, len(pixel_values), IMAGES_PER_BATCH)
-    ]
-    return np.concatenate([tensors[task.soft_prompt] for tensors in found])
+    """Turn pixel_values into the soft prompt, float32 [pieces, n, width].
+
+    What takes clips takes all of them at once; its pieces must be the frames of one video.
+    """
+    known: dict[str, Array] = {"pixel_values": pixel_values}
+    for name in task.encode:
+        graph = parts.graphs[name]
+        takes = {spec.name: known[spec.name] for spec in graph.component.inputs}
+        count = len(next(iter(takes.values())))
+        step = count if graph.component.takes_clips else IMAGES_PER_BATCH
+        made = [
+            graph.run({tensor: rows[start : start + step] for tensor, rows in takes.items()})
+            for start in range(0, count, step)
+        ]
+        known |= {tensor: np.concatenate([run[tensor] for run in made]) for tensor in made[0]}
+    return known[task.soft_prompt]
 
 
 def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
@@ -82,6 +92,11 @@ def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
         [found.reshape(-1, found.shape[-1])[joined(grid)]] if grid.side else list(found)
         for found, grid in zip(np.split(soft, ends[:-1]), grids, strict=True)
     ]
+
+
+def flat(soft: NDArray[np.float32]) -> Soft:
+    """Make what `encode` gave of a video's frames the one soft prompt that it is."""
+    return [soft.reshape(-1, soft.shape[-1])]
 
 
 @dataclass(frozen=True, slots=True)
