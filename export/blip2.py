@@ -115,7 +115,8 @@ class Decoder(torch.nn.Module):
             use_cache=True,
             **cache_argument(self.language_model, cache),
         )
-        present = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        layers: Any = cache.layers
+        present = [t for layer in layers for t in (layer.keys, layer.values)]
         return out.logits, present
 
 

@@ -26,7 +26,7 @@ Change = Callable[[dict[str, Any]], None]
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write one checkpoint of each of these families."""
     root = tmp_path_factory.mktemp("decoders")
-    for kind in ("llava", "smolvlm", "paligemma", "flamingo"):
+    for kind in ("llava", "llava-next", "smolvlm", "paligemma", "flamingo"):
         tiny(kind, root / kind)
     return root
 
@@ -63,6 +63,24 @@ def whole(**fields: Any) -> Change:
             "preprocessor_config.json",
             whole(max_image_size={"longest_edge": 64}),
             "its tiles are 64 pixels, its vision tower takes 32",
+        ),
+        (
+            "llava-next",
+            "config.json",
+            whole(vision_feature_select_strategy="full"),
+            "'full' keeps the tower's class token",
+        ),
+        (
+            "llava-next",
+            "preprocessor_config.json",
+            whole(crop_size={"height": 48, "width": 48}),
+            "its tiles are 48 x 48 pixels, its vision tower takes 32 x 32",
+        ),
+        (
+            "llava-next",
+            "preprocessor_config.json",
+            whole(image_grid_pinpoints=[[32, 32]]),
+            r"image_grid_pinpoints are \[\[32, 32\]\] .* they must be the same",
         ),
         ("flamingo", "config.json", whole(use_resampler=False), "use_resampler is false"),
     ],

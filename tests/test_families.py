@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from numpy.typing import NDArray
 from PIL import Image
 from tiny import KINDS, tiny
+from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 import vlmedge
 from vlmedge.errors import InputError
@@ -63,6 +65,19 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def images() -> list[Image.Image]:
     drawn = [Image.fromarray(draw_scene(i, "heldout").image) for i in range(4)]
     return [image.resize(size) for image, size in zip(drawn, SIZES, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[NDArray[np.uint8]]:
+    """Draw videos of more frames than any family looks at, of as many, and of fewer."""
+    rng = np.random.default_rng(0)
+    scenes = [Image.fromarray(draw_scene(i, "heldout").image) for i in range(3)]
+    return [
+        np.stack(
+            [np.asarray(scene.rotate(int(rng.integers(360))).resize(size)) for _ in range(count)]
+        )
+        for scene, size, count in zip(scenes, SIZES[1:], (21, 8, 3), strict=True)
+    ]
 
 
 def test_gate_passes(case: Case, record_property: Record) -> None:
@@ -296,6 +311,62 @@ def test_text_is_transformers(case: Case, images: list[Image.Image], beams: int)
             ours = case.model.caption(images, begin, max_tokens=NEW, num_beams=beams)
             text = task.prompt.replace("{prompt}", begin)
         assert ours == generated(case, images, task, text, beams)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_text_about_videos_is_transformers(
+    case: Case, clips: list[NDArray[np.uint8]], beams: int
+) -> None:
+    spec = case.model.bundle.spec
+    if spec.video is None:
+        pytest.skip("takes no videos")
+    videos = [vlmedge.Video(clip) for clip in clips]
+    tasks = [task for task in spec.tasks.values() if isinstance(task, GenerateTask)]
+    for task in [task for task in tasks if task.source == "video"]:
+        if "{question}" in task.prompt:
+            ours = case.model.ask(videos, QUESTIONS[1], max_tokens=NEW, num_beams=beams)
+            text = task.prompt.replace("{question}", QUESTIONS[1])
+        else:
+            ours = case.model.caption(videos, "a", max_tokens=NEW, num_beams=beams)
+            text = task.prompt.replace("{prompt}", "a")
+        assert ours == [seen(case, clip, task, text, beams) for clip in clips]
+    assert len({case.model.ask(video, QUESTIONS[1], max_tokens=NEW) for video in videos}) > 1
+
+
+def seen(case: Case, clip: NDArray[np.uint8], task: GenerateTask, text: str, beams: int) -> str:
+    """Return what transformers writes about a video.
+
+    Its video processors need torchvision, so each frame goes through its image processor.
+    """
+    front = case.model.bundle.spec.video
+    assert front is not None and task.image_text is not None
+    metadata = VideoMetadata(total_num_frames=len(clip))
+    places = default_sample_indices_fn(metadata, num_frames=min(front.frames, len(clip)))
+    processor = transformers.CLIPImageProcessor.from_pretrained(case.folder)
+    frames = [Image.fromarray(clip[i]) for i in places]
+    pixels = processor(frames, return_tensors="pt")["pixel_values"]
+    # a module of the project's own is compared on its pixels: its front end is tested apart
+    if not isinstance(case.reference, transformers.PreTrainedModel):
+        parts = Parts(case.model.bundle, {})
+        pixels = torch.from_numpy(parts.frames(vlmedge.Video(clip)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
+    with torch.no_grad():
+        inner = getattr(case.reference, "model", case.reference)
+        rows = inner.get_video_features(pixels[None]).pooler_output
+        count = rows.numel() // rows.shape[-1]
+        token = task.image_text.placeholder
+        text = text.replace("{image}", task.image_text.alone.replace(token, token * count))
+        inputs = tokenizer(text, return_tensors="pt")
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        ids = case.reference.generate(
+            **inputs,
+            pixel_values_videos=pixels[None],
+            max_new_tokens=NEW,
+            num_beams=beams,
+            do_sample=False,
+        )
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
 def test_question_may_begin_with_another_token(case: Case, images: list[Image.Image]) -> None:

@@ -129,7 +129,8 @@ class _Side:
         chosen = options(defaults, max_tokens=count, min_tokens=count, num_beams=1, do_sample=False)
         start = time.perf_counter()
         pictures = self._parts.pictures([self._image])
-        soft = [generating.encode(self._parts, task, pictures.pixel_values)]
+        encoded = generating.encode(self._parts, task, pictures.pixel_values)
+        soft = generating.rows(encoded, pictures.grids)
         question = "what is it?" if "{question}" in task.prompt else ""
         text = generating.fill(task, question, pictures.grids)
         prompt = generating.make_prompt(self._parts, task, soft, [text], chosen)

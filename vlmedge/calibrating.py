@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
+from vlmedge.image import Grid
 from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.samples import Samples, texts_for
@@ -150,7 +151,7 @@ class Calibration:
         tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
         task = next(task for task in reversed(tasks) if component.name in task.read)
         rows = range(len(self._pool[task.soft_prompt]))
-        soft = [self._pool[task.soft_prompt].at(i) for i in rows]
+        soft = [list(self._pool[task.soft_prompt].at(i)) for i in rows]
         texts = [generating.fill(task, self._said(task, i)) for i in rows]
         self._add(generating.sources(self._parts, task, soft, texts))
 
@@ -193,12 +194,17 @@ class Calibration:
         ]
         task = tasks[i % len(tasks)]
         parts = Parts(self._bundle, {component.name: graph})
-        soft = self._pool[task.soft_prompt].at(i)
         images = (*self._samples.images, *self._samples.singles)
         grids = self._parts.pictures([images[i]]).grids
+        found = self._pool[task.soft_prompt].at(i)
+        soft = [generating.flat(found)]
+        if task.source == "image":
+            soft = generating.rows(found, grids)
+        else:
+            grids = (Grid(),)  # a video of one frame
         text = generating.fill(task, self._said(task, i), grids)
         held = self._held(component, i) if task.read else None
-        generating.write(parts, task, [soft], [text], options, held=held)
+        generating.write(parts, task, soft, [text], options, held=held)
 
     def _held(self, component: Component, i: int) -> dict[str, Array]:
         """Take what a decoder is fed throughout out of what the components before it gave."""

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoint import family_of, resolve
 from vlmedge.contracts import Array, Arrays, Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.generate import feeds
-from vlmedge.image import Grid
+from vlmedge.image import Grid, pieces
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
@@ -46,6 +47,7 @@ SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
 BEAM_SAMPLES = 32
 LOGIT_SAMPLES = 8  # whose logits are compared
 TABLE_SAMPLES = 1024  # rows of the token embedding table
+CLIP_FRAMES = 3
 BEAMS = 5  # as BLIP-2's paper captions
 
 Pool = dict[str, Array]
@@ -147,6 +149,7 @@ class _Gate:
         self._parts = Parts(bundle, {})
         self._theirs = Parts(bundle, {}, export.rows())  # PyTorch's side has its own table
         self._grids: tuple[Grid, ...] = ()
+        self._clips: list[NDArray[np.int64]] = []
 
     def run(self) -> tuple[list[ComponentParity], list[TaskParity]]:
         """Compare all components, then all tasks."""
@@ -183,10 +186,27 @@ class _Gate:
         if "pixel_values" in wanted:
             pictures = self._parts.pictures(images)  # type: ignore[arg-type]
             pool["pixel_values"], self._grids = pictures.pixel_values, pictures.grids
+            self._clips = _clips(self._grids)
         if "input_ids" in wanted:
             texts = texts_for(self._bundle.spec, self._samples)
             pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
         return pool
+
+    def _soft(self, task: GenerateTask, pool: Pool) -> list[generating.Soft]:
+        """Take what each sample's picture, or clip of pictures, became out of a pool."""
+        found = pool[task.soft_prompt]
+        if task.source == "image":
+            return generating.rows(found, self._grids)
+        if any(self._bundle.spec.component(name).takes_clips for name in task.encode):
+            return [generating.flat(clip) for clip in found]
+        return [generating.flat(found[clip]) for clip in self._clips]
+
+    def _texts(self, task: GenerateTask, said: Sequence[str]) -> list[str]:
+        """Fill a task's template for each sample."""
+        return [
+            generating.fill(task, text, [Grid() if task.source == "video" else grid])
+            for text, grid in zip(said, self._grids, strict=True)
+        ]
 
     def _soften(self, parts: Parts, component: Component, pool: Pool) -> None:
         """Make what a reader of soft prompts takes: the embeddings of pictures and texts."""
@@ -198,11 +218,7 @@ class _Gate:
             for task in reversed(self._bundle.spec.tasks.values())
             if isinstance(task, GenerateTask) and component.name in task.read
         )
-        soft = generating.rows(pool[task.soft_prompt], self._grids)
-        texts = [
-            generating.fill(task, question, [grid])
-            for question, grid in zip(self._samples.questions, self._grids, strict=True)
-        ]
+        soft, texts = self._soft(task, pool), self._texts(task, self._samples.questions)
         pool |= generating.sources(parts, task, soft, texts)
 
     def _match(self) -> MatchTask | None:
@@ -226,19 +242,24 @@ class _Gate:
         self._soften(self._theirs, component, reference)
         self._soften(self._parts, component, ours)
         count = _count(names, reference)
+        clips = self._clips if component.takes_clips else None
+        one = self._clips[0][:1] if clips else np.arange(1)  # another batch size, or clip
+        few = {name: reference[name][one] for name in names}
         with self._progress.step(f"checking {component.name}", 3 * count) as advance:
             with self._opened(self._export.open, component.name) as graph:
-                expected = _batched(graph, names, reference, advance)
+                expected = _batched(graph, names, reference, advance, clips)
+                wanted = graph.run(few)
             with self._opened(self._engine_graph, component.name) as graph:
-                got = _batched(graph, names, reference, advance)
-                alone = graph.run({n: reference[n][:1] for n in names})  # another batch size
+                got = _batched(graph, names, reference, advance, clips)
+                alone = graph.run(few)
                 same = all(reference[n] is ours[n] for n in names)
-                final = got if same else _batched(graph, names, ours, advance)
+                final = got if same else _batched(graph, names, ours, advance, clips)
         reference |= expected
         ours |= final
         results = [
-            compare(component.name, self._scheme, expected[name][: len(array)], array)
-            for name, array in (*got.items(), *alone.items())
+            compare(component.name, self._scheme, theirs[name], array)
+            for theirs, mine in ((expected, got), (wanted, alone))
+            for name, array in mine.items()
         ]
         return worst(results)
 
@@ -288,13 +309,10 @@ class _Gate:
             if not isinstance(task, GenerateTask) or task.decoder != component.name:
                 continue
             if "{question}" in task.prompt:
-                texts = [
-                    generating.fill(task, question, [grid])
-                    for question, grid in zip(samples.questions, self._grids, strict=True)
-                ]
+                texts = self._texts(task, samples.questions)
                 yield _Run(f"{name}, greedy", task, texts, 1, samples.answers)
             else:
-                texts = [generating.fill(task, "", [grid]) for grid in self._grids]
+                texts = self._texts(task, [""] * count)
                 yield _Run(f"{name}, greedy", task, texts, 1, samples.captions)
                 few = min(count, self._beam_samples)
                 right = samples.captions[:few] if samples.captions else None
@@ -312,7 +330,7 @@ class _Gate:
         for run in runs:
             if run.task.prompt in found or not run.task.read:
                 continue
-            soft = generating.rows(pool[run.task.soft_prompt], self._grids)
+            soft = self._soft(run.task, pool)
             known = generating.sources(parts, run.task, soft, run.texts)
             for name in run.task.read:
                 with self._opened(opener, name) as graph:
@@ -337,7 +355,7 @@ class _Gate:
         chosen = msgspec.structs.replace(defaults, num_beams=run.num_beams, do_sample=False)
         parts = Parts(self._bundle, {run.task.decoder: graph}, side.rows)
         written: list[list[int]] = []
-        every = generating.rows(pool[run.task.soft_prompt], self._grids)
+        every = self._soft(run.task, pool)
         for start in range(0, len(run.texts), IMAGES_PER_BATCH):
             texts = run.texts[start : start + IMAGES_PER_BATCH]
             rows = slice(start, start + len(texts))
@@ -352,7 +370,7 @@ class _Gate:
         """Run a prefill of some samples and one step with the cache; return both logits."""
         defaults = self._bundle.spec.generation
         assert defaults is not None
-        soft = generating.rows(pool[run.task.soft_prompt], self._grids)[:LOGIT_SAMPLES]
+        soft = self._soft(run.task, pool)[:LOGIT_SAMPLES]
         texts = run.texts[: len(soft)]
         known = _cut(held.get(run.task.prompt), slice(0, len(soft)))
         prompt = generating.make_prompt(self._theirs, run.task, soft, texts, defaults, known)
@@ -430,13 +448,28 @@ def _count(names: list[str], pool: Pool) -> int:
     return min(len(pool[name]) for name in names)
 
 
-def _batched(graph: Graph, names: list[str], pool: Pool, advance: Advance) -> Pool:
-    """Run a graph over all rows of its inputs, a batch at a time."""
+def _clips(grids: Sequence[Grid]) -> list[NDArray[np.int64]]:
+    """Make a short clip of each sample: the first pieces of its picture and the next ones."""
+    firsts = np.cumsum([0, *(pieces(grid) for grid in grids[:-1])])
+    return [np.roll(firsts, -i)[:CLIP_FRAMES] for i in range(len(grids))]
+
+
+def _batched(
+    graph: Graph,
+    names: list[str],
+    pool: Pool,
+    advance: Advance,
+    clips: list[NDArray[np.int64]] | None = None,
+) -> Pool:
+    """Run a graph over all rows of its inputs, a batch or a clip at a time."""
     found: dict[str, list[Array]] = {}
     count = _count(names, pool)
-    for start in range(0, count, IMAGES_PER_BATCH):
-        rows = slice(start, min(start + IMAGES_PER_BATCH, count))
+    batches = [
+        np.arange(start, min(start + IMAGES_PER_BATCH, count))
+        for start in range(0, count, IMAGES_PER_BATCH)
+    ]
+    for rows in clips or batches:
         for name, array in graph.run({n: pool[n][rows] for n in names}).items():
             found.setdefault(name, []).append(array)
-        advance(min(IMAGES_PER_BATCH, count - start))
+        advance(1 if clips else len(rows))
     return {name: np.concatenate(arrays) for name, arrays in found.items()}

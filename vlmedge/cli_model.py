@@ -10,6 +10,7 @@ import typer
 from vlmedge.cli_types import (
     BundleFolder,
     EngineName,
+    Frames,
     Images,
     Json,
     MaxTokens,
@@ -36,8 +37,11 @@ SAMPLING = (
 def caption(
     context: typer.Context,
     bundle: BundleFolder,
-    images: Images,
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files, or videos.")
+    ],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="How the caption begins.")] = "",
+    frames: Frames = None,
     max_tokens: MaxTokens = None,
     num_beams: NumBeams = None,
     temperature: Temperature = None,
@@ -49,18 +53,22 @@ def caption(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Describe pictures, one line each."""
+    """Describe pictures or videos, one line each."""
     from vlmedge import console
 
     model = console.open_model(bundle, engine)
-    console.write(model, images, prompt, None, as_json, **_sampling(context))
+    console.write(model, images, prompt, None, as_json, frames, **_sampling(context))
 
 
 def ask(
     context: typer.Context,
     bundle: BundleFolder,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: Annotated[
+        str,
+        typer.Argument(metavar="IMAGE", help="An image file, a video, or a folder of its frames."),
+    ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")],
+    frames: Frames = None,
     max_tokens: MaxTokens = None,
     num_beams: NumBeams = None,
     temperature: Temperature = None,
@@ -72,11 +80,11 @@ def ask(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a question about a picture."""
+    """Answer a question about a picture or a video."""
     from vlmedge import console
 
     model = console.open_model(bundle, engine)
-    console.write(model, [image], "", question, as_json, **_sampling(context))
+    console.write(model, [image], "", question, as_json, frames, **_sampling(context))
 
 
 def classify(

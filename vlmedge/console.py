@@ -21,6 +21,7 @@ from vlmedge.bundle import Bundle, replace_file
 from vlmedge.errors import InputError
 from vlmedge.model import Model
 from vlmedge.progress import SILENT, Advance, Progress
+from vlmedge.video import Video, is_video
 
 FIRST_FIGURES = 4  # of a vector, printed
 
@@ -115,26 +116,35 @@ def write(
     prompt: str,
     question: str | None,
     as_json: bool,
+    frames: int | None,
     **options: Any,
 ) -> None:
     """Print captions, or answers to `question`; as they come for one picture on a terminal."""
+    sources = [Video(image, frames) if is_video(image) else image for image in images]
+    if frames is not None and not any(isinstance(source, Video) for source in sources):
+        raise InputError("--frames is for videos: leave it out, or give a video or a folder")
     defaults = model.bundle.spec.generation
     beams = options["num_beams"] or (1 if defaults is None else defaults.num_beams)
     if len(images) == 1 and beams == 1 and not as_json and sys.stdout.isatty():
-        for piece in trimmed(model.stream(images[0], prompt, question=question, **options)):
+        for piece in trimmed(model.stream(sources[0], prompt, question=question, **options)):
             print(piece, end="", flush=True)
         print()
         return
     if question is None:
-        texts = model.caption(list(images), prompt, **options)
+        texts = model.caption(sources, prompt, **options)
     else:
-        texts = model.ask(list(images), question, **options)
+        texts = model.ask(sources, question, **options)
     if as_json:
         found = [
-            {"image": _name(image), "caption": text}
-            if question is None
-            else {"image": _name(image), "question": question, "answer": text}
-            for image, text in zip(images, texts, strict=True)
+            {
+                "video" if isinstance(source, Video) else "image": _name(image),
+                **(
+                    {"caption": text}
+                    if question is None
+                    else {"question": question, "answer": text}
+                ),
+            }
+            for source, image, text in zip(sources, images, texts, strict=True)
         ]
         emit(found if question is None else found[0])
         return

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn, TypeGuard
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -22,6 +22,7 @@ from vlmedge.spec import ImageFrontEnd
 
 ImageSource = str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SIZE_LIMIT_PIXELS = 178_956_970  # where PIL itself raises DecompressionBombError
 SIDES_LIMIT_RATIO = 200  # a shortest_edge resize keeps the ratio, so this bounds its memory
 
@@ -63,8 +64,20 @@ class _Hush:
 HUSH = _Hush()
 
 
-Grid = tuple[int, int]
-"""Rows and columns of a picture's tiles; (0, 0) where it is in one piece."""
+class Grid(NamedTuple):
+    """How a picture is cut; by default it is in one piece.
+
+    Attributes:
+        rows: Of tiles.
+        columns: Of tiles.
+        side: Patches along a tile, where all tiles make one soft prompt; 0: each makes its own.
+        trim: Lines of patches that hold padding, on either side: (top and bottom, left and right).
+    """
+
+    rows: int = 0
+    columns: int = 0
+    side: int = 0
+    trim: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,7 @@ class Pictures:
 
     Attributes:
         pixel_values: float32 [pieces, 3, height, width]: of each picture its tiles, row by row,
-            and then the whole.
+            and the whole after them (spec.Tiling) or before (spec.AnyRes).
         grids: How each picture is cut.
     """
 
@@ -83,10 +96,10 @@ class Pictures:
 
 def pieces(grid: Grid) -> int:
     """Count what a picture becomes: its tiles, and the whole."""
-    return grid[0] * grid[1] + 1
+    return grid.rows * grid.columns + 1
 
 
-def is_images(source: ImageSource | Sequence[ImageSource]) -> TypeGuard[Sequence[ImageSource]]:
+def is_images(source: object) -> TypeGuard[Sequence[Any]]:
     """Tell several images (a list or a tuple) from one."""
     return isinstance(source, list | tuple)
 
@@ -120,6 +133,16 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     raise InputError(
         f"image of type {type(source).__name__}: give a path, bytes, a PIL image or a uint8 array"
     )
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """List the pictures of a folder by name, and refuse one without."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder: give one that holds pictures")
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
+    if not files:
+        raise InputError(f"{folder} has no pictures: {', '.join(IMAGE_ENDINGS)} are read")
+    return files
 
 
 def preprocess(images: Sequence[PIL.Image.Image], front: ImageFrontEnd) -> NDArray[np.float32]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,10 @@ from vlmedge.tasks._pipeline import OnError, answers
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
 from vlmedge.tasks.session import Session
+from vlmedge.video import Video
 
-Images = list[Any] | tuple[ImageSource, ...]
+Images = list[Any] | tuple[ImageSource | Video, ...]
 Ranking = list[tuple[str, float]]
-R = TypeVar("R")
 
 SESSION_MIB = 256.0  # a prefix of BLIP-2 OPT-2.7b is 23 MiB, one of LLaVA-7B 600
 
@@ -96,7 +96,7 @@ class Model:
     `caption`, `classify` and `embed_image` given an iterator, or anything else to iterate over,
     give an iterator: the next images are decoded while these are answered, and memory does not grow
     with their number. An image is a path, bytes, a PIL image or a uint8 array
-    [height, width(, channels)].
+    [height, width(, channels)]; where a text is written, a `Video` may stand in its place.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Model:
     @overload
     def caption(
         self,
-        images: ImageSource,
+        images: ImageSource | Video,
         prompt: str = "",
         *,
         examples: Sequence[Example] = (),
@@ -189,14 +189,14 @@ class Model:
 
     def caption(
         self,
-        images: ImageSource | Images | Iterator[ImageSource],
+        images: ImageSource | Video | Images | Iterator[ImageSource],
         prompt: str = "",
         *,
         examples: Sequence[Example] = (),
         seed: int | None = None,
         on_error: OnError | None = None,
         **options: Any,
-    ) -> str | list[str] | Iterator[str] | Iterator[str | None]:
+    ) -> Any:
         """Describe one image, or each of several.
 
         Args:
@@ -209,7 +209,7 @@ class Model:
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
-        task = generating.caption_task(self._parts, prompt)
+        task = generating.caption_task(self._parts, prompt, self._about("caption", images))
         return self._write(task, images, prompt, seed, options, examples, on_error)
 
     @overload
@@ -227,7 +227,7 @@ class Model:
     @overload
     def ask(
         self,
-        images: ImageSource,
+        images: ImageSource | Video,
         question: str,
         *,
         examples: Sequence[Example] = (),
@@ -238,14 +238,14 @@ class Model:
 
     def ask(
         self,
-        images: ImageSource | Images,
+        images: ImageSource | Video | Images,
         question: str,
         *,
         examples: Sequence[Example] = (),
         first_token: str | None = None,
         seed: int | None = None,
         **options: Any,
-    ) -> str | list[str]:
+    ) -> Any:
         """Answer a question about one image, or about each of several.
 
         Args:
@@ -257,12 +257,13 @@ class Model:
             seed: Of the draw, when sampling.
             **options: As of `caption`.
         """
-        task = generating.ask_task(self._parts, question, first_token)
+        name = self._about("ask", images)
+        task = generating.ask_task(self._parts, question, first_token, name)
         return self._write(task, images, question, seed, options, examples)
 
     def stream(
         self,
-        image: ImageSource,
+        image: ImageSource | Video,
         prompt: str = "",
         *,
         question: str | None = None,
@@ -274,11 +275,10 @@ class Model:
         The pieces joined and stripped are what `caption` or `ask` return. Options are theirs too,
         except beams, whose text is known only at the end.
         """
-        task = self._task("caption" if question is None else "ask", GenerateTask)
-        chosen = self._options(options)
-        pictures = self._parts.pictures([image])
-        soft = [generating.encode(self._parts, task, pictures.pixel_values)]
-        text = generating.fill(task, prompt if question is None else question, pictures.grids)
+        name = self._about("caption" if question is None else "ask", image)
+        task, chosen = self._task(name, GenerateTask), self._options(options)
+        soft, grids = self._seen(task, [image])
+        text = generating.fill(task, prompt if question is None else question, grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
 
     def session(self, image: ImageSource) -> Session:
@@ -542,23 +542,47 @@ class Model:
     def _task(self, name: str, kind: type[T]) -> T:
         return self._parts.task(name, kind)
 
+    def _about(
+        self, task: str, images: ImageSource | Video | Images | Iterator[ImageSource]
+    ) -> str:
+        """Name the task that does with videos what `task` does with images."""
+        if is_stream(images):
+            return task  # of images; who knows what comes
+        kinds = {isinstance(source, Video) for source in _several(images)}
+        if len(kinds) > 1:
+            raise InputError("images and videos in one call: give them apart")
+        name, other = (f"{task}_video", task) if True in kinds else (task, f"{task}_video")
+        known = self.bundle.spec.tasks
+        if name not in known and other in known:
+            takes = "images, no videos" if other == task else "videos alone: give it a Video"
+            raise InputError(f"{self.bundle.path} takes {takes}")
+        return name
+
     def _options(self, given: dict[str, Any]) -> Generation:
         return self._parts.options(given)
 
+    def _seen(
+        self, task: GenerateTask, images: Images
+    ) -> tuple[list[generating.Soft], Sequence[Grid]]:
+        """Encode images or videos, and say how each is cut."""
+        opened = [self._parts.open(image) for image in images]
+        return generating.seen(self._parts, task, opened)
+
     def _shown(
         self, task: GenerateTask, examples: Sequence[Example]
-    ) -> tuple[list[tuple[Example, Grid]], NDArray[np.float32] | None]:
-        """Encode the pictures of examples: float32 [pieces, n, width], or none."""
+    ) -> tuple[list[tuple[Example, Grid]], list[NDArray[np.float32]]]:
+        """Encode the pictures of examples: for each placeholder float32 [n, width]."""
         if not examples or task.example is None:  # the latter is refused where it is filled in
-            return [(example, (0, 0)) for example in examples], None
+            return [(example, Grid()) for example in examples], []
         pictures = self._parts.pictures([example.image for example in examples])
         found = generating.encode(self._parts, task, pictures.pixel_values)
-        return list(zip(examples, pictures.grids, strict=True)), found
+        soft = [part for seen in generating.rows(found, pictures.grids) for part in seen]
+        return list(zip(examples, pictures.grids, strict=True)), soft
 
     def _write(
         self,
         task: GenerateTask,
-        images: ImageSource | Images | Iterator[ImageSource],
+        images: ImageSource | Video | Images | Iterator[ImageSource],
         text: str,
         seed: int | None,
         given: dict[str, Any],
@@ -570,12 +594,9 @@ class Model:
         before, shown = self._shown(task, examples)
 
         def answer(opened: Sequence[Opened]) -> list[str]:
-            pictures = self._parts.ready(opened)
-            encoded = generating.encode(self._parts, task, pictures.pixel_values)
-            soft = generating.rows(encoded, pictures.grids)
-            if shown is not None:
-                soft = [np.concatenate([shown, seen]) for seen in soft]
-            prompts = [generating.fill(task, text, [grid], before) for grid in pictures.grids]
+            seen, grids = generating.seen(self._parts, task, opened)
+            soft = [[*shown, *each] for each in seen]
+            prompts = [generating.fill(task, text, [grid], before) for grid in grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
             return [self._parts.tokenizer.decode(row).strip() for row in ids]
 
@@ -583,8 +604,8 @@ class Model:
 
     def _answer(
         self,
-        images: ImageSource | Images | Iterator[ImageSource],
-        answer: Callable[[Sequence[Opened]], Sequence[R]],
+        images: Any,
+        answer: Callable[[Sequence[Opened]], Iterable[Any]],
         on_error: OnError | None = None,
     ) -> Any:
         """Answer for one image, for a list of them, or for a stream as its answers are taken."""
@@ -593,7 +614,7 @@ class Model:
         if on_error is not None:
             raise InputError("on_error is for a stream of images: give iter(images)")
         if not is_images(images):
-            return answer([self._parts.open(images)])[0]
+            return next(iter(answer([self._parts.open(images)])))
         if not images:
             raise InputError("no images: give at least one")
         return list(answers(self._parts.open, images, answer))
@@ -621,7 +642,7 @@ def _adapt(graph: Graph, factors: Factors) -> None:
 
 def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
     """Tell what is to be iterated over from one image and from a list of them."""
-    single = str | bytes | np.ndarray | list | tuple
+    single = (str, bytes, np.ndarray, list, tuple)
     return hasattr(images, "__iter__") and not isinstance(images, single)
 
 
@@ -630,5 +651,5 @@ def _one(image: ImageSource | None) -> ImageSource:
     return image
 
 
-def _several(images: ImageSource | Images) -> Images:
+def _several(images: object) -> list[Any] | tuple[Any, ...]:
     return images if isinstance(images, list | tuple) else [images]

@@ -66,8 +66,13 @@ class Component(_Data, frozen=True):
     state: tuple[tuple[str, str], ...] = ()
     slots: tuple[AdapterSlot, ...] = ()
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether one run takes all frames of one video, and not some rows of a batch."""
+        return bool(self.inputs) and self.inputs[0].shape[:1] == ("frames",)
 
-class Tiling(_Data, frozen=True):
+
+class Tiling(_Data, frozen=True, tag="tiles", tag_field="kind"):
     """How a picture is cut into squares that the encoder takes one by one, and the whole.
 
     Attributes:
@@ -79,6 +84,25 @@ class Tiling(_Data, frozen=True):
     longest_edge: int
     tile_size: int
     split: bool = True
+
+
+class AnyRes(_Data, frozen=True, tag="anyres", tag_field="kind"):
+    """How a picture is cut so that its tiles become one soft prompt, as LLaVA-NeXT has it.
+
+    The whole comes first and alone; then the tiles side by side, line by line of patches, without
+    those that hold nothing but padding. An encoder's last row of each piece ends such a line.
+
+    Attributes:
+        sizes: (height, width), pixels: the one that shows most of a picture is taken, whole tiles.
+        whole_size: Side of the square that the whole is stretched to, pixels.
+        tile_size: Side of a tile, pixels.
+        patches: Along the side of each piece.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    whole_size: int
+    tile_size: int
+    patches: int
 
 
 class ImageFrontEnd(_Data, frozen=True):
@@ -102,7 +126,24 @@ class ImageFrontEnd(_Data, frozen=True):
     rescale_factor: float
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    tiling: Tiling | None = None
+    tiling: Tiling | AnyRes | None = None
+
+
+class VideoFrontEnd(_Data, frozen=True):
+    """Which frames of a video a model looks at; each becomes pixel_values like a picture.
+
+    Attributes:
+        frame: How a frame becomes pixels.
+        frames: How many, at most.
+        rule: "floor": frame i * total // frames, transformers' own; "ends": evenly from the first
+            to the last; "middle": of as many equal parts.
+        fps: As many frames a second instead, up to `frames`; or none.
+    """
+
+    frame: ImageFrontEnd
+    frames: int
+    rule: Literal["floor", "ends", "middle"] = "floor"
+    fps: float | None = None
 
 
 class TextFrontEnd(_Data, frozen=True):
@@ -224,6 +265,8 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
             `read` has taken.
         special_tokens: Whether a text of the decoder's gets the tokenizer's own special tokens.
         first_id: Takes the place of the first id of a text that `read` reads, or none.
+        source: "video": `encode` gets the frames of one, and `{image}` is its place; all their rows
+            in a row are its soft prompt.
     """
 
     encode: tuple[str, ...]
@@ -239,6 +282,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     start_ids: tuple[int, ...] = ()
     special_tokens: bool = True
     first_id: int | None = None
+    source: Literal["image", "video"] = "image"
 
 
 class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):
@@ -359,8 +403,9 @@ class ModelSpec(_Data, frozen=True):
     Attributes:
         family: The file in export/ that made it.
         components: The graphs.
-        tasks: By name: caption, ask, classify, embed_image, embed_text.
+        tasks: By name: caption, ask, classify, embed_image, embed_text; caption_video, ask_video.
         image: The image front end, or none.
+        video: The video front end, or none.
         text: The text front end, or none.
         generation: Defaults of the decode loop, or none.
     """
@@ -369,6 +414,7 @@ class ModelSpec(_Data, frozen=True):
     components: tuple[Component, ...]
     tasks: dict[str, Task]
     image: ImageFrontEnd | None = None
+    video: VideoFrontEnd | None = None
     text: TextFrontEnd | None = None
     generation: Generation | None = None
 

@@ -29,9 +29,11 @@ from vlmedge.spec import (
     MatchTask,
     ScoreTask,
     TextFrontEnd,
+    VideoFrontEnd,
 )
 from vlmedge.text import Tokenizer
 from vlmedge.tiling import cut
+from vlmedge.video import Video, read_frames
 
 T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask, ScoreTask, InfillTask)
 
@@ -43,7 +45,7 @@ class Opened:
     """A picture, decoded and resized; it waits as bytes, a quarter of what an encoder takes.
 
     Attributes:
-        pieces: Each uint8 [height, width, 3]: its tiles row by row, then the whole.
+        pieces: Each uint8 [height, width, 3]: its tiles and the whole, or the frames of a video.
         grid: How it is cut.
     """
 
@@ -78,10 +80,13 @@ class Parts:
 
     @property
     def image_front(self) -> ImageFrontEnd:
-        """How pictures become pixels."""
-        if self.bundle.spec.image is None:
-            raise InputError(f"{self.bundle.path} takes no images: it has no image front end")
-        return self.bundle.spec.image
+        """How pictures become pixels; as frames do where there are videos alone."""
+        spec = self.bundle.spec
+        if spec.image is not None:
+            return spec.image
+        if spec.video is not None:
+            return spec.video.frame
+        raise InputError(f"{self.bundle.path} takes no images: it has no image front end")
 
     def task(self, name: str, kind: type[T]) -> T:
         """Return the wiring of a task that must be of one kind."""
@@ -105,12 +110,16 @@ class Parts:
         """Make pixel_values, and say how each picture was cut."""
         return self.ready([self.open(image) for image in images])
 
-    def open(self, image: ImageSource) -> Opened:
-        """Decode and resize one picture; threads may do it at the same time."""
+    def open(self, image: ImageSource | Video) -> Opened:
+        """Decode and resize one picture or video; threads may do it at the same time."""
+        if isinstance(image, Video):
+            clips = self._video_front
+            frames = read_frames(image, clips)
+            return Opened(tuple(fit(frame, clips.frame) for frame in frames), Grid())
         front = self.image_front
         picture = load_image(image)
         if front.tiling is None:
-            return Opened((fit(picture, front),), (0, 0))
+            return Opened((fit(picture, front),), Grid())
         pieces, grid = cut(picture, front.tiling, front.resample)
         return Opened(tuple(fit(piece, front) for piece in pieces), grid)
 
@@ -118,6 +127,16 @@ class Parts:
         """Make pixel_values of pictures that are open."""
         pieces = [piece for one in opened for piece in one.pieces]
         return Pictures(normalize(pieces, self.image_front), tuple(one.grid for one in opened))
+
+    def frames(self, video: Opened) -> NDArray[np.float32]:
+        """Make pixel_values of a video that is open, float32 [frames, 3, height, width]."""
+        return normalize(video.pieces, self._video_front.frame)
+
+    @property
+    def _video_front(self) -> VideoFrontEnd:
+        if self.bundle.spec.video is None:
+            raise InputError(f"{self.bundle.path} takes no videos: give it images")
+        return self.bundle.spec.video
 
     def batches(self, images: Sequence[ImageSource]) -> Iterator[NDArray[np.float32]]:
         """Make pixel_values in batches of at most IMAGES_PER_BATCH."""

@@ -33,7 +33,7 @@ _Loaded = list[tuple[ImageSource, "Opened | InputError"]]
 def answers(
     load: Callable[[ImageSource], Opened],
     sources: Iterable[ImageSource],
-    answer: Callable[[Sequence[Opened]], Sequence[Answer]],
+    answer: Callable[[Sequence[Opened]], Iterable[Answer]],
     on_error: OnError | None = None,
 ) -> Iterator[Answer | None]:
     """Answer for each picture, in order.

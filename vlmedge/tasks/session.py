@@ -185,7 +185,7 @@ class Session:
         if soft is None:
             encoded = generating.encode(parts, task, self._pictures.pixel_values)
             [soft] = generating.rows(encoded, self._pictures.grids)
-            self._kept.put(key, soft, soft.nbytes)
+            self._kept.put(key, soft, sum(part.nbytes for part in soft))
         if not task.read or generating.reads_text(parts.bundle.spec, task):
             return soft, None
         key = (self._owner, f"held {task.read}")
