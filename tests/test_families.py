@@ -29,10 +29,11 @@ from vlmedge.exporting import export, quantize
 from vlmedge.recipe import Recipe
 from vlmedge.registry import SCHEMES
 from vlmedge.scenes import draw_scene
-from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, ScoreTask
+from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, PaintTask, ScoreTask
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.generate import Example
+from vlmedge.tasks.paint import palette
 
 SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 QUESTIONS = ["what?", "what color is the star, and where is it?", "é?"]
@@ -187,6 +188,78 @@ def test_gaps_are_filled_as_transformers_does(case: Case, images: list[Image.Ima
         case.model.infill(images[0], "a photo of a cat")
     with pytest.raises(InputError, match="top is 0"):
         case.model.infill(images[0], text, top=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_paintings_are_transformers(case: Case, images: list[Image.Image], count: int) -> None:
+    """With one example and with several: labels by palette and without, and what is painted."""
+    tasks = {n: t for n, t in case.model.bundle.spec.tasks.items() if isinstance(t, PaintTask)}
+    if not tasks:
+        pytest.skip("paints nothing")
+    rng = np.random.default_rng(count)
+    numbered = [rng.integers(0, 8, size[::-1]).astype(np.uint8) for size in SIZES[:count]]
+    asked, examples = images[3], list(zip(images, numbered, strict=False))
+    for name, task in tasks.items():
+        labelled = task.means == "labels"
+        outputs, processor = painted(case, asked, examples, task, 7 if labelled else None)
+        found = case.model.paint(asked, examples, task=name, labels=7 if labelled else None)
+        theirs = outputs.pred_masks[0, :, outputs.pred_masks.shape[2] // 2 :]
+        mean, std = (
+            torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std)
+        )
+        whole = (theirs * std + mean) * 255
+        exact = {} if task.resample == "nearest" else {"align_corners": False}
+        whole = torch.nn.functional.interpolate(
+            (whole if task.resample == "bicubic" else whole.clip(0, 255))[None],
+            size=asked.size[::-1],
+            mode=task.resample,
+            **exact,
+        )[0].clip(0, 255)
+        difference = np.abs(found.pixels.transpose(2, 0, 1) - whole.numpy())
+        assert difference.max() <= 1.01  # pixels are cut to whole numbers
+        if labelled and task.resample == "nearest":
+            size = [(asked.height, asked.width)] * count
+            (best, *_) = processor.post_process_semantic_segmentation(outputs, size, num_labels=7)
+            np.testing.assert_array_equal(found.values, best.numpy())
+            assert len(np.unique(found.values)) > 2
+        elif task.means == "depth":
+            np.testing.assert_allclose(found.values, whole.mean(0).numpy() / 25.5, atol=1e-4)
+    alone = [case.model.paint(image, examples) for image in images]
+    together = case.model.paint(images, examples)
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one.pixels.astype(int) - other.pixels).max() <= 1
+
+
+def painted(
+    case: Case, image: Image.Image, examples: list[Any], task: PaintTask, labels: int | None
+) -> Any:
+    """What transformers paints, and its processor."""
+    processor = transformers.AutoImageProcessor.from_pretrained(case.folder)
+    shown, masks = zip(*examples, strict=True)
+    inputs = processor(images=[image] * len(shown), prompt_images=shown, return_tensors="pt")
+    resample = Image.Resampling[task.example_resample.upper()]
+    if resample is not Image.Resampling.NEAREST:  # its own filter for masks is fixed
+        masks = [
+            Image.fromarray(np.array(palette(labels), np.uint8)[mask] if labels else mask)
+            .convert("RGB")
+            .resize(inputs["pixel_values"].shape[:1:-1], resample)
+            for mask in masks
+        ]
+        extra = processor(
+            images=None, prompt_masks=masks, do_convert_rgb=False, return_tensors="pt"
+        )
+    else:
+        extra = processor(
+            images=None, prompt_masks=list(masks), num_labels=labels, return_tensors="pt"
+        )
+    with torch.no_grad():
+        outputs = case.reference(
+            **inputs,
+            **extra,
+            feature_ensemble=len(shown) > 1,
+            embedding_type="instance" if task.instance else "semantic",
+        )
+    return outputs, processor
 
 
 def scored(case: Case, images: list[Image.Image], texts: list[str]) -> Any:

@@ -27,9 +27,10 @@ from vlmedge.image import load_image
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.sampling import options
 from vlmedge.scenes import CLASSES, draw_scene
-from vlmedge.spec import Component, EmbedTask, GenerateTask, LabelTask, MatchTask
+from vlmedge.spec import Component, EmbedTask, GenerateTask, LabelTask, MatchTask, PaintTask
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import Parts
 
 NEW_TOKENS = 20
@@ -110,6 +111,8 @@ class _Side:
                 self._see(task.encode, task.output)
             elif isinstance(task, EmbedTask):
                 self._read(task.encode, task.output)
+            elif isinstance(task, PaintTask) and task.paint[-1] not in self._spans_ms:
+                self._parts.chain(task.paint, painting.trial(self._parts, [self._image], 0))
         spans = {name: list(times) for name, times in self._spans_ms.items()}
         return {**found, "components_ms": spans, "peak_memory_mib": peak_memory_mib()}
 

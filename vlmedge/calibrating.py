@@ -30,6 +30,7 @@ from vlmedge.progress import Progress
 from vlmedge.samples import Samples, texts_for
 from vlmedge.spec import Component, GenerateTask, MatchTask, TensorSpec
 from vlmedge.tasks import generate as generating
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import Parts
 
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ class Calibration:
         if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
             ids, mask = self._parts.tokenizer.encode(self._texts())
             self._add({"input_ids": ids, "attention_mask": mask})
+        for task in painting.painting_tasks(self._parts)[:1]:
+            for spec in bundle.spec.component(task.paint[0]).inputs:
+                self._pool[spec.name] = _Made(len(images), partial(self._trial_feed, spec.name))
+
+    def _trial_feed(self, name: str, i: int) -> Array:
+        images = (*self._samples.images, *self._samples.singles)
+        return painting.trial(self._parts, images, i)[name]
 
     def observe(self, component: Component, model: ir.Model, wanted: Wanted) -> dict[str, Stats]:
         """Run one component over all samples; its outputs become inputs of the next ones.

@@ -39,6 +39,7 @@ from vlmedge.spec import (
     ScoreTask,
 )
 from vlmedge.tasks import generate as generating
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 from vlmedge.tasks.embed import probabilities, unit
 
@@ -190,6 +191,10 @@ class _Gate:
         if "input_ids" in wanted:
             texts = texts_for(self._bundle.spec, self._samples)
             pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
+        if painting.painting_tasks(self._parts):
+            count = range(len(images))
+            rows = [painting.trial(self._parts, images, i) for i in count]  # type: ignore[arg-type]
+            pool |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         return pool
 
     def _soft(self, task: GenerateTask, pool: Pool) -> list[generating.Soft]:
@@ -384,7 +389,7 @@ class _Gate:
         return [first, second]
 
     def _choices(self, reference: Pool, ours: Pool) -> list[TaskParity]:
-        """Compare the label of a closed head that each picture gets."""
+        """Compare what each picture becomes: a label of a closed head, or a painting."""
         found = []
         for name, task in self._bundle.spec.tasks.items():
             if isinstance(task, LabelTask):
@@ -393,6 +398,13 @@ class _Gate:
                 )
                 title = f"{name}, {reference[task.output].shape[1]} labels of its own"
                 found.append(judge(title, self._scheme, theirs, mine, None))
+        for task in painting.painting_tasks(self._parts)[:1]:  # all share the graph
+            their_colors: list[object] = [
+                *painting.main_colors(self._parts, reference[task.output])
+            ]
+            our_colors: list[object] = [*painting.main_colors(self._parts, ours[task.output])]
+            title = "paint, main colour"
+            found.append(judge(title, self._scheme, their_colors, our_colors, None))
         return found
 
     def _pairs(self, reference: Pool, ours: Pool) -> list[TaskParity]:

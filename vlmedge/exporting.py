@@ -145,7 +145,8 @@ def quantize(
     name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
     out = out or bundle.resolve().parent / f"{name}-{chosen.scheme}"
     with new_bundle(out, overwrite=overwrite) as folder:
-        shutil.copytree(before.path / "assets", folder / "assets")
+        if (before.path / "assets").is_dir():  # a painter has none
+            shutil.copytree(before.path / "assets", folder / "assets")
         source = _Source(
             before.spec,
             before.manifest.checkpoint,

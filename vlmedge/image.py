@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ _FILTERS: dict[int, Literal["nearest", "lanczos", "bilinear", "bicubic"]] = {
     3: "bicubic",
 }
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+
+
+Finish = Callable[[PIL.Image.Image, str], PIL.Image.Image]
+"""Decodes an opened image; takes what to call it in an error too."""
 
 
 class _Hush:
@@ -119,17 +123,37 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     Raises:
         InputError: `source` cannot be read, decoded or used.
     """
+    return _load(source, _rgb)
+
+
+def load_painting(source: ImageSource | NDArray[np.uint16]) -> PIL.Image.Image:
+    """Open a picture whose numbers count: labels, colours or depths.
+
+    Args:
+        source: As of `load_image`, or uint16 [height, width].
+
+    Returns:
+        A decoded image of mode RGB, P (labels with a palette), L (labels or gray) or I;16; one of
+        black and white, and gray with alpha, is gray.
+
+    Raises:
+        InputError: As of `load_image`.
+    """
+    return _load(source, _kept)
+
+
+def _load(source: ImageSource | NDArray[np.uint16], finish: Finish) -> PIL.Image.Image:
     if isinstance(source, PIL.Image.Image):
         with _decoding("PIL image"):
-            return _rgb(source, "PIL image")
+            return finish(source, "PIL image")
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, finish)
     if isinstance(source, bytes):
         if not source:
             raise InputError("image of 0 bytes: give the whole file's bytes")
-        return _from_file(io.BytesIO(source), f"image of {len(source)} bytes")
+        return _from_file(io.BytesIO(source), f"image of {len(source)} bytes", finish)
     if isinstance(source, str | os.PathLike):
-        return _from_path(os.fspath(source))
+        return _from_path(os.fspath(source), finish)
     raise InputError(
         f"image of type {type(source).__name__}: give a path, bytes, a PIL image or a uint8 array"
     )
@@ -237,7 +261,7 @@ def front_end(config: Mapping[str, Any]) -> ImageFrontEnd:
     )
 
 
-def _from_path(path: str | bytes) -> PIL.Image.Image:
+def _from_path(path: str | bytes, finish: Finish) -> PIL.Image.Image:
     text = os.fsdecode(path)
     if not text:
         raise InputError("empty path: give the path of an image file")
@@ -251,7 +275,7 @@ def _from_path(path: str | bytes) -> PIL.Image.Image:
         if file.exists() and not file.is_file():  # a pipe or a device could block for ever
             raise InputError(f"{name} is no regular file: give the path of an image file")
         with file.open("rb") as stream:
-            return _from_file(stream, f"image {name}")
+            return _from_file(stream, f"image {name}", finish)
     except FileNotFoundError:
         raise InputError(f"no file {name}: give the path of an image file") from None
     except PermissionError:
@@ -262,13 +286,14 @@ def _from_path(path: str | bytes) -> PIL.Image.Image:
         raise InputError(f"file {name} cannot be opened: {_line(error)}") from None
 
 
-def _from_file(stream: BinaryIO, name: str) -> PIL.Image.Image:
+def _from_file(stream: BinaryIO, name: str, finish: Finish) -> PIL.Image.Image:
     with _decoding(name), PIL.Image.open(stream) as image:
-        return _rgb(image, name)
+        return finish(image, name)
 
 
-def _from_array(array: NDArray[Any]) -> PIL.Image.Image:
-    if array.dtype != np.uint8:
+def _from_array(array: NDArray[Any], finish: Finish) -> PIL.Image.Image:
+    deep = finish is _kept and array.dtype == np.uint16 and array.ndim == 2
+    if array.dtype != np.uint8 and not deep:
         raise InputError(f"image array of {array.dtype}: give uint8, 0..255")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -278,13 +303,24 @@ def _from_array(array: NDArray[Any]) -> PIL.Image.Image:
             "give [height, width] or [height, width, 1, 3 or 4]"
         )
     _check_size((array.shape[1], array.shape[0]), "image array")
-    return _rgb(PIL.Image.fromarray(array), "image array")
+    return finish(PIL.Image.fromarray(array), "image array")
+
+
+def _upright(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    _check_size(image.size, name)
+    image.load()
+    return PIL.ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+
+
+def _kept(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    image = _upright(image, name)
+    if image.mode in ("RGB", "P", "L", "I;16"):
+        return image
+    return image.convert("L") if image.mode in ("1", "LA", "La") else _rgb(image, name)
 
 
 def _rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    _check_size(image.size, name)
-    image.load()
-    image = PIL.ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+    image = _upright(image, name)
     if image.mode == "RGB":
         return image
     if image.mode == "P" and "transparency" in image.info:

@@ -27,18 +27,21 @@ from vlmedge.spec import (
     InfillTask,
     LabelTask,
     MatchTask,
+    PaintTask,
     ScoreTask,
 )
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import label as labelling
 from vlmedge.tasks import match as matching
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks import retrieve as retrieving
 from vlmedge.tasks._kept import Kept
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
 from vlmedge.tasks._pipeline import OnError, answers
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
+from vlmedge.tasks.paint import Painting
 from vlmedge.tasks.session import Session
 from vlmedge.video import Video
 
@@ -458,6 +461,48 @@ class Model:
             For each gap its (word, probability) pairs, best first.
         """
         return matching.infill(self._parts, self._task("infill", InfillTask), image, text, top)
+
+    @overload
+    def paint(
+        self,
+        images: Images,
+        examples: Sequence[painting.Example],
+        *,
+        task: str = "paint",
+        labels: int | None = None,
+    ) -> list[Painting]: ...
+
+    @overload
+    def paint(
+        self,
+        images: ImageSource,
+        examples: Sequence[painting.Example],
+        *,
+        task: str = "paint",
+        labels: int | None = None,
+    ) -> Painting: ...
+
+    def paint(
+        self,
+        images: ImageSource | Images,
+        examples: Sequence[painting.Example],
+        *,
+        task: str = "paint",
+        labels: int | None = None,
+    ) -> Painting | list[Painting]:
+        """Do to one image, or to each of several, what was done to the examples' pictures.
+
+        Args:
+            images: What to paint.
+            examples: Pictures with their paintings; several are looked at together. A painting
+                is RGB, or gray or indexed: then its numbers are labels if `labels` is given. A
+                depth may have 16 bits, in millimetres.
+            task: Another of the model's tasks, such as "depth": it says what pixels mean.
+            labels: How many there are beside the background, 0.
+        """
+        wiring = self._task(task, PaintTask)
+        found = painting.paint(self._parts, wiring, _several(images), examples, labels)
+        return found if is_images(images) else found[0]
 
     def index(
         self, folder: str | Path, note: Callable[[str], None] = lambda _: None

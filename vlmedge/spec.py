@@ -394,7 +394,38 @@ class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     output: str
 
 
-Task = GenerateTask | ChatTask | MatchTask | LabelTask | ScoreTask | InfillTask | EmbedTask
+class PaintTask(_Data, frozen=True, tag="paint", tag_field="kind"):
+    """Pictures with what they were painted to, and a picture, in; what that becomes, out.
+
+    The graph takes pixel_values and, of one example, prompt_pixel_values and prompt_masks; `group`,
+    int64 [batch], is the same for the examples of one picture.
+
+    Attributes:
+        paint: Components from these to `output`.
+        output: The painting, float32 [batch, 3, height, width], normalised as pictures are.
+        means: What a pixel says. "picture": itself. "labels": the nearest colour of a palette, or
+            without one the mean of its channels. "depth": the mean of its channels, 255 being
+            `depth_m`. "points": red how near a point is, green and blue which of `points`.
+        resample: PIL's filter that brings a painting back to the picture's size, as torch has it.
+        example_resample: The one that brings an example's painting to the graph's size.
+        instance: Fed to the graph's `instance`, where it takes one: 1 one thing, 0 a kind of thing.
+        depth_m: Metres, with "depth".
+        points: Names, with "points".
+    """
+
+    paint: tuple[str, ...]
+    output: str
+    means: Literal["picture", "labels", "depth", "points"]
+    resample: Literal["nearest", "bilinear", "bicubic"]
+    example_resample: Literal["nearest", "bilinear", "bicubic"]
+    instance: int = 1
+    depth_m: float | None = None
+    points: tuple[str, ...] = ()
+
+
+Task = (
+    GenerateTask | ChatTask | MatchTask | LabelTask | ScoreTask | InfillTask | EmbedTask | PaintTask
+)
 
 
 class ModelSpec(_Data, frozen=True):

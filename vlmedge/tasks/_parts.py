@@ -27,6 +27,7 @@ from vlmedge.spec import (
     InfillTask,
     LabelTask,
     MatchTask,
+    PaintTask,
     ScoreTask,
     TextFrontEnd,
     VideoFrontEnd,
@@ -35,7 +36,17 @@ from vlmedge.text import Tokenizer
 from vlmedge.tiling import cut
 from vlmedge.video import Video, read_frames
 
-T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask, ScoreTask, InfillTask)
+T = TypeVar(
+    "T",
+    GenerateTask,
+    ChatTask,
+    MatchTask,
+    EmbedTask,
+    LabelTask,
+    ScoreTask,
+    InfillTask,
+    PaintTask,
+)
 
 IMAGES_PER_BATCH = 8  # more gain little on a CPU, and memory grows with them
 
