@@ -52,6 +52,7 @@ class Counted:
     tokens: list[int] = field(default_factory=list)
 
     def watch(self, model: vlmedge.Model) -> None:
+        """Count from now on."""
         for name in model.graphs:
             self._watch(model.graphs[name])
 
@@ -86,9 +87,11 @@ class Asked:
         self.bundle, self._session = model.bundle, session
 
     def ask(self, image: Any, question: str, **options: Any) -> str:
+        """Ask; the picture is the session's."""
         return self._session.ask(question, **options)
 
     def caption(self, image: Any, prompt: str, **options: Any) -> str:
+        """Caption; the picture is the session's."""
         return self._session.caption(prompt, **options)
 
 
@@ -105,7 +108,7 @@ def test_answers_are_the_model_s(
 ) -> None:
     """In a row; with other work in between, copies kept; and with nothing kept."""
     model = writes(folder)
-    options = {"max_tokens": NEW, "num_beams": beams}
+    options = {"max_tokens": NEW, "min_tokens": NEW, "num_beams": beams}
     expected = texts(model, image, **options)
     assert len(set(expected)) > 1
     with model.session(image) as session:

@@ -92,9 +92,9 @@ def load(path: Path) -> Bundle:
     return bundle
 
 
-def open_model(path: Path, engine: str) -> Model:
+def open_model(path: Path, engine: str, low_memory: bool = False) -> Model:
     """Load a bundle to run it; warn when it has not passed the gate."""
-    return Model(load(path), engine)
+    return Model(load(path), engine, low_memory=low_memory)
 
 
 def warn(bundle: Bundle) -> None:
@@ -125,6 +125,9 @@ def write(
             print(piece, end="", flush=True)
         print()
         return
+    if question is None and len(images) > 1:
+        _caption_each(model, images, prompt, as_json, options)
+        return
     if question is None:
         texts = model.caption(list(images), prompt, **options)
     else:
@@ -141,6 +144,30 @@ def write(
     for image, text in zip(images, texts, strict=True):
         line = " ".join(text.split("\n"))
         print(line if len(images) == 1 else f"{image}: {line}")
+
+
+def _caption_each(
+    model: Model, images: Sequence[str], prompt: str, as_json: bool, options: dict[str, Any]
+) -> None:
+    """Print captions as they come; a picture that cannot be used does not stop the others."""
+    broken: list[str] = []
+
+    def note(image: object, error: InputError) -> None:
+        broken.append(str(error))
+        print(f"vlmedge: {error}", file=sys.stderr)
+
+    rows: list[dict[str, str]] = []
+    texts = model.caption(iter(images), prompt, on_error=note, **options)
+    for image, text in zip(images, texts, strict=True):
+        if as_json:
+            found = {"error": broken[-1]} if text is None else {"caption": text}
+            rows.append({"image": _name(image)} | found)
+        elif text is not None:
+            print(f"{image}: {' '.join(text.split(chr(10)))}", flush=True)
+    if as_json:
+        emit(rows)
+    if broken:
+        raise InputError(f"{len(broken)} of {len(images)} pictures have no caption: see above")
 
 
 def classify(

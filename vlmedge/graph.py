@@ -2,8 +2,8 @@
 
 It also keeps the state, and feeds the slots of adapters: zeros where none is set. An engine that
 holds the cache on its device says how to `fetch` a tensor of it, or overrides the state methods,
-of which `reset`, `reorder` and `rewind` call `follow`; the others get numpy arrays that are fed back
-as they came.
+of which `reset`, `reorder` and `rewind` call `follow`; the others get numpy arrays that are fed
+back as they came.
 """
 
 from __future__ import annotations
