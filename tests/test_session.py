@@ -95,10 +95,16 @@ class Asked:
         return self._session.caption(prompt, **options)
 
 
-def writes(folder: Path) -> vlmedge.Model:
-    model = vlmedge.load(folder)
+def writes(folder: Path, **options: Any) -> vlmedge.Model:
+    model = vlmedge.load(folder, **options)
     if not {"ask", "caption"} & set(model.bundle.spec.tasks):
         pytest.skip("writes nothing")
+    return model
+
+
+def in_ids(model: vlmedge.Model) -> vlmedge.Model:
+    """Let a model answer in token ids: random ones may write special tokens, which no text shows."""
+    model._parts.tokenizer.decode = lambda ids: str([*ids])  # type: ignore[method-assign]
     return model
 
 
@@ -107,14 +113,14 @@ def test_answers_are_the_model_s(
     folder: Path, image: Image.Image, other: Image.Image, beams: int
 ) -> None:
     """In a row; with other work in between, copies kept; and with nothing kept."""
-    model = writes(folder)
+    model = in_ids(writes(folder))
     options = {"max_tokens": NEW, "min_tokens": NEW, "num_beams": beams}
     expected = texts(model, image, **options)
     assert len(set(expected)) > 1
     with model.session(image) as session:
         assert texts(Asked(model, session), image, **options) == expected
     for mib in (256.0, 0.0):
-        model = vlmedge.load(folder, session_mib=mib)
+        model = in_ids(writes(folder, session_mib=mib))
         session, another = model.session(image), model.session(other)
         found, rest = [], []
         asked = [Asked(model, session), Asked(model, another)]
