@@ -101,4 +101,7 @@ Penalty = Annotated[
 EngineName = Annotated[
     str, typer.Option("--engine", metavar="NAME", help="What runs the graphs; see list.")
 ]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="Close each component before the next one opens.")
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Of the draw, when sampling.")]

@@ -158,6 +158,7 @@ def feeds(
     mask: Ids,
     prompt_tokens: int,
     media_index: Ids | None = None,
+    names: frozenset[str] | None = None,
 ) -> dict[str, Array]:
     """Make what one run of a decoder takes, as far as it takes it.
 
@@ -168,6 +169,7 @@ def feeds(
         prompt_tokens: How many of them are the prompt, whose tokens a prefix LM lets see each
             other (token_type_ids 0; what is written after it has 1).
         media_index: As of `Prompt`; of it only the last columns are taken.
+        names: From `input_names`, where they are known: there are hundreds.
     """
     rows, total = mask.shape
     new = slice(total - embeds.shape[1], total)
@@ -175,7 +177,7 @@ def feeds(
         "inputs_embeds": np.ascontiguousarray(embeds),
         "attention_mask": np.ascontiguousarray(mask),
     }
-    names = {spec.name for spec in component.inputs}
+    names = input_names(component) if names is None else names
     if "position_ids" in names:
         positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, new]
         given["position_ids"] = np.ascontiguousarray(positions)
@@ -185,6 +187,11 @@ def feeds(
     if media_index is not None:
         given["media_index"] = np.ascontiguousarray(media_index[:, -embeds.shape[1] :])
     return given
+
+
+def input_names(component: Component) -> frozenset[str]:
+    """Name what a component takes."""
+    return frozenset(spec.name for spec in component.inputs)
 
 
 @dataclass(slots=True)
@@ -217,6 +224,7 @@ class _Loop:
 
     def __init__(self, decoder: Graph, embed: Embed, prompt: Prompt, options: Generation) -> None:
         self._decoder = decoder
+        self._names = input_names(decoder.component)
         self._embed = embed
         self._prompt_tokens = self._total = prompt.tokens
         self._prompt = prompt
@@ -253,7 +261,7 @@ class _Loop:
     def _run(self, embeds: NDArray[np.float32], state: Mapping[str, Array] | None = None) -> Scores:
         mask = self._mask[:, : self._total]
         component, tokens = self._decoder.component, self._prompt_tokens
-        given = feeds(component, embeds, mask, tokens, self._media) | self._held
+        given = feeds(component, embeds, mask, tokens, self._media, self._names) | self._held
         given |= state or {}
         _READINGS.pop(self._decoder, None)
         logits: Scores = self._decoder.run(given)["logits"][:, -1]

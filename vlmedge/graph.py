@@ -27,6 +27,8 @@ class CheckedGraph(ABC):
         self.component = component
         self._inputs = {spec.name: spec for spec in component.inputs}
         self._became = dict(component.state)
+        state = set(self._became.values())
+        self._needed = tuple(name for name in self._inputs if name not in state)
         self._state: dict[str, Array] = {}
         self._factors: dict[str, Array] = {}  # of adapters: [adapters, ...] for each slot input
         self._adapters = 1  # how many
@@ -148,8 +150,7 @@ class CheckedGraph(ABC):
     def _check(self, feeds: Arrays) -> dict[str, int]:
         """Refuse feeds that do not fit the spec; return the size of every named axis."""
         where = self.component.name
-        state = set(self._became.values())
-        needed = [name for name in self._inputs if name not in state]
+        needed = self._needed
         missing = [name for name in needed if name not in feeds]
         if missing:
             raise InputError(f"{where}: {missing[0]!r} is missing: feed {', '.join(needed)}")
@@ -159,13 +160,13 @@ class CheckedGraph(ABC):
         axes: dict[str, int] = {}
         for name, array in feeds.items():
             spec = self._inputs[name]
-            got = f"{array.dtype}{list(array.shape)}"
-            wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
             fits = array.dtype == spec.dtype and array.ndim == len(spec.shape)
             for size, axis in zip(array.shape, spec.shape, strict=False):
                 known = axes.setdefault(axis, size) if isinstance(axis, str) else axis
                 fits = fits and size == known
-            if not fits:
+            if not fits:  # only then are they put into words, which costs more than the check
+                got = f"{array.dtype}{list(array.shape)}"
+                wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
                 raise InputError(f"{where}: {name!r} is {got}: it must be {wanted}")
         return axes
 

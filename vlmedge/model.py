@@ -54,9 +54,17 @@ SESSION_MIB = 256.0  # a prefix of BLIP-2 OPT-2.7b is 23 MiB, one of LLaVA-7B 60
 class Graphs(Mapping[str, Graph]):
     """The components of a bundle; each is opened when it is first asked for."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, *, low_memory: bool = False) -> None:
+        """Open nothing yet.
+
+        Args:
+            bundle: Whose components.
+            engine: What runs them.
+            low_memory: Whether opening one closes the one before, so that only one is open.
+        """
         self._bundle = bundle
         self._engine = engine
+        self._low_memory = low_memory
         self._open: dict[str, Graph] = {}
         self._factors: Factors = {}
 
@@ -64,6 +72,8 @@ class Graphs(Mapping[str, Graph]):
         """Return a component, opened."""
         if name not in self._open:
             self._bundle.spec.component(name)  # refuses an unknown one
+            if self._low_memory:
+                self.close()
             graph = self._engine.open(self._bundle, name)
             if self._factors:
                 _adapt(graph, self._factors)
@@ -103,12 +113,17 @@ class Model:
     """
 
     def __init__(
-        self, bundle: Bundle, engine: str = "ort", *, session_mib: float = SESSION_MIB
+        self,
+        bundle: Bundle,
+        engine: str = "ort",
+        *,
+        session_mib: float = SESSION_MIB,
+        low_memory: bool = False,
     ) -> None:
         if not session_mib >= 0:
             raise InputError(f"session_mib is {session_mib}: it must be at least 0")
         self.bundle = bundle
-        self.graphs = Graphs(bundle, ENGINES[engine])
+        self.graphs = Graphs(bundle, ENGINES[engine], low_memory=low_memory)
         self._parts = Parts(bundle, self.graphs)
         self._kept = Kept(int(session_mib * 2**20))
         self._labels: tuple[list[list[str]], NDArray[np.float32]] | None = None
@@ -566,9 +581,9 @@ class Model:
         """
         task = self._task("embed_image", EmbedTask)
 
-        def answer(opened: Sequence[Opened]) -> NDArray[np.float32]:
+        def answer(opened: Sequence[Opened]) -> list[NDArray[np.float32]]:
             pixels = self._parts.ready(opened).pixel_values
-            return embedding.embed_pixels(self._parts, task.encode, task.output, pixels)
+            return [*embedding.embed_pixels(self._parts, task.encode, task.output, pixels)]
 
         found = self._answer(images, answer, on_error)
         return np.stack(found) if isinstance(found, list) else found
@@ -665,7 +680,13 @@ class Model:
         return list(answers(self._parts.open, images, answer))
 
 
-def load(path: str | Path, engine: str = "ort", *, session_mib: float = SESSION_MIB) -> Model:
+def load(
+    path: str | Path,
+    engine: str = "ort",
+    *,
+    session_mib: float = SESSION_MIB,
+    low_memory: bool = False,
+) -> Model:
     """Open a bundle; its graphs open when they are first needed.
 
     Args:
@@ -673,8 +694,10 @@ def load(path: str | Path, engine: str = "ort", *, session_mib: float = SESSION_
         engine: What runs the graphs: a file name in runtimes/.
         session_mib: How much the sessions of the model may keep of encoded pictures and of prefixes
             that the decoder has read, in MiB; what was used longest ago goes first.
+        low_memory: Whether a component is closed before the next one opens: the peak is then that
+            of the largest, not of all together, and each picture or list costs their opening.
     """
-    return Model(Bundle.load(path), engine, session_mib=session_mib)
+    return Model(Bundle.load(path), engine, session_mib=session_mib, low_memory=low_memory)
 
 
 def _adapt(graph: Graph, factors: Factors) -> None:

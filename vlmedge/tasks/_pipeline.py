@@ -1,7 +1,7 @@
 """Pictures by the thousand: the next batch is decoded while this one is answered.
 
-    sources -> [ threads: decode, resize ] -> [ caller: normalise, vision, text ] -> answers
-               '------- next batch ------'    '----------- this batch ----------'
+    sources -> [ threads: decode, resize ] -> bytes -> [ normalise, vision, text ] -> answers
+               '------- next batch ------'            '------ this batch -------'
 
 Two batches are in memory, however many pictures come. No thread runs while the caller has an
 answer in hand, so nothing happens behind its back.

@@ -53,8 +53,8 @@ class Session:
     """Questions about one picture; made by `Model.session`.
 
     Answers are those that `Model.ask` and `Model.caption` give. Other work with the model in
-    between is allowed; it costs a copy of the prefix back into the cache, or one more reading of
-    the prompt where the copy did not fit into the budget.
+    between costs a copy of the prefix back into the cache, or one more reading of the prompt where
+    the copy did not fit into the budget.
     """
 
     def __init__(self, parts: Parts, kept: Kept, image: ImageSource) -> None:
