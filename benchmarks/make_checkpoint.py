@@ -4,8 +4,10 @@
     python benchmarks/make_checkpoint.py clip-vit-b-16 /tmp/clip-vit-b-16        (0.3 GB)
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-cut 6    (of each part 6 layers)
     python benchmarks/make_checkpoint.py blip2-opt-cut /tmp/blip2-opt-cut        (1.1 GB)
+    python benchmarks/make_checkpoint.py llava-1.1b /tmp/llava-1.1b              (2.2 GB)
 
-The last is BLIP-2 OPT-2.7b with fewer layers: 1 of the image tower, 2 of the Q-Former, 4 of OPT.
+blip2-opt-cut is BLIP-2 OPT-2.7b with fewer layers: 1 of the image tower, 2 of the Q-Former, 4 of
+OPT. llava-1.1b is a language model in the shape of TinyLlama 1.1B behind a small image tower.
 
 Speed and memory depend on shapes alone, and parity is harder on random weights than on trained
 ones. Tensors are drawn and written one at a time, as float16 in shards of about 5 GB, as the hub
@@ -80,11 +82,43 @@ def clip_l14() -> Any:
     return config
 
 
+def llava_1b() -> Any:
+    """Return the config of a LLaVA around TinyLlama/TinyLlama_v1.1; a picture is 121 tokens."""
+    return transformers.LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 154,
+            "patch_size": 14,
+        },
+        text_config={
+            "model_type": "llama",
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 22,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "vocab_size": 32000,
+            "max_position_embeddings": 2048,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "pad_token_id": 1,
+        },
+        image_token_index=31999,
+        image_seq_length=121,
+        architectures=["LlavaForConditionalGeneration"],
+    )
+
+
 MODELS = {
     "blip2-opt-2.7b": (blip2_opt, transformers.Blip2ForConditionalGeneration),
     "blip2-opt-cut": (blip2_opt_cut, transformers.Blip2ForConditionalGeneration),
     "clip-vit-b-16": (clip_b16, transformers.CLIPModel),
     "clip-vit-l-14": (clip_l14, transformers.CLIPModel),
+    "llava-1.1b": (llava_1b, transformers.LlavaForConditionalGeneration),
 }
 
 
@@ -169,6 +203,9 @@ def write(kind: str, folder: Path, layers: int | None = None) -> None:
     if kind.startswith("blip2"):
         built = tokenizer("</s>", "\n", 2, 50118, "</s> $A")
         bos, eos = "</s>", "</s>"
+    elif kind.startswith("llava"):
+        bos, eos = "<s>", "</s>"
+        built = tokenizer(bos, "<image>", 0, 31999, f"{bos} $A")
     else:
         bos, eos = "<|startoftext|>", "<|endoftext|>"
         built = tokenizer(bos, eos, 49406, 49407, f"{bos} $A {eos}")
