@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny
@@ -145,3 +146,36 @@ def test_wrong_configs_are_refused(
     (folder / file).write_text(text)
     with pytest.raises(CheckpointError, match=match):
         FAMILIES["painter"].open(folder)
+
+
+def test_command_writes_labels_as_an_indexed_picture_of_the_same_size(
+    model: vlmedge.Model, tmp_path: Path, vlmedge: Run
+) -> None:
+    picture, numbers, out = (tmp_path / f"{name}.png" for name in ("picture", "numbers", "out"))
+    Image.fromarray(PICTURE).save(picture)
+    Image.fromarray(NUMBERS).save(numbers)
+    words = model.bundle.path, picture, "--example", f"{picture}={numbers}", "--out", out
+    ran = vlmedge("paint", *words, "--task", "segment", "--labels", "7")
+    assert (ran.code, ran.out.strip()) == (0, str(out)), ran.err
+    with Image.open(out) as saved:
+        assert (saved.mode, saved.size) == ("P", (41, 30))
+        expected = model.paint(PICTURE, [(PICTURE, NUMBERS)], task="segment", labels=7).values
+        np.testing.assert_array_equal(np.asarray(saved), expected)
+    assert vlmedge("paint", *words, "--quiet").code == 0
+    with Image.open(out) as saved:
+        assert (saved.mode, saved.size) == ("RGB", (41, 30))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--example", "a.png", "--out", "o.png"], "example 'a.png': it must be PICTURE=PAINTING"),
+        (["--example", "a.png=b.png", "--out", "o.jpg"], "o.jpg: paintings are written as PNG"),
+        (["--example", "a.png=b.png", "--out", "o.png"], "no file b.png"),
+    ],
+)
+def test_command_refuses_in_one_line(
+    model: vlmedge.Model, vlmedge: Run, words: list[str], message: str
+) -> None:
+    ran = vlmedge("paint", model.bundle.path, "b.png", *words)
+    assert ran.code == 1 and message in ran.err
