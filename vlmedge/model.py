@@ -609,12 +609,17 @@ class Model:
         if is_stream(images):
             return task  # of images; who knows what comes
         kinds = {isinstance(source, Video) for source in _several(images)}
+        clips = [each.source for each in _several(images) if isinstance(each, Video)]
+        names = [str(clip) for clip in clips if isinstance(clip, str | Path)]
+        named = f" ({', '.join(names)})" if names else ""
         if len(kinds) > 1:
-            raise InputError("images and videos in one call: give them apart")
+            raise InputError(f"images and videos in one call{named}: give them apart")
         name, other = (f"{task}_video", task) if True in kinds else (task, f"{task}_video")
         known = self.bundle.spec.tasks
         if name not in known and other in known:
-            takes = "images, no videos" if other == task else "videos alone: give it a Video"
+            takes = (
+                f"images, no videos{named}" if other == task else "videos alone: give it a Video"
+            )
             raise InputError(f"{self.bundle.path} takes {takes}")
         return name
 
