@@ -7,13 +7,14 @@ from typing import Any
 
 import msgspec
 import torch
+import transformers
 
 from vlmedge.errors import CheckpointError
 from vlmedge.image import front_end
-from vlmedge.spec import AnyRes, ImageFrontEnd
+from vlmedge.spec import AnyRes, ImageFrontEnd, TensorSpec
 
 from ._checkpoint import CLIP_MEAN, CLIP_STD, read_json
-from ._llava import Projector, seen_patches
+from ._llava import Projector, save_tiny, seen_patches
 
 SIZES = [[32, 64], [64, 32], [64, 64], [32, 96]]  # of the tests' pictures
 
@@ -30,6 +31,22 @@ class LineProjector(Projector):
         soft = self.project(image_embeds)
         end = self.image_newline.expand(soft.shape[0], 1, -1)
         return torch.cat([soft, end], dim=1)
+
+
+def line_prompt(config: Any) -> TensorSpec:
+    """Describe what `LineProjector` gives for a piece."""
+    shape = "batch", seen_patches(config) + 1, config.text_config.hidden_size
+    return TensorSpec("soft_prompt", "float32", shape)
+
+
+def save_tiny_anyres(model: Any, folder: Path, **given: Any) -> None:
+    """Write a tiny model whose pictures are cut into `SIZES`; see `save_tiny`."""
+    images = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_grid_pinpoints=SIZES,
+    )
+    save_tiny(model, folder, images, transformers.LlavaNextProcessor, **given)
 
 
 def check_patches(folder: Path, config: Any) -> None:

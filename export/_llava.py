@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,25 @@ from vlmedge.errors import CheckpointError
 from vlmedge.image import front_end
 from vlmedge.spec import (
     ChatTask,
+    Component,
     GenerateTask,
     Generation,
     ImageFrontEnd,
     ImageText,
+    ModelSpec,
     Task,
+    TensorSpec,
     TextFrontEnd,
     VideoFrontEnd,
 )
 
-from ._chat import ask_template, caption_template
+from ._chat import ask_template, caption_template, read_chat
 from ._checkpoint import CLIP_MEAN, CLIP_STD, TOKENIZER, read_config, read_json
-from ._decoder import check_language_model
-from ._tiny import VOCABULARY
+from ._decoder import EMBED_TOKENS, TIED, check_language_model, describe_decoder
+from ._family import HubExport
+from ._tiny import VOCABULARY, save
+from ._torch import Build
+from ._weights import Weights
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
@@ -186,6 +192,40 @@ def read_placeholder(folder: Path, tokenizer: tokenizers.Tokenizer, field: str, 
     return found
 
 
+def read_placeholders(
+    folder: Path, config: Any, tokenizer: tokenizers.Tokenizer
+) -> tuple[str, str]:
+    """Return the texts of the image token and of the video token."""
+    return (
+        read_placeholder(folder, tokenizer, "image_token_index", config.image_token_id),
+        read_placeholder(folder, tokenizer, "video_token_index", config.video_token_id),
+    )
+
+
+def read_chats(
+    folder: Path, placeholders: tuple[str, str]
+) -> tuple[ChatTask | None, ChatTask | None]:
+    """Read the chat template with a picture, and with a video in its place."""
+    return (
+        read_chat(folder, "ask", placeholders[0]),
+        read_chat(folder, "ask_video", placeholders[1], "video"),
+    )
+
+
+def opened(
+    folder: Path,
+    config: Any,
+    spec: ModelSpec,
+    builds: Mapping[str, Build],
+    weights: Weights,
+    tokenizer: tokenizers.Tokenizer,
+    towers: Sequence[str] = ("vision_tower",),
+) -> HubExport:
+    """Put an export together; what its towers have above the last layer looked at is unused."""
+    unused = tuple(name for tower in towers for name in unused_layers(config, tower))
+    return HubExport(folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused)
+
+
 def text_front_end(config: Any, generation: Generation) -> TextFrontEnd:
     """Say how the decoder's texts become ids."""
     return TextFrontEnd(
@@ -193,6 +233,23 @@ def text_front_end(config: Any, generation: Generation) -> TextFrontEnd:
         max_tokens=config.text_config.max_position_embeddings,
         pad_id=generation.pad_id,
         padding_side="left",
+    )
+
+
+def picture_components(config: Any, *prompts: TensorSpec) -> tuple[Component, ...]:
+    """Name a tower, a projector that gives `prompts`, and a decoder."""
+    size = config.vision_config.image_size
+    seen = TensorSpec(
+        "image_embeds", "float32", ("batch", seen_patches(config), seen_width(config))
+    )
+    return (
+        Component(
+            "vision_encoder",
+            inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
+            outputs=(seen,),
+        ),
+        Component("projector", inputs=(seen,), outputs=prompts),
+        describe_decoder(config.text_config),
     )
 
 
@@ -258,6 +315,44 @@ def read_video_front_end(folder: Path, default: ImageFrontEnd, frames: int) -> V
         frame=front_end({**filled, **plain}),
         frames=(found.get("num_frames") if samples else None) or frames,
         fps=found.get("fps") if samples and not found.get("num_frames") else None,
+    )
+
+
+def save_tiny(
+    model: Any,
+    folder: Path,
+    images: Any,
+    processor: Any,
+    *,
+    strategy: str = "default",
+    class_token: bool = True,
+    more: tuple[str, ...] = (),
+) -> None:
+    """Draw a tiny model of `tiny_configs` and write it with its processor.
+
+    Args:
+        model: In PyTorch.
+        folder: Made here.
+        images: Its image processor.
+        processor: The class that joins it and the tokenizer.
+        strategy: The config's vision_feature_select_strategy.
+        class_token: Whether its tower has one.
+        more: Further special tokens.
+    """
+    save(
+        model,
+        folder,
+        gain=0.5,
+        template="<s> $A",
+        image_processor=images,
+        processor=lambda tokenizer: processor(
+            images,
+            tokenizer,
+            patch_size=8,
+            vision_feature_select_strategy=strategy,
+            num_additional_image_tokens=int(class_token),
+        ),
+        more=more,
     )
 
 

@@ -10,7 +10,6 @@ import transformers
 
 from vlmedge.spec import (
     ChatTask,
-    Component,
     Generation,
     ImageFrontEnd,
     ImageText,
@@ -20,7 +19,7 @@ from vlmedge.spec import (
 
 from ._chat import read_chat, write_template
 from ._checkpoint import read_generation, read_image_front_end, read_tokenizer
-from ._decoder import EMBED_TOKENS, TIED, Decoder, describe_decoder
+from ._decoder import Decoder
 from ._family import HubExport
 from ._llava import (
     CHAT,
@@ -29,16 +28,16 @@ from ._llava import (
     Projector,
     VisionEncoder,
     default_front_end,
+    opened,
+    picture_components,
     picture_tasks,
     read_checked_config,
     read_placeholder,
+    save_tiny,
     seen_patches,
-    seen_width,
     text_front_end,
     tiny_configs,
-    unused_layers,
 )
-from ._tiny import save
 from ._weights import Renamed, Weights, open_weights
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
@@ -59,20 +58,11 @@ def describe(
     chat: ChatTask | None,
 ) -> ModelSpec:
     """Name the graphs and tasks of one checkpoint, with its numbers."""
-    size, patches, text = config.vision_config.image_size, seen_patches(config), config.text_config
-    seen = TensorSpec("image_embeds", "float32", ("batch", patches, seen_width(config)))
-    soft = TensorSpec("soft_prompt", "float32", ("batch", patches, text.hidden_size))
+    shape = "batch", seen_patches(config), config.text_config.hidden_size
+    soft = TensorSpec("soft_prompt", "float32", shape)
     return ModelSpec(
         family="llava",
-        components=(
-            Component(
-                "vision_encoder",
-                inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
-                outputs=(seen,),
-            ),
-            Component("projector", inputs=(seen,), outputs=(soft,)),
-            describe_decoder(text),
-        ),
+        components=picture_components(config, soft),
         tasks=picture_tasks(config, ImageText(placeholder, placeholder), chat),
         image=image,
         text=text_front_end(config, generation),
@@ -100,10 +90,7 @@ class Llava:
             "projector": lambda: Projector(config, single),
             "decoder": lambda: Decoder(config.text_config),
         }
-        unused = tuple(unused_layers(config))
-        return HubExport(
-            folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused
-        )
+        return opened(folder, config, spec, builds, weights, tokenizer)
 
     def tiny(self, name: str, folder: Path) -> transformers.LlavaForConditionalGeneration:
         """Write a random LLaVA of 3 and 2 layers, with one of its language models."""
@@ -120,19 +107,13 @@ class Llava:
         images = transformers.CLIPImageProcessor(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         )
-        save(
+        save_tiny(
             model,
             folder,
-            gain=0.5,
-            template="<s> $A",
-            image_processor=images,
-            processor=lambda tokenizer: transformers.LlavaProcessor(
-                images,
-                tokenizer,
-                patch_size=8,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-                num_additional_image_tokens=0 if kind == "qwen2" else 1,
-            ),
+            images,
+            transformers.LlavaProcessor,
+            strategy=config.vision_feature_select_strategy,
+            class_token=kind != "qwen2",
         )
         if name == "llava-linear":
             _drop_second(model, folder)

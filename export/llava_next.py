@@ -12,33 +12,36 @@ import transformers
 
 from vlmedge.spec import (
     ChatTask,
-    Component,
     Generation,
     ImageFrontEnd,
     ImageText,
     ModelSpec,
-    TensorSpec,
 )
 
-from ._anyres import SIZES, LineProjector, check_patches, read_anyres_front_end
+from ._anyres import (
+    SIZES,
+    LineProjector,
+    check_patches,
+    line_prompt,
+    read_anyres_front_end,
+    save_tiny_anyres,
+)
 from ._chat import read_chat, write_template
 from ._checkpoint import read_generation, read_tokenizer
-from ._decoder import EMBED_TOKENS, TIED, Decoder, describe_decoder
+from ._decoder import Decoder
 from ._family import HubExport
 from ._llava import (
     CHAT,
     PREFIXES,
     VisionEncoder,
+    opened,
+    picture_components,
     picture_tasks,
     read_checked_config,
     read_placeholder,
-    seen_patches,
-    seen_width,
     text_front_end,
     tiny_configs,
-    unused_layers,
 )
-from ._tiny import save
 from ._weights import Renamed, Weights, open_weights
 
 ARCHITECTURES = ("LlavaNextForConditionalGeneration",)
@@ -61,20 +64,10 @@ def describe(
     chat: ChatTask | None,
 ) -> ModelSpec:
     """Name the graphs and tasks of one checkpoint, with its numbers."""
-    size, patches, text = config.vision_config.image_size, seen_patches(config), config.text_config
-    seen = TensorSpec("image_embeds", "float32", ("batch", patches, seen_width(config)))
-    soft = TensorSpec("soft_prompt", "float32", ("batch", patches + 1, text.hidden_size))
+    soft = line_prompt(config)
     return ModelSpec(
         family="llava_next",
-        components=(
-            Component(
-                "vision_encoder",
-                inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
-                outputs=(seen,),
-            ),
-            Component("projector", inputs=(seen,), outputs=(soft,)),
-            describe_decoder(text),
-        ),
+        components=picture_components(config, soft),
         tasks=picture_tasks(config, ImageText(placeholder, placeholder, whole=placeholder), chat),
         image=image,
         text=text_front_end(config, generation),
@@ -105,10 +98,7 @@ class LlavaNext:
             "projector": lambda: LineProjector(config),
             "decoder": lambda: Decoder(config.text_config),
         }
-        unused = tuple(unused_layers(config))
-        return HubExport(
-            folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused
-        )
+        return opened(folder, config, spec, builds, weights, tokenizer)
 
     def tiny(self, name: str, folder: Path) -> transformers.LlavaNextForConditionalGeneration:
         """Write a random LLaVA-NeXT of 3 and 2 layers, with one of its language models."""
@@ -126,25 +116,7 @@ class LlavaNext:
             vision_feature_select_strategy=strategy,
         )
         model = transformers.LlavaNextForConditionalGeneration(config)
-        images = transformers.LlavaNextImageProcessor(
-            size={"shortest_edge": 32},
-            crop_size={"height": 32, "width": 32},
-            image_grid_pinpoints=SIZES,
-        )
-        save(
-            model,
-            folder,
-            gain=0.5,
-            template="<s> $A",
-            image_processor=images,
-            processor=lambda tokenizer: transformers.LlavaNextProcessor(
-                images,
-                tokenizer,
-                patch_size=8,
-                vision_feature_select_strategy=strategy,
-                num_additional_image_tokens=0 if other else 1,
-            ),
-        )
+        save_tiny_anyres(model, folder, strategy=strategy, class_token=not other)
         if not other:
             write_template(folder, CHAT)
         return model

@@ -15,7 +15,6 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import (
     ChatTask,
-    Component,
     Generation,
     ImageFrontEnd,
     ImageText,
@@ -24,10 +23,17 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._anyres import SIZES, LineProjector, check_patches, read_anyres_front_end
-from ._chat import read_chat, write_template
+from ._anyres import (
+    SIZES,
+    LineProjector,
+    check_patches,
+    line_prompt,
+    read_anyres_front_end,
+    save_tiny_anyres,
+)
+from ._chat import write_template
 from ._checkpoint import read_generation, read_tokenizer
-from ._decoder import EMBED_TOKENS, TIED, Decoder, describe_decoder
+from ._decoder import Decoder
 from ._family import HubExport
 from ._llava import (
     CHAT,
@@ -35,18 +41,18 @@ from ._llava import (
     PREFIXES,
     VisionEncoder,
     default_front_end,
+    opened,
+    picture_components,
     picture_tasks,
+    read_chats,
     read_checked_config,
-    read_placeholder,
+    read_placeholders,
     read_video_front_end,
-    seen_patches,
-    seen_width,
     text_front_end,
     tiny_configs,
-    unused_layers,
     video_tasks,
 )
-from ._tiny import free_id, save
+from ._tiny import free_id
 from ._weights import Renamed, Weights, open_weights
 
 ARCHITECTURES = ("LlavaNextVideoForConditionalGeneration",)
@@ -94,23 +100,13 @@ def describe(
     chats: tuple[ChatTask | None, ChatTask | None],
 ) -> ModelSpec:
     """Name the graphs and tasks of one checkpoint; pairs are of pictures and of videos."""
-    size, patches, text = config.vision_config.image_size, seen_patches(config), config.text_config
-    pooled = (size // config.vision_config.patch_size // config.spatial_pool_stride) ** 2
-    seen = TensorSpec("image_embeds", "float32", ("batch", patches, seen_width(config)))
-    soft = TensorSpec("soft_prompt", "float32", ("batch", patches + 1, text.hidden_size))
-    moving = TensorSpec("video_prompt", "float32", ("batch", pooled, text.hidden_size))
+    vision, width = config.vision_config, config.text_config.hidden_size
+    pooled = (vision.image_size // vision.patch_size // config.spatial_pool_stride) ** 2
+    moving = TensorSpec("video_prompt", "float32", ("batch", pooled, width))
     image_text = ImageText(placeholders[0], placeholders[0], whole=placeholders[0])
     return ModelSpec(
         family="llava_next_video",
-        components=(
-            Component(
-                "vision_encoder",
-                inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
-                outputs=(seen,),
-            ),
-            Component("projector", inputs=(seen,), outputs=(soft, moving)),
-            describe_decoder(text),
-        ),
+        components=picture_components(config, line_prompt(config), moving),
         tasks={
             **picture_tasks(config, image_text, chats[0]),
             **video_tasks(config, ENCODE, moving.name, placeholders[1], chats[1]),
@@ -147,24 +143,15 @@ class LlavaNextVideo:
         default = default_front_end(config.vision_config.image_size)
         video = read_video_front_end(folder, default, FRAMES)
         generation = read_generation(folder, config.text_config)
-        image_token, video_token = (
-            read_placeholder(folder, tokenizer, f"{kind}_token_index", token)
-            for kind, token in (("image", config.image_token_id), ("video", config.video_token_id))
-        )
-        chats = (
-            read_chat(folder, "ask", image_token),
-            read_chat(folder, "ask_video", video_token, "video"),
-        )
-        spec = describe(config, front, video, generation, (image_token, video_token), chats)
+        placeholders = read_placeholders(folder, config, tokenizer)
+        chats = read_chats(folder, placeholders)
+        spec = describe(config, front, video, generation, placeholders, chats)
         builds = {
             "vision_encoder": lambda: VisionEncoder(config),
             "projector": lambda: VideoProjector(config),
             "decoder": lambda: Decoder(config.text_config),
         }
-        unused = tuple(unused_layers(config))
-        return HubExport(
-            folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused
-        )
+        return opened(folder, config, spec, builds, weights, tokenizer)
 
     def tiny(self, name: str, folder: Path) -> transformers.LlavaNextVideoForConditionalGeneration:
         """Write a random LLaVA-NeXT-Video of 3 and 2 layers.
@@ -182,26 +169,7 @@ class LlavaNextVideo:
             spatial_pool_mode="conv" if name == "llava-next-video-conv" else "average",
         )
         model = transformers.LlavaNextVideoForConditionalGeneration(config)
-        images = transformers.LlavaNextImageProcessor(
-            size={"shortest_edge": 32},
-            crop_size={"height": 32, "width": 32},
-            image_grid_pinpoints=SIZES,
-        )
-        save(
-            model,
-            folder,
-            gain=0.5,
-            template="<s> $A",
-            image_processor=images,
-            processor=lambda tokenizer: transformers.LlavaNextProcessor(
-                images,
-                tokenizer,
-                patch_size=8,
-                vision_feature_select_strategy="default",
-                num_additional_image_tokens=1,
-            ),
-            more=("<video>",),
-        )
+        save_tiny_anyres(model, folder, more=("<video>",))
         write_template(folder, CHAT)
         return model
 

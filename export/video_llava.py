@@ -18,9 +18,9 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._chat import read_chat, write_template
+from ._chat import write_template
 from ._checkpoint import read_generation, read_image_front_end, read_tokenizer
-from ._decoder import EMBED_TOKENS, TIED, Decoder, describe_decoder
+from ._decoder import Decoder, describe_decoder
 from ._family import HubExport
 from ._llava import (
     CHAT,
@@ -28,18 +28,20 @@ from ._llava import (
     Projector,
     VisionEncoder,
     default_front_end,
+    opened,
     picture_tasks,
+    read_chats,
     read_checked_config,
-    read_placeholder,
+    read_placeholders,
     read_video_front_end,
+    save_tiny,
     seen_patches,
     seen_width,
     text_front_end,
     tiny_configs,
-    unused_layers,
     video_tasks,
 )
-from ._tiny import free_id, save
+from ._tiny import free_id
 from ._weights import Renamed, Weights, open_weights
 
 ARCHITECTURES = ("VideoLlavaForConditionalGeneration",)
@@ -108,15 +110,9 @@ class VideoLlava:
         front = read_image_front_end(folder, default)
         video = read_video_front_end(folder, default, FRAMES)
         generation = read_generation(folder, config.text_config)
-        image_token, video_token = (
-            read_placeholder(folder, tokenizer, f"{kind}_token_index", token)
-            for kind, token in (("image", config.image_token_id), ("video", config.video_token_id))
-        )
-        chats = (
-            read_chat(folder, "ask", image_token),
-            read_chat(folder, "ask_video", video_token, "video"),
-        )
-        spec = describe(config, front, video, generation, (image_token, video_token), chats)
+        placeholders = read_placeholders(folder, config, tokenizer)
+        chats = read_chats(folder, placeholders)
+        spec = describe(config, front, video, generation, placeholders, chats)
         builds = {
             "vision_encoder": lambda: VisionEncoder(config, "image_tower"),
             "projector": lambda: Projector(config),
@@ -124,10 +120,8 @@ class VideoLlava:
             "video_projector": lambda: Projector(config),
             "decoder": lambda: Decoder(config.text_config),
         }
-        unused = (*unused_layers(config, "image_tower"), *unused_layers(config, "video_tower"))
-        return HubExport(
-            folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused
-        )
+        towers = "image_tower", "video_tower"
+        return opened(folder, config, spec, builds, weights, tokenizer, towers)
 
     def tiny(self, name: str, folder: Path) -> transformers.VideoLlavaForConditionalGeneration:
         """Write a random Video-LLaVA of 3, 3 and 2 layers.
@@ -145,21 +139,7 @@ class VideoLlava:
         images = transformers.CLIPImageProcessor(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         )
-        save(
-            model,
-            folder,
-            gain=0.5,
-            template="<s> $A",
-            image_processor=images,
-            processor=lambda tokenizer: transformers.LlavaProcessor(
-                images,
-                tokenizer,
-                patch_size=8,
-                vision_feature_select_strategy="default",
-                num_additional_image_tokens=1,
-            ),
-            more=("<video>",),
-        )
+        save_tiny(model, folder, images, transformers.LlavaProcessor, more=("<video>",))
         write_template(folder, CHAT)
         return model
 
