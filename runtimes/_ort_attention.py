@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from vlmedge.spec import Component
 
+from ._ort_match import producer, scalar
 from ._ort_rotary import Turn, unturned
 
 CONTRIB = "com.microsoft"
@@ -170,10 +171,10 @@ def _rank(value: ir.Value) -> int:
 
 def _unturned(layer: _Layer) -> tuple[_Layer, Turn] | None:
     """Return the layer before its queries and keys are turned, if one turn does both."""
+    if _last(layer.past_key) % ROTARY_WIDTH:
+        return None
     query, key = unturned(layer.query), unturned(layer.key)
     if query is None or key is None or query[1] != key[1]:
-        return None
-    if _last(layer.past_key) % ROTARY_WIDTH:
         return None
     return replace(layer, query=query[0], key=key[0]), query[1]
 
@@ -297,12 +298,10 @@ def _replace(
 
 def _unscaled(query: ir.Value, scale: float) -> tuple[ir.Value, float]:
     """Let the kernel do a query's own scaling: OPT multiplies before it splits the heads."""
-    node = query.producer()
-    if node is not None and node.op_type == "Mul":
-        for x, factor in (node.inputs, reversed(node.inputs)):
-            tensor = factor.const_value if factor is not None else None
-            if x is not None and tensor is not None and tensor.size == 1:
-                return x, scale * float(tensor.numpy().ravel()[0])
+    node = producer(query, "Mul")
+    for x, factor in () if node is None else (node.inputs, node.inputs[::-1]):
+        if x is not None and (found := scalar(factor)) is not None:
+            return x, scale * found
     return query, scale
 
 

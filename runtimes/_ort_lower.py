@@ -31,6 +31,7 @@ from vlmedge.contracts import Array
 from vlmedge.spec import Component
 
 from ._ort_attention import fuse, unsplit
+from ._ort_match import producer
 from ._ort_norm import fuse_norms
 
 CONTRIB = "com.microsoft"
@@ -84,12 +85,9 @@ def lower(component: Component, model: ir.Model) -> Lowered:
     linears = [found for node in graph if (found := _match(node)) is not None]
     groups = [group for group in _groups(linears) if len(group) > 1]
     for group in groups:
-        parts = [_pack(graph, linear.weight, linear.scale) for linear in group]
-        packed[" ".join(str(linear.weight.name) for linear in group)] = _join(graph, parts)
-        _replace_group(graph, group, *packed[" ".join(str(x.weight.name) for x in group)])
-        for pair in parts:
-            for value in pair:
-                del graph.initializers[str(value.name)]
+        joined = _join(graph, [_pack(graph, linear.weight, linear.scale) for linear in group])
+        packed[" ".join(str(linear.weight.name) for linear in group)] = joined
+        _replace_group(graph, group, *joined)
     together = {id(linear.product) for group in groups for linear in group}
     for linear in linears:
         if id(linear.product) in together:
@@ -166,7 +164,7 @@ def _match(node: ir.Node) -> _Linear | None:
     if node.op_type != "MatMul" or node.domain:
         return None
     x, restored = node.inputs
-    dequantize = _producer(restored, "DequantizeLinear")
+    dequantize = producer(restored, "DequantizeLinear")
     if x is None or dequantize is None:
         return None
     weight, scale = dequantize.inputs[0], dequantize.inputs[1]
@@ -187,7 +185,7 @@ def _match(node: ir.Node) -> _Linear | None:
 
 def _unrounded(x: ir.Value) -> ir.Value | None:
     """Return what went into QuantizeLinear -> DequantizeLinear, or none."""
-    quantize = _producer(getattr(_producer(x, "DequantizeLinear"), "inputs", [None])[0])
+    quantize = producer(getattr(producer(x, "DequantizeLinear"), "inputs", [None])[0])
     if quantize is None or quantize.op_type != "QuantizeLinear":
         return None
     return quantize.inputs[0]
@@ -407,11 +405,6 @@ def _size(weight: ir.Value) -> tuple[int, int]:
     assert weight.const_value is not None
     rows, columns = weight.const_value.shape.numpy()
     return rows, columns
-
-
-def _producer(value: ir.Value | None, op_type: str | None = None) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and op_type in (None, node.op_type) else None
 
 
 def _is_constant(value: ir.Value | None, dtype: ir.DataType | None, rank: int) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ._ort_match import producer, scalar
+
 EXPECTED = {"ReduceMean": -1, "Pow": 2}  # their second inputs
 CHAIN = ("Reciprocal", "Sqrt", "Add", "ReduceMean", "Pow")
 
@@ -44,8 +46,8 @@ def _match(node: ir.Node) -> tuple[ir.Value, ir.Value, float] | None:
     if node.op_type != "Mul" or node.domain:
         return None
     for weight, scaled in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-        inner = scaled.producer() if scaled is not None else None
-        if weight is None or inner is None or inner.op_type != "Mul":
+        inner = producer(scaled, "Mul")
+        if weight is None or inner is None:
             continue
         if weight.shape is None or len(weight.shape) != 1:
             continue
@@ -61,17 +63,12 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
     value: ir.Value | None = root
     epsilon = None
     for op_type in CHAIN:
-        node = value.producer() if value is not None else None
-        if node is None or node.op_type != op_type:
+        node = producer(value, op_type)
+        if node is None:
             return None
         if op_type == "Add":
-            epsilon = _number(node.inputs[1])
-        elif op_type in EXPECTED and _number(node.inputs[1]) != EXPECTED[op_type]:
+            epsilon = scalar(node.inputs[1])
+        elif op_type in EXPECTED and scalar(node.inputs[1]) != EXPECTED[op_type]:
             return None
         value = node.inputs[0]
     return epsilon if value is x else None
-
-
-def _number(value: ir.Value | None) -> float | None:
-    tensor = value.const_value if value is not None else None
-    return float(tensor.numpy().ravel()[0]) if tensor is not None and tensor.size == 1 else None

@@ -33,6 +33,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
+from vlmedge.machine import allowed_cores
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component
 from vlmedge.writer import refuse_full_disk
@@ -266,7 +267,7 @@ def _session(file: Path, root: Path, component: Component) -> ort.InferenceSessi
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors: they are raised anyhow, warnings are for developers
-    options.intra_op_num_threads = _cores()
+    options.intra_op_num_threads = allowed_cores()
     options.enable_mem_pattern = not component.state  # every step has a new length, hence a plan
     # Threads wait awake between operators, which idle machines gain by (ViT-B/16: 66 ms, asleep
     # 87), but not for the milliseconds of the default, which busy machines lose by (222 and 164).
@@ -283,12 +284,6 @@ def _session(file: Path, root: Path, component: Component) -> ort.InferenceSessi
     except Exception as error:  # ONNX Runtime has a dozen exceptions without a common base
         line = " ".join(str(error).split())[:300]
         raise BundleError(f"{file} cannot be opened by ONNX Runtime: {line}") from None
-
-
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @functools.cache

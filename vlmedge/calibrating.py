@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +78,15 @@ class Calibration:
         if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
             ids, mask = self._parts.tokenizer.encode(self._texts())
             self._add({"input_ids": ids, "attention_mask": mask})
+        # every input of one row is asked for before the next row's
+        trial = lru_cache(maxsize=1)(partial(painting.trial, self._parts, images))
+
+        def feed(name: str, i: int) -> Array:
+            return trial(i)[name]
+
         for task in painting.painting_tasks(self._parts)[:1]:
             for spec in bundle.spec.component(task.paint[0]).inputs:
-                self._pool[spec.name] = _Made(len(images), partial(self._trial_feed, spec.name))
-
-    def _trial_feed(self, name: str, i: int) -> Array:
-        images = (*self._samples.images, *self._samples.singles)
-        return painting.trial(self._parts, images, i)[name]
+                self._pool[spec.name] = _Made(len(images), partial(feed, spec.name))
 
     def observe(self, component: Component, model: ir.Model, wanted: Wanted) -> dict[str, Stats]:
         """Run one component over all samples; its outputs become inputs of the next ones.

@@ -153,8 +153,7 @@ def write(
         emit(found if question is None else found[0])
         return
     for image, text in zip(images, texts, strict=True):
-        line = " ".join(text.split("\n"))
-        print(line if len(images) == 1 else f"{image}: {line}")
+        print(_line(text) if len(images) == 1 else f"{image}: {_line(text)}")
 
 
 def _caption_each(
@@ -174,11 +173,16 @@ def _caption_each(
             found = {"error": broken[-1]} if text is None else {"caption": text}
             rows.append({"image": _name(image)} | found)
         elif text is not None:
-            print(f"{image}: {' '.join(text.split(chr(10)))}", flush=True)
+            print(f"{image}: {_line(text)}", flush=True)
     if as_json:
         emit(rows)
     if broken:
         raise InputError(f"{len(broken)} of {len(images)} pictures have no caption: see above")
+
+
+def _line(text: str) -> str:
+    """Put a text into one line."""
+    return " ".join(text.split("\n"))
 
 
 def classify(

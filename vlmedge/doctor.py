@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmedge.detect import Found, Sources, detect
-from vlmedge.machine import this_machine
+from vlmedge.machine import allowed_cores, this_machine
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -82,8 +82,6 @@ class Patient:
 def this_patient(bundles: tuple[Path, ...] = (), sources: Sources | None = None) -> Patient:
     """Describe the machine that this runs on."""
     sources = sources or Sources()
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    all_cpus = os.cpu_count() or 1
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Patient(
         sources,
@@ -91,8 +89,8 @@ def this_patient(bundles: tuple[Path, ...] = (), sources: Sources | None = None)
         tuple(Path(p) for p in sys.path if p and Path(p).is_dir()),
         (sys.version_info.major, sys.version_info.minor),
         platform.machine(),
-        len(affinity(0)) if affinity else all_cpus,
-        all_cpus,
+        allowed_cores(),
+        os.cpu_count() or 1,
         this_machine(()).threads,
         Path(os.environ.get("VLMEDGE_CACHE") or home / "vlmedge"),
         bundles,

@@ -36,15 +36,19 @@ def this_machine(libraries: Iterable[str]) -> Machine:
     )
 
 
+def allowed_cores() -> int:
+    """Count the cores that this process may run on: by its affinity alone."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def cores(root: Path = Path("/")) -> int:
     """Count the cores that this process may keep busy: by its affinity and its cgroup's quota.
 
     Args:
         root: Of the file system that tells the quota.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _quota(root)
+    allowed, quota = allowed_cores(), _quota(root)
     return allowed if quota is None else max(1, min(allowed, round(quota)))
 
 

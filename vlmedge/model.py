@@ -295,7 +295,7 @@ class Model:
         """
         name = self._about("caption" if question is None else "ask", image)
         task, chosen = self._task(name, GenerateTask), self._options(options)
-        soft, grids = self._seen(task, [image])
+        soft, grids = generating.seen(self._parts, task, [self._parts.open(image)])
         text = generating.fill(task, prompt if question is None else question, grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
 
@@ -609,29 +609,18 @@ class Model:
         if is_stream(images):
             return task  # of images; who knows what comes
         kinds = {isinstance(source, Video) for source in _several(images)}
-        clips = [each.source for each in _several(images) if isinstance(each, Video)]
-        names = [str(clip) for clip in clips if isinstance(clip, str | Path)]
-        named = f" ({', '.join(names)})" if names else ""
         if len(kinds) > 1:
-            raise InputError(f"images and videos in one call{named}: give them apart")
+            raise InputError(f"images and videos in one call{_videos(images)}: give them apart")
         name, other = (f"{task}_video", task) if True in kinds else (task, f"{task}_video")
         known = self.bundle.spec.tasks
         if name not in known and other in known:
-            takes = (
-                f"images, no videos{named}" if other == task else "videos alone: give it a Video"
-            )
-            raise InputError(f"{self.bundle.path} takes {takes}")
+            if other != task:
+                raise InputError(f"{self.bundle.path} takes videos alone: give it a Video")
+            raise InputError(f"{self.bundle.path} takes images, no videos{_videos(images)}")
         return name
 
     def _options(self, given: dict[str, Any]) -> Generation:
         return self._parts.options(given)
-
-    def _seen(
-        self, task: GenerateTask, images: Images
-    ) -> tuple[list[generating.Soft], Sequence[Grid]]:
-        """Encode images or videos, and say how each is cut."""
-        opened = [self._parts.open(image) for image in images]
-        return generating.seen(self._parts, task, opened)
 
     def _shown(
         self, task: GenerateTask, examples: Sequence[Example]
@@ -639,10 +628,9 @@ class Model:
         """Encode the pictures of examples: for each placeholder float32 [n, width]."""
         if not examples or task.example is None:  # the latter is refused where it is filled in
             return [(example, Grid()) for example in examples], []
-        pictures = self._parts.pictures([example.image for example in examples])
-        found = generating.encode(self._parts, task, pictures.pixel_values)
-        soft = [part for seen in generating.rows(found, pictures.grids) for part in seen]
-        return list(zip(examples, pictures.grids, strict=True)), soft
+        opened = [self._parts.open(example.image) for example in examples]
+        found, grids = generating.seen(self._parts, task, opened)
+        return list(zip(examples, grids, strict=True)), [part for seen in found for part in seen]
 
     def _write(
         self,
@@ -722,6 +710,13 @@ def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
 def _one(image: ImageSource | None) -> ImageSource:
     assert image is not None
     return image
+
+
+def _videos(images: object) -> str:
+    """Name the videos among what was given, in brackets, as far as they have names."""
+    clips = [each.source for each in _several(images) if isinstance(each, Video)]
+    names = [str(clip) for clip in clips if isinstance(clip, str | Path)]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _several(images: object) -> list[Any] | tuple[Any, ...]:

@@ -138,20 +138,28 @@ def image_sides(kind: str, work: str, common: Callable[[Kit], Task]) -> tuple[Si
         return Side(name, peer, worker, unit, lambda kit: {"kind": work, **common(kit), **own(kit)})
 
     def vlmedge(scheme: str) -> Side:
-        bundle = lambda kit: {"bundle": str(kit.bundle(kind, scheme))}  # noqa: E731
+        def bundle(kit: Kit) -> Task:
+            return {"bundle": str(kit.bundle(kind, scheme))}
+
         unit = "int8" if scheme == "int8" else "fp32"
         return side(f"vlmedge {scheme}", HOST, "with_vlmedge.py", unit, bundle)
 
     def torch(dtype: str, unit: str) -> Side:
-        task = lambda kit: {"checkpoint": str(kit.checkpoint(kind)), "dtype": dtype}  # noqa: E731
+        def task(kit: Kit) -> Task:
+            return {"checkpoint": str(kit.checkpoint(kind)), "dtype": dtype}
+
         return side(f"PyTorch {unit}", HOST, "with_torch.py", unit, task)
 
     def openvino(title: str, scheme: str, unit: str) -> Side:
-        task = lambda kit: openvino_towers(kit, kind, scheme)  # noqa: E731
+        def task(kit: Kit) -> Task:
+            return openvino_towers(kit, kind, scheme)
+
         return side(f"OpenVINO {title}", "openvino", "with_openvino.py", unit, task)
 
     def ort(title: str, unit: str, file: Callable[[Kit], Path]) -> Side:
-        task = lambda kit: {"graph": str(file(kit))}  # noqa: E731
+        def task(kit: Kit) -> Task:
+            return {"graph": str(file(kit))}
+
         return side(f"ONNX Runtime {title}", HOST, "with_onnxruntime.py", unit, task)
 
     return (

@@ -14,14 +14,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import training
 from corpus import IMAGE_MEAN, IMAGE_STD, Form, crowd, form, plans, prompt, render
 from patches import PATCH_SIZE_PX, PatchHead, patch_labels
 from qformer import PAD, RepresentationStage
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Blip2Config,
@@ -32,12 +30,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from words import opt_tokenizer
+from writing import IGNORED, next_token_loss, pad
 
 from vlmedge.scenes import IMAGE_SIZE_PX, Plan
 
 QUERIES = 16
 CONTEXT = 128
-IGNORED = -100
 BAG = 4  # words of a bag, at most
 QUESTIONS_PER_STEP = 3
 
@@ -93,14 +91,6 @@ class Texts:
         """A caption and some questions of one scene."""
         asked = self.rng.sample(plan.questions, QUESTIONS_PER_STEP)
         return [self.caption(plan.caption), *(self.answer(pair) for pair in asked)]
-
-
-def pad(rows: list[list[int]], value: int) -> Tensor:
-    """Rows of unequal length as one int64 (rows, longest), padded on the right."""
-    out = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return torch.from_numpy(out)
 
 
 def build(tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> Blip2Config:
@@ -246,9 +236,7 @@ class Run:
             inputs_embeds=inputs,
             attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long, device=ids.device),
         ).logits[:, prefix.shape[1] :]
-        return functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
-        )
+        return next_token_loss(logits, labels)
 
     def representation(self) -> None:
         """Teach ViT and Q-Former; the text branch and the heads are dropped afterwards."""

@@ -1,0 +1,17 @@
+"""What the patterns of the lowering ask of a value: who makes it, and which number it is."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def producer(value: ir.Value | None, op_type: str | None = None) -> ir.Node | None:
+    """Return the node that makes a value, if it is of this kind; none for an input or a weight."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and op_type in (None, node.op_type) else None
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """Return a constant of one element, whatever its rank; none for all else."""
+    tensor = value.const_value if value is not None else None
+    return float(tensor.numpy().ravel()[0]) if tensor is not None and tensor.size == 1 else None
