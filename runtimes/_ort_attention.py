@@ -175,9 +175,7 @@ def _unturned(layer: _Layer) -> tuple[_Layer, Turn] | None:
     return replace(layer, query=query[0], key=key[0]), query[1]
 
 
-def _table(
-    graph: ir.Graph, turn: Turn, total: ir.Value, number: int
-) -> tuple[ir.Value, ir.Value]:
+def _table(graph: ir.Graph, turn: Turn, total: ir.Value, number: int) -> tuple[ir.Value, ir.Value]:
     """Compute cos and sin of every position so far, float32 [total, width / 2], once a step."""
     kind = ir.DataType.FLOAT
     width = turn.frequencies.const_value.size if turn.frequencies.const_value is not None else 0

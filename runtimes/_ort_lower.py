@@ -245,9 +245,7 @@ def _groups(linears: list[_Linear]) -> list[list[_Linear]]:
     return list(found.values())
 
 
-def _join(
-    graph: ir.Graph, parts: list[tuple[ir.Value, ir.Value]]
-) -> tuple[ir.Value, ir.Value]:
+def _join(graph: ir.Graph, parts: list[tuple[ir.Value, ir.Value]]) -> tuple[ir.Value, ir.Value]:
     """Promise packed weights, and their scales, one after the other."""
     joined = []
     for values in zip(*parts, strict=True):
@@ -274,7 +272,7 @@ def _replace_group(
     if first.bias is not None:
         biases = [linear.bias.const_value for linear in group if linear.bias is not None]
         name = f"{first.bias.name}.joined"
-        whole = np.concatenate([tensor.numpy() for tensor in biases if tensor is not None])
+        whole = np.concatenate([_read(tensor) for tensor in biases if tensor is not None])
         bias = ir.Value(name=name, type=first.bias.type, shape=ir.Shape(whole.shape))
         bias.const_value = ir.tensor(whole, name=name)
         graph.register_initializer(bias)
