@@ -13,6 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 CHAIN = ("Reciprocal", "Sqrt", "Add", "ReduceMean", "Pow")
+WANTED = {"ReduceMean": -1, "Pow": 2}  # their second inputs: axis, exponent
 
 
 def fuse_norms(graph: ir.Graph) -> int:
@@ -65,9 +66,7 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
             return None
         if op_type == "Add":
             epsilon = _number(node.inputs[1])
-        elif op_type == "ReduceMean" and _number(node.inputs[1]) != -1:
-            return None
-        elif op_type == "Pow" and _number(node.inputs[1]) != 2:
+        elif op_type in WANTED and _number(node.inputs[1]) != WANTED[op_type]:
             return None
         value = node.inputs[0]
     return epsilon if value is x else None
