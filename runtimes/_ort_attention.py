@@ -26,6 +26,7 @@ CONTRIB = "com.microsoft"
 KERNEL = "GroupQueryAttention"
 ROTARY_WIDTH = 16  # the kernel turns heads of a multiple of it
 HEADS_INSIDE = [0, 2, 1, 3]  # [batch, tokens, heads, width] <-> [batch, heads, tokens, width]
+TURN = "turn."  # begins the names of the constants of a kernel that turns queries and keys itself
 REPEAT = ("Unsqueeze", "Expand", "Reshape")  # of each key head for the query heads that share it
 
 
@@ -183,17 +184,17 @@ def _table(graph: ir.Graph, turn: Turn, total: ir.Value, number: int) -> tuple[i
     """Compute cos and sin of every position so far, float32 [total, width / 2], once a step."""
     kind = ir.DataType.FLOAT
     width = turn.frequencies.const_value.size if turn.frequencies.const_value is not None else 0
-    ends = [_constant(graph, f"turn.{number}.{i}", np.array(i, np.int32)) for i in (0, 1)]
+    ends = [_constant(graph, f"{TURN}{number}.{i}", np.array(i, np.int32)) for i in (0, 1)]
     places = _node(graph, "Range", [ends[0], total, ends[1]], ir.DataType.INT32, ["total"])
-    column = _constant(graph, f"turn.{number}.column", np.array([-1, 1]))
-    row = _constant(graph, f"turn.{number}.row", np.array([1, -1]))
+    column = _constant(graph, f"{TURN}{number}.column", np.array([-1, 1]))
+    row = _constant(graph, f"{TURN}{number}.row", np.array([1, -1]))
     narrow = _node(graph, "Cast", [places], kind, ["total"], to=int(kind))
     left = _node(graph, "Reshape", [narrow, column], kind, ["total", 1])
     right = _node(graph, "Reshape", [turn.frequencies, row], kind, [1, width])
     angles = _node(graph, "Mul", [left, right], kind, ["total", width])
     found = [_node(graph, name, [angles], kind, ["total", width]) for name in ("Cos", "Sin")]
     if turn.factor != 1:
-        factor = _constant(graph, f"turn.{number}.factor", np.array(turn.factor, np.float32))
+        factor = _constant(graph, f"{TURN}{number}.factor", np.array(turn.factor, np.float32))
         found = [_node(graph, "Mul", [v, factor], kind, ["total", width]) for v in found]
     return found[0], found[1]
 

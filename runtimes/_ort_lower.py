@@ -270,7 +270,7 @@ def _replace_group(
     if first.bias is not None:
         biases = [linear.bias.const_value for linear in group if linear.bias is not None]
         name = f"{first.bias.name}.joined"
-        whole = np.concatenate([tensor.numpy() for tensor in biases if tensor is not None])
+        whole = np.concatenate([_read(tensor) for tensor in biases if tensor is not None])
         bias = ir.Value(name=name, type=first.bias.type, shape=ir.Shape(whole.shape))
         bias.const_value = ir.tensor(whole, name=name)
         graph.register_initializer(bias)

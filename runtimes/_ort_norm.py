@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from ._ort_match import producer, scalar
 
-EXPECTED = {"ReduceMean": -1, "Pow": 2}  # their second inputs
 CHAIN = ("Reciprocal", "Sqrt", "Add", "ReduceMean", "Pow")
+WANTED = {"ReduceMean": -1, "Pow": 2}  # their second inputs: axis, exponent
 
 
 def fuse_norms(graph: ir.Graph) -> int:
@@ -68,7 +68,7 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
             return None
         if op_type == "Add":
             epsilon = scalar(node.inputs[1])
-        elif op_type in EXPECTED and scalar(node.inputs[1]) != EXPECTED[op_type]:
+        elif op_type in WANTED and scalar(node.inputs[1]) != WANTED[op_type]:
             return None
         value = node.inputs[0]
     return epsilon if value is x else None

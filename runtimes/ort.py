@@ -39,6 +39,7 @@ from vlmedge.spec import Component
 from vlmedge.writer import refuse_full_disk
 
 KERNEL = "GroupQueryAttention"  # in a lowered graph: its cache is in place
+TURN = b"turn.0.row"  # in a lowered graph: the kernel counts positions by itself
 GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
 # What the graphs of the schemes hold and float32 ones do not: an operator, and fp16's weights.
 QUANTIZED = (b"DequantizeLinear", b".float16")
@@ -115,8 +116,12 @@ class InPlaceGraph(OrtGraph):
     repeated for beams, rows of one origin hold the same prompt, which is never copied again.
     """
 
-    def __init__(self, component: Component, session: ort.InferenceSession) -> None:
+    def __init__(
+        self, component: Component, session: ort.InferenceSession, *, counts: bool = False
+    ) -> None:
+        """Wrap a session; `counts` tells that its kernels count positions, padding included."""
         super().__init__(component, session)
+        self._counts = counts
         self._specs = {i.name: i for i in component.inputs if i.name in self._became.values()}
         self._buffers: dict[str, Array] = {}
         self._binding: ort.IOBinding | None = None
@@ -130,6 +135,11 @@ class InPlaceGraph(OrtGraph):
         if self._session is None:
             raise RuntimeError(f"{self.component.name} is closed")
         axes = self._check(feeds)
+        if self._counts and (np.diff(feeds["attention_mask"], axis=1) < 0).any():
+            raise InputError(
+                f"{self.component.name}: attention_mask has a gap: its rows may only begin with "
+                "zeros: pad on the left"
+            )
         given = {name: value for name, value in feeds.items() if name in self._specs}
         if given:
             self._used, self._shared = axes["past"], 0
@@ -256,8 +266,10 @@ ENGINE = Ort()
 def _opened(component: Component, file: Path, root: Path) -> Graph:
     """Open a lowered graph; its kernels tell how it keeps its state."""
     session = _session(file, root, component)
-    in_place = KERNEL.encode() in file.read_bytes()
-    return InPlaceGraph(component, session) if in_place else OrtGraph(component, session)
+    graph = file.read_bytes()
+    if KERNEL.encode() not in graph:
+        return OrtGraph(component, session)
+    return InPlaceGraph(component, session, counts=TURN in graph)
 
 
 def _session(file: Path, root: Path, component: Component) -> ort.InferenceSession:

@@ -15,10 +15,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from tiny import tiny as tiny_checkpoint
 
 from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.contracts import Array, Graph
 from vlmedge.errors import BundleError, InputError
+from vlmedge.exporting import export, quantize
 from vlmedge.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.portable import save_graph
 from vlmedge.registry import ENGINES
@@ -432,3 +434,63 @@ def test_cache_in_place_is_the_cache_that_is_copied(blip2_bundle: Path) -> None:
                 "attention_mask": np.ones((1, 66), np.int64),
             }
         )
+
+
+@pytest.fixture(scope="module", params=["llava", "llava-mistral", "llava-qwen2", "smolvlm"])
+def turning(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose decoder has rotary positions, and fewer heads of keys than of queries."""
+    root = tmp_path_factory.mktemp(request.param)
+    tiny_checkpoint(request.param, root / "checkpoint")
+    return export(str(root / "checkpoint"), root / "bundle", check=False).path
+
+
+def decoder_operators(folder: Path) -> tuple[Counter[str], list[ir.Node]]:
+    """Count the operators of the lowered decoder; return its attentions too."""
+    (file,) = folder.glob("engines/ort-*/decoder.onnx")
+    nodes = list(ir.load(file).graph)
+    return Counter(n.op_type for n in nodes), [n for n in nodes if n.op_type == ort.KERNEL]
+
+
+def test_decoder_with_rotary_is_one_kernel_a_layer(turning: Path) -> None:
+    bundle = Bundle.load(turning)
+    spec = bundle.spec.component("decoder")
+    layers = len(spec.state) // 2
+    ours = ort.ENGINE.open(bundle, "decoder")
+    operators, attentions = decoder_operators(turning)
+    assert len(attentions) == layers
+    turns = int(spec.inputs[-1].shape[-1]) % 16 == 0  # else the graph turns, and the kernel not
+    assert all(n.attributes.get_int("do_rotary", 0) == turns for n in attentions)
+    assert operators["SimplifiedLayerNormalization"] == 2 * layers + 1
+    assert operators["Softmax"] == operators["ReduceMean"] == 0
+    assert operators["Neg"] == (0 if turns else 2 * layers)
+    portable = bundle.graph_file("decoder")
+    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent, spec))
+    rng = np.random.default_rng(0)
+    mask = np.ones((2, 20), np.int64)
+    mask[1, :7] = 0  # a row of its own length, whose positions the kernel counts from elsewhere
+    for tokens in (20, 1, 1):
+        if tokens == 1:
+            mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        embeds = rng.standard_normal((2, tokens, int(spec.inputs[0].shape[-1])))
+        feeds = {"inputs_embeds": embeds.astype(np.float32), "attention_mask": mask}
+        found, expected = (graph.run(feeds)["logits"] for graph in (ours, plain))
+        keep = mask[:, -tokens:] == 1
+        np.testing.assert_allclose(found[keep], expected[keep], rtol=1e-4, atol=1e-4)
+    if turns:
+        mask[0, 3] = 0
+        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        with pytest.raises(InputError, match="decoder: attention_mask has a gap"):
+            ours.run({**feeds, "attention_mask": mask})
+
+
+def test_linears_that_share_x_multiply_once(turning: Path, tmp_path: Path) -> None:
+    small = quantize(turning, "int4", tmp_path / "int4", check=False)
+    spec = small.spec.component("decoder")
+    layers = len(spec.state) // 2
+    ort.ENGINE.open(small, "decoder")
+    operators, attentions = decoder_operators(small.path)
+    assert operators["MatMulNBits"] == 4 * layers + 1  # qkv, out, gate and up, down; the head
+    turns = attentions[0].attributes.get_int("do_rotary", 0)
+    # of gate and up; of q, k and v only where the graph turns, else the kernel takes them as one
+    assert operators["Split"] == (layers if turns else 2 * layers)
+    assert all((n.inputs[1] is None) == bool(turns) for n in attentions)
