@@ -4,8 +4,11 @@
     python benchmarks/make_checkpoint.py clip-vit-b-16 /tmp/clip-vit-b-16        (0.3 GB)
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-cut 6    (of each part 6 layers)
     python benchmarks/make_checkpoint.py blip2-opt-cut /tmp/blip2-opt-cut        (1.1 GB)
+    python benchmarks/make_checkpoint.py llava-1.1b /tmp/llava-1.1b              (2.2 GB)
 
-The last is BLIP-2 OPT-2.7b with fewer layers: 1 of the image tower, 2 of the Q-Former, 4 of OPT.
+blip2-opt-cut is BLIP-2 OPT-2.7b with fewer layers: 1 of the image tower, 2 of the Q-Former, 4 of
+OPT. llava-1.1b has the smallest of towers before TinyLlama's decoder; llama-1.1b and opt-2.7b are
+decoders alone, for those who run nothing else, and blip2-vit-g is hardly more than BLIP-2's tower.
 
 Speed and memory depend on shapes alone, and parity is harder on random weights than on trained
 ones. Tensors are drawn and written one at a time, as float16 in shards of about 5 GB, as the hub
@@ -60,6 +63,58 @@ def blip2_opt_cut() -> Any:
     return config
 
 
+def blip2_vit_g() -> Any:
+    """Return BLIP-2's config with its whole image tower and next to nothing behind it."""
+    config = blip2_opt()
+    config.qformer_config.num_hidden_layers = 2
+    config.text_config.num_hidden_layers = 1
+    return config
+
+
+def opt() -> Any:
+    """Return the config of the OPT in Salesforce/blip2-opt-2.7b."""
+    config = blip2_opt().text_config
+    config.architectures = ["OPTForCausalLM"]
+    return config
+
+
+def llama() -> Any:
+    """Return the config of TinyLlama/TinyLlama-1.1B-Chat-v1.0."""
+    return transformers.LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+def llava() -> Any:
+    """Return the config of a LLaVA around it whose tower costs next to nothing."""
+    return transformers.LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        text_config=llama().to_dict(),
+        image_token_index=4,
+        image_seq_length=4,
+        architectures=["LlavaForConditionalGeneration"],
+    )
+
+
 def clip_b16() -> Any:
     """Return the config of openai/clip-vit-base-patch16."""
     return transformers.CLIPConfig(
@@ -83,6 +138,10 @@ def clip_l14() -> Any:
 MODELS = {
     "blip2-opt-2.7b": (blip2_opt, transformers.Blip2ForConditionalGeneration),
     "blip2-opt-cut": (blip2_opt_cut, transformers.Blip2ForConditionalGeneration),
+    "blip2-vit-g": (blip2_vit_g, transformers.Blip2ForConditionalGeneration),
+    "opt-2.7b": (opt, transformers.OPTForCausalLM),
+    "llama-1.1b": (llama, transformers.LlamaForCausalLM),
+    "llava-1.1b": (llava, transformers.LlavaForConditionalGeneration),
     "clip-vit-b-16": (clip_b16, transformers.CLIPModel),
     "clip-vit-l-14": (clip_l14, transformers.CLIPModel),
 }
@@ -93,7 +152,7 @@ def tokenizer(bos: str, eos: str, bos_id: int, eos_id: int, template: str) -> To
     built = Tokenizer(models.BPE())
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<image>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
     built.train_from_iterator(["a photo of a cat and a dog", "Question: Answer:"], trainer)
@@ -126,9 +185,9 @@ def write(kind: str, folder: Path, layers: int | None = None) -> None:
     """Write the checkpoint, with no more than `layers` layers in each part."""
     make, architecture = MODELS[kind]
     config = make()
-    for name in config.sub_configs if layers is not None else ():
-        part = getattr(config, name)
-        part.num_hidden_layers = min(part.num_hidden_layers, layers)
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if layers is not None and hasattr(part, "num_hidden_layers"):
+            part.num_hidden_layers = min(part.num_hidden_layers, layers)
     folder.mkdir(parents=True, exist_ok=True)
     config.dtype = "float16"
     config.save_pretrained(folder)
@@ -166,7 +225,10 @@ def write(kind: str, folder: Path, layers: int | None = None) -> None:
                 print(f"\r{name:80.80}", end="", file=sys.stderr)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    if kind.startswith("blip2"):
+    if kind.startswith(("llama", "llava")):
+        bos, eos = "<s>", "</s>"
+        built = tokenizer(bos, eos, 0, 2, "<s> $A")
+    elif kind.startswith(("blip2", "opt")):
         built = tokenizer("</s>", "\n", 2, 50118, "</s> $A")
         bos, eos = "</s>", "</s>"
     else:

@@ -15,13 +15,14 @@ Message = dict[str, Any]
 _SYSTEM, _Q1, _A1, _Q2 = "SYSTEMPROBE", "FIRSTPROBE", "REPLYPROBE", "SECONDPROBE"
 
 
-def read_chat(folder: Path, write: str, placeholder: str) -> ChatTask | None:
+def read_chat(folder: Path, write: str, placeholder: str, kind: str = "image") -> ChatTask | None:
     """Read a chat template.
 
     Args:
         folder: The checkpoint.
         write: The task whose wiring a conversation uses.
-        placeholder: The text of the image token.
+        placeholder: The text of the image token, or the video token.
+        kind: What a template calls it: "image" or "video".
 
     Returns:
         Its parts, or none where there is no template, or one that is not put together from such
@@ -34,7 +35,10 @@ def read_chat(folder: Path, write: str, placeholder: str) -> ChatTask | None:
 
     def render(*messages: Message) -> str:
         found = tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
+            [_shown(message, kind) for message in messages],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
         )
         assert isinstance(found, str)
         return found
@@ -131,6 +135,12 @@ def _assistant(text: str) -> Message:
 def _message(role: str, text: str, images: int = 0) -> Message:
     content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
     return {"role": role, "content": content}
+
+
+def _shown(message: Message, kind: str) -> Message:
+    """Put things of another kind in the place of a message's images."""
+    content = [{"type": kind} if p["type"] == "image" else p for p in message["content"]]
+    return {**message, "content": content}
 
 
 def _common_end(left: str, right: str) -> str:

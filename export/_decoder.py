@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, TensorSpec
 
-from ._family import state_pairs
+from ._family import cache_argument, state_pairs
 
 EMBED_TOKENS = "language_model.model.embed_tokens.weight"
 LM_HEAD = "language_model.lm_head.weight"
@@ -69,10 +69,11 @@ class Decoder(torch.nn.Module):
             inputs_embeds=inputs_embeds,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(self.language_model, cache),
         )
-        present = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+        layers: Any = cache.layers
+        present = [t for layer in layers for t in (layer.keys, layer.values)]
         return out.logits, present
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from vlmedge.adapter import Weighted
 from vlmedge.contracts import Array, Graph
 from vlmedge.merged import Merged
+from vlmedge.rows import Rows
 from vlmedge.spec import EmbeddingTable, ModelSpec
 
 from ._checkpoint import TOKENIZER, check_weights, goldens
@@ -119,6 +122,10 @@ class HubExport:
         vocabulary, width = self.weights.shapes()[self.embed_tokens]
         return EmbeddingTable(EMBEDDINGS, 0, self._table_dtype(), (vocabulary, width))
 
+    def rows(self) -> Rows | None:
+        """Read the token embedding table, in the precision that it has on disk."""
+        return None if self.embed_tokens is None else Rows(self._table())
+
     def open(self, component: str, dtype: str = "float32") -> Graph:
         """Load one component in PyTorch, as the gate's and the benchmark's reference."""
         spec = self.spec.component(component)
@@ -129,14 +136,22 @@ class HubExport:
         half = self.weights.dtype(self.embed_tokens) == "float16" and self.embed_scale == 1.0
         return "float16" if half else "float32"  # numpy has no bfloat16; float32 holds it exactly
 
-    def _write_embeddings(self, file: Path) -> None:
+    def _table(self) -> Array:
         assert self.embed_tokens is not None
         table = self.weights.read(self.embed_tokens)
         if self.embed_scale != 1.0:
             table *= np.float32(self.embed_scale)
-        table = table.astype(self._table_dtype())
+        return np.ascontiguousarray(table.astype(self._table_dtype(), copy=False))
+
+    def _write_embeddings(self, file: Path) -> None:
         with file.open("wb") as stream:
-            np.ascontiguousarray(table).tofile(stream)
+            self._table().tofile(stream)
+
+
+def cache_argument(module: torch.nn.Module, cache: object) -> dict[str, Any]:
+    """Name a cache as the installed transformers does: `cache` from 5.24 on."""
+    known = inspect.signature(module.forward).parameters
+    return {"cache" if "cache" in known else "past_key_values": cache}
 
 
 def state_pairs(layers: int) -> tuple[tuple[str, str], ...]:

@@ -155,7 +155,8 @@ class Block(torch.nn.Module):
         if past:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         states = states + attends.part(normed, key, value, bias)
-        for layer in self.layer[1:]:
+        rest: Any = self.layer[1:]
+        for layer in rest:
             given = cross if len(self.layer) == 3 and layer is self.layer[1] else ()
             states = states + layer.part(layer.layer_norm(states), *given)
         return states, key, value

@@ -28,6 +28,7 @@ def save(
     image_processor: Any = None,
     processor: Callable[[transformers.PreTrainedTokenizerFast], Any] | None = None,
     gain: float = 1.0,
+    more: tuple[str, ...] = (),
 ) -> None:
     """Draw every parameter of a model and write it with its processors, in the hub's layout.
 
@@ -41,6 +42,7 @@ def save(
         processor: Makes the processor of pictures and texts from the tokenizer, if there is one.
         gain: Multiplies every matrix. Below 1 a layer adds less to its input than it is, as in
             trained models; at 1 random gated layers make ten times more of int4's rounding.
+        more: Further special tokens; the first has `free_id`.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -58,11 +60,17 @@ def save(
         full = transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer(template), bos_token=bos, eos_token=eos, pad_token="<pad>"
         )
+        full.add_special_tokens({"additional_special_tokens": list(more)})
         full.save_pretrained(folder)
         if processor is not None:
             processor(full).save_pretrained(folder)
     if image_processor is not None:
         image_processor.save_pretrained(folder)
+
+
+def free_id() -> int:
+    """Return the id of the first token that comes as one `more`."""
+    return tokenizer("$A").get_vocab_size()
 
 
 def tokenizer(template: str) -> Tokenizer:

@@ -20,7 +20,7 @@ from ._torch import Build, build_on_meta, is_layered
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
 
 # Sizes to trace at. All differ, and none is 0 or 1, which torch.export would take for constants.
-AXES = {"batch": 2, "tokens": 3, "past": 5, "total": 8, "media": 14, "states": 7}
+AXES = {"batch": 2, "tokens": 3, "past": 5, "total": 8, "media": 14, "states": 7, "frames": 4}
 
 
 def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array]]:

@@ -21,7 +21,13 @@ PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 class PickleWeights:
     """The tensors of .bin files, mapped by torch, which runs no code of theirs."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], inside: str | None = None) -> None:
+        """Open files.
+
+        Args:
+            files: Of a layout that torch.save made.
+            inside: Under which name a training's own file has the weights among other things.
+        """
         import torch
 
         self._tensors: dict[str, torch.Tensor] = {}
@@ -30,7 +36,7 @@ class PickleWeights:
                 found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             except Exception as error:  # torch raises what the pickle makes it raise
                 raise CheckpointError(f"{file} cannot be read as weights: {error}") from None
-            self._tensors.update(found)
+            self._tensors.update(found.get(inside, found))
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""

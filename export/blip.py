@@ -35,7 +35,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._cross import cross_specs, filled_cache, nest, padding_mask, split_heads
-from ._family import HubExport, causal_mask, state_pairs
+from ._family import HubExport, cache_argument, causal_mask, state_pairs
 from ._tiny import VOCABULARY, save
 from ._torch import Build
 from ._weights import open_weights
@@ -172,14 +172,14 @@ class CrossAttention(BlipTextSelfAttention):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """See BlipTextSelfAttention; both masks are the encoder's."""
+        """See BlipTextSelfAttention; both masks are the encoder's.
+
+        The cache is among `kwargs`, under either name.
+        """
         mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
-        return super().forward(
-            hidden_states, None, encoder_hidden_states, mask, past_key_values, **kwargs
-        )
+        return super().forward(hidden_states, None, encoder_hidden_states, mask, **kwargs)
 
 
 class Decoder(torch.nn.Module):
@@ -226,8 +226,8 @@ class Decoder(torch.nn.Module):
             # not looked at, for the cache has all layers; its being there asks for the attention
             encoder_hidden_states=inputs_embeds,
             encoder_attention_mask=None if mask is None else padding_mask(mask),
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(self.text_decoder, cache),
         )
         layers: Any = cache.self_attention_cache.layers
         return out.logits, [t for layer in layers for t in (layer.keys, layer.values)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._decoder import check_language_model
-from ._family import HubExport, causal_mask, state_pairs
+from ._family import HubExport, cache_argument, causal_mask, state_pairs
 from ._tiny import VOCABULARY, save
 from ._torch import Build
 from ._weights import Weights, open_weights
@@ -65,10 +65,11 @@ class Decoder(torch.nn.Module):
             inputs_embeds=inputs_embeds,
             attention_mask=causal_mask(attention_mask, tokens),
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(self.language_model, cache),
         )
-        present = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+        layers: Any = cache.layers
+        present = [t for layer in layers for t in (layer.keys, layer.values)]
         return out.logits, present
 
 
@@ -200,13 +201,13 @@ class Blip2:
 
     def tiny(self, name: str, folder: Path) -> transformers.Blip2ForConditionalGeneration:
         """Write a random BLIP-2 of 2, 4 and 2 layers, with the language model of one kind."""
+        text = TEXTS[name]()
         config = transformers.Blip2Config(
             **_qformer.tiny_parts(VOCABULARY),
-            text_config=TEXTS[name](),
+            text_config=text,
             image_token_index=4,
         )
         model = transformers.Blip2ForConditionalGeneration(config)
-        writes = config.text_config.model_type
         if name == "blip2-flan-t5":
             _t5.untie(model.language_model)
         images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
@@ -214,7 +215,7 @@ class Blip2:
             model,
             folder,
             bos="</s>",
-            template="</s> $A" if writes == "opt" else "$A </s>",
+            template="</s> $A" if text["model_type"] == "opt" else "$A </s>",
             image_processor=images,
             processor=lambda tokenizer: transformers.Blip2Processor(images, tokenizer, 6),
         )
@@ -237,7 +238,7 @@ def _tiny_opt() -> dict[str, Any]:
     }
 
 
-TEXTS = {
+TEXTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "blip2": _tiny_opt,
     "blip2-flan-t5": partial(_t5.tiny_config, "t5"),
     "blip2-mt5": partial(_t5.tiny_config, "mt5"),

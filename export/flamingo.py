@@ -36,7 +36,7 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport, causal_mask, state_pairs
+from ._family import HubExport, cache_argument, causal_mask, state_pairs
 from ._tiny import VOCABULARY, save
 from ._weights import Joined, Weights, open_weights
 
@@ -170,9 +170,8 @@ class Decoder(torch.nn.Module):
                 i = number // self._every
                 gated = self.model.gated_cross_attn_layers[i]
                 hidden = _look(gated, hidden, pairs[2 * i], pairs[2 * i + 1], shut, sees)
-            hidden = layer(
-                hidden, attention_mask=mask, position_ids=positions, past_key_values=cache
-            )
+            named = cache_argument(layer, cache)
+            hidden = layer(hidden, attention_mask=mask, position_ids=positions, **named)
         logits = self.lm_head(self.model.norm(hidden))
         layers: Any = cache.layers
         present = [t for layer in layers for t in (layer.keys, layer.values)]

@@ -49,12 +49,14 @@ class Static:
         largest: What an activation's largest magnitude becomes.
         noisy: Whether rounding leaves the same noise whatever the size (integers do).
         timed: See `Scheme.timed`.
+        table: See `Scheme.table`.
     """
 
     form: Format
     largest: float
     noisy: bool
     timed: bool
+    table: str = "int8"
 
     def watch(self, component: Component, model: ir.Model) -> Wanted:
         """Name what the Linears of a stateless component read; a decoder's activations stay."""

@@ -32,6 +32,7 @@ class Fp16:
     """The scheme `fp16`."""
 
     timed = False
+    table = "float16"
 
     def watch(self, component: Component, model: ir.Model) -> Wanted:
         """Name every float tensor that a node makes; a decoder's are not seen."""

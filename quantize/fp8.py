@@ -8,4 +8,4 @@ from __future__ import annotations
 from ._formats import FP8_LARGEST, Fp8Columns
 from ._static import Static
 
-SCHEME = Static(Fp8Columns(), FP8_LARGEST, noisy=False, timed=False)
+SCHEME = Static(Fp8Columns(), FP8_LARGEST, noisy=False, timed=False, table="float16")

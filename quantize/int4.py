@@ -28,6 +28,7 @@ class Int4:
     """The scheme `int4`."""
 
     timed = True
+    table = "int8"
 
     def watch(self, component: Component, model: ir.Model) -> Wanted:
         """Name what the Linears read."""

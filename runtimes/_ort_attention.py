@@ -12,15 +12,18 @@ It is all layers or none: a cache half in place would need two ways to keep it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from vlmedge.spec import Component
 
+from ._ort_rotary import Turn, unturned
+
 CONTRIB = "com.microsoft"
 KERNEL = "GroupQueryAttention"
+ROTARY_WIDTH = 16  # the kernel turns heads of a multiple of it
 HEADS_INSIDE = [0, 2, 1, 3]  # [batch, tokens, heads, width] <-> [batch, heads, tokens, width]
 REPEAT = ("Unsqueeze", "Expand", "Reshape")  # of each key head for the query heads that share it
 
@@ -63,12 +66,42 @@ def fuse(component: Component, model: ir.Model) -> int:
     found = [layer for layer in layers if layer is not None]
     if len(found) != len(keys) or _asks_for_past(graph, set(pairs)):
         return 0
+    tokens = next(
+        ((inputs[spec.name], spec.shape.index("tokens")) for spec in component.inputs
+         if "tokens" in spec.shape), None
+    )  # fmt: skip
+    if not _tell_past(graph, set(pairs), mask, tokens):
+        return 0
     lengths, total = _lengths(graph, *mask)
-    for number, layer in enumerate(found):
-        _replace(graph, layer, lengths, total, number)
+    turns = [_unturned(layer) for layer in found]
+    tables: dict[str, tuple[ir.Value, ir.Value]] = {}
+    for number, (layer, turned) in enumerate(zip(found, turns, strict=True)):
+        if turned is None:
+            _replace(graph, layer, lengths, total, number, ())
+            continue
+        layer, turn = turned
+        name = f"{turn.frequencies.name}*{turn.factor}"
+        if name not in tables:
+            tables[name] = _table(graph, turn, total, len(tables))
+        _replace(graph, layer, lengths, total, number, tables[name])
     model.opset_imports[CONTRIB] = 1
     graph.sort()
     return len(found)
+
+
+def unsplit(graph: ir.Graph) -> None:
+    """Give the kernel queries, keys and values as one tensor where one MatMul makes them."""
+    for node in graph:
+        if node.op_type != KERNEL or node.inputs[0] is None:
+            continue
+        split = node.inputs[0].producer()
+        if split is None or split.op_type != "Split" or len(split.outputs) != 3:
+            continue
+        alone = all(len(tuple(value.uses())) == 1 for value in split.outputs)
+        if alone and all(a is b for a, b in zip(split.outputs, node.inputs[:3], strict=True)):
+            node.replace_input_with(0, split.inputs[0])
+            node.replace_input_with(1, None)
+            node.replace_input_with(2, None)
 
 
 def _match(past_key: ir.Value, past_value: ir.Value) -> _Layer | None:
@@ -135,8 +168,65 @@ def _rank(value: ir.Value) -> int:
     return -1 if value.shape is None else len(value.shape)
 
 
+def _unturned(layer: _Layer) -> tuple[_Layer, Turn] | None:
+    """Return the layer before its queries and keys are turned, if one turn does both."""
+    query, key = unturned(layer.query), unturned(layer.key)
+    if query is None or key is None or query[1] != key[1]:
+        return None
+    if _last(layer.past_key) % ROTARY_WIDTH:
+        return None
+    return replace(layer, query=query[0], key=key[0]), query[1]
+
+
+def _table(graph: ir.Graph, turn: Turn, total: ir.Value, number: int) -> tuple[ir.Value, ir.Value]:
+    """Compute cos and sin of every position so far, float32 [total, width / 2], once a step."""
+    kind = ir.DataType.FLOAT
+    width = turn.frequencies.const_value.size if turn.frequencies.const_value is not None else 0
+    ends = [_constant(graph, f"turn.{number}.{i}", np.array(i, np.int32)) for i in (0, 1)]
+    places = _node(graph, "Range", [ends[0], total, ends[1]], ir.DataType.INT32, ["total"])
+    column = _constant(graph, f"turn.{number}.column", np.array([-1, 1]))
+    row = _constant(graph, f"turn.{number}.row", np.array([1, -1]))
+    narrow = _node(graph, "Cast", [places], kind, ["total"], to=int(kind))
+    left = _node(graph, "Reshape", [narrow, column], kind, ["total", 1])
+    right = _node(graph, "Reshape", [turn.frequencies, row], kind, [1, width])
+    angles = _node(graph, "Mul", [left, right], kind, ["total", width])
+    found = [_node(graph, name, [angles], kind, ["total", width]) for name in ("Cos", "Sin")]
+    if turn.factor != 1:
+        factor = _constant(graph, f"turn.{number}.factor", np.array(turn.factor, np.float32))
+        found = [_node(graph, "Mul", [v, factor], kind, ["total", width]) for v in found]
+    return found[0], found[1]
+
+
+def _tell_past(
+    graph: ir.Graph,
+    past: set[str],
+    mask: tuple[ir.Value, int],
+    tokens: tuple[ir.Value, int] | None,
+) -> bool:
+    """Let the length of the past be total - tokens, for nodes that ask its Shape."""
+    asking = [
+        use.node
+        for value in graph.inputs
+        if value.name in past
+        for use in value.uses()
+        if use.node.op_type == "Shape" and use.node.attributes.get_int("start", 0) == 2
+    ]
+    if asking and tokens is None:
+        return False
+    if asking and tokens is not None:
+        kind = ir.DataType.INT64
+        sizes = [
+            _node(graph, "Shape", [value], kind, [1], start=axis, end=axis + 1)
+            for value, axis in (mask, tokens)
+        ]
+        length = _node(graph, "Sub", sizes, kind, [1])
+        for node in asking:
+            node.outputs[0].replace_all_uses_with(length)
+    return True
+
+
 def _asks_for_past(graph: ir.Graph, past: set[str]) -> bool:
-    """Tell whether a node wants to know how long the past is, which the buffer does not tell."""
+    """Tell whether a node asks more of the past than its length, which the buffer does not tell."""
     for value in graph.inputs:
         if value.name not in past:
             continue
@@ -145,7 +235,7 @@ def _asks_for_past(graph: ir.Graph, past: set[str]) -> bool:
             if node.op_type == "Shape":
                 start = node.attributes.get_int("start", 0)
                 end = node.attributes.get_int("end", 4)
-                if start <= 2 < end:
+                if start <= 2 < end and (start, end) != (2, 3):
                     return True
             elif node.op_type != "Concat":
                 return True
@@ -165,22 +255,29 @@ def _lengths(graph: ir.Graph, mask: ir.Value, axis: int) -> tuple[ir.Value, ir.V
 
 
 def _replace(
-    graph: ir.Graph, layer: _Layer, lengths: ir.Value, total: ir.Value, number: int
+    graph: ir.Graph,
+    layer: _Layer,
+    lengths: ir.Value,
+    total: ir.Value,
+    number: int,
+    turn: tuple[ir.Value, ...],
 ) -> None:
     """Put the kernel in place of one attention; what it made unused is removed later."""
     key_heads, width = _heads(layer.past_key), _last(layer.past_key)
     query, query_heads = _flat(graph, layer.query, width, number, "query")
     key, _ = _flat(graph, layer.key, width, number, "key", key_heads)
     value, _ = _flat(graph, layer.value, width, number, "value", key_heads)
+    query, scale = _unscaled(query, layer.scale)
     node = ir.Node(
         CONTRIB,
         KERNEL,
         [query, key, value, layer.past_key, layer.past_value, lengths, total,
-         None, None, None, layer.mask],
+         *(turn or (None, None)), None, layer.mask],
         [
             ir.AttrInt64("num_heads", query_heads),
             ir.AttrInt64("kv_num_heads", key_heads),
-            ir.AttrFloat32("scale", layer.scale),
+            ir.AttrInt64("do_rotary", int(bool(turn))),
+            ir.AttrFloat32("scale", scale),
         ],
         num_outputs=3,
         name=f"attention.{number}",
@@ -196,6 +293,17 @@ def _replace(
             if output is old:
                 graph.outputs[index] = new
     _leave(graph, layer.out, joined, query_heads, width, number)
+
+
+def _unscaled(query: ir.Value, scale: float) -> tuple[ir.Value, float]:
+    """Let the kernel do a query's own scaling: OPT multiplies before it splits the heads."""
+    node = query.producer()
+    if node is not None and node.op_type == "Mul":
+        for x, factor in (node.inputs, reversed(node.inputs)):
+            tensor = factor.const_value if factor is not None else None
+            if x is not None and tensor is not None and tensor.size == 1:
+                return x, scale * float(tensor.numpy().ravel()[0])
+    return query, scale
 
 
 def _leave(

@@ -30,7 +30,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from vlmedge.contracts import Array
 from vlmedge.spec import Component
 
-from ._ort_attention import fuse
+from ._ort_attention import fuse, unsplit
+from ._ort_norm import fuse_norms
 
 CONTRIB = "com.microsoft"
 BLOCK = 128  # weights of one column that share a scale in MatMulNBits; measured fastest
@@ -49,12 +50,16 @@ class Lowered:
         weight_only: How many became MatMulNBits.
         attentions: How many keep their cache in place; see _ort_attention.py.
         packed: Initializers whose tensors are made when asked for, and must be written.
+        groups: How many MatMulNBits do the work of several that read the same.
+        norms: How many RMS norms became one node.
     """
 
     dynamic: int
     weight_only: int
     attentions: int
     packed: tuple[ir.Value, ...]
+    groups: int
+    norms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,18 @@ def lower(component: Component, model: ir.Model) -> Lowered:
     attentions = fuse(component, model)
     packed: dict[str, tuple[ir.Value, ir.Value]] = {}
     linears = [found for node in graph if (found := _match(node)) is not None]
+    groups = [group for group in _groups(linears) if len(group) > 1]
+    for group in groups:
+        parts = [_pack(graph, linear.weight, linear.scale) for linear in group]
+        packed[" ".join(str(linear.weight.name) for linear in group)] = _join(graph, parts)
+        _replace_group(graph, group, *packed[" ".join(str(x.weight.name) for x in group)])
+        for pair in parts:
+            for value in pair:
+                del graph.initializers[str(value.name)]
+    together = {id(linear.product) for group in groups for linear in group}
     for linear in linears:
+        if id(linear.product) in together:
+            continue
         if linear.rounded:
             _replace(graph, linear, _dynamic(linear))
         else:
@@ -87,13 +103,16 @@ def lower(component: Component, model: ir.Model) -> Lowered:
             _replace(graph, linear, _weight_only(linear, *packed[name]))
     if linears:
         model.opset_imports[CONTRIB] = 1
+    norms = fuse_norms(graph)
+    RemoveUnusedNodesPass()(model)
+    unsplit(graph)
     RemoveUnusedNodesPass()(model)
     used = {value for node in graph for value in node.inputs if value is not None}
     for name in [name for name, value in graph.initializers.items() if value not in used]:
         del graph.initializers[name]
     dynamic = sum(linear.rounded for linear in linears)
     both = tuple(value for pair in packed.values() for value in pair)
-    return Lowered(dynamic, len(linears) - dynamic, attentions, both)
+    return Lowered(dynamic, len(linears) - dynamic, attentions, both, len(groups), norms)
 
 
 def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
@@ -212,6 +231,72 @@ def _weight_only(linear: _Linear, packed: ir.Value, scale: ir.Value) -> ir.Node:
         [ir.AttrInt64(name, number) for name, number in numbers.items()],
         name=linear.product.name,
     )
+
+
+def _groups(linears: list[_Linear]) -> list[list[_Linear]]:
+    """Put those together that multiply one x and can share a MatMulNBits, in the graph's order."""
+    found: dict[object, list[_Linear]] = {}
+    for linear in linears:
+        if linear.rounded:
+            continue
+        block, rows = _block(linear.weight, linear.scale), _size(linear.weight)[0]
+        alike = (id(linear.x), rows, _bits(linear.weight), block, linear.bias is None)
+        found.setdefault(alike, []).append(linear)
+    return list(found.values())
+
+
+def _join(graph: ir.Graph, parts: list[tuple[ir.Value, ir.Value]]) -> tuple[ir.Value, ir.Value]:
+    """Promise packed weights, and their scales, one after the other."""
+    joined = []
+    for values in zip(*parts, strict=True):
+        tensors = [value.const_value for value in values]
+
+        def make(tensors: list[ir.TensorProtocol | None] = tensors) -> ir.Tensor[Array]:
+            return ir.Tensor(np.concatenate([t.numpy() for t in tensors if t is not None]))
+
+        first = values[0]
+        assert first.shape is not None and first.dtype is not None
+        columns = sum(int(value.shape[0]) for value in values if value.shape is not None)
+        shape = ir.Shape([columns, *first.shape[1:]])
+        joined.append(_promise(graph, f"{first.name}.joined", first.dtype, shape, make))
+    return joined[0], joined[1]
+
+
+def _replace_group(
+    graph: ir.Graph, group: list[_Linear], packed: ir.Value, scale: ir.Value
+) -> None:
+    """Multiply once for several Linears, and part what comes of it."""
+    first, columns = group[0], [_size(linear.weight)[1] for linear in group]
+    node = _weight_only(first, packed, scale)
+    node.attributes["N"] = ir.AttrInt64("N", sum(columns))
+    if first.bias is not None:
+        biases = [linear.bias.const_value for linear in group if linear.bias is not None]
+        name = f"{first.bias.name}.joined"
+        whole = np.concatenate([tensor.numpy() for tensor in biases if tensor is not None])
+        bias = ir.Value(name=name, type=first.bias.type, shape=ir.Shape(whole.shape))
+        bias.const_value = ir.tensor(whole, name=name)
+        graph.register_initializer(bias)
+        node.replace_input_with(5, bias)
+    name = f"{first.weight.name}.columns"
+    sizes = ir.Value(name=name, const_value=ir.tensor(np.array(columns), name=name))
+    graph.register_initializer(sizes)
+    split = ir.Node(
+        "",
+        "Split",
+        [node.outputs[0], sizes],
+        [ir.AttrInt64("axis", -1)],
+        num_outputs=len(group),
+        name=f"{first.product.name}.parts",
+    )
+    node.outputs[0].name = f"{split.name}.whole"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(first.product, [node, split])
+    for linear, new in zip(group, split.outputs, strict=True):
+        last = linear.total or linear.product
+        old = last.outputs[0]
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
 
 
 def _pack(graph: ir.Graph, weight: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:

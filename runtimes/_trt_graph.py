@@ -156,6 +156,15 @@ class TrtGraph(CheckedGraph):
         self._cuda.wait(self._stream)
         self._state = moved
 
+    def fetch(self, name: str, value: Any) -> Array:
+        """Bring a tensor of the state down, in the type that the component has it in."""
+        if not isinstance(value, _Held):
+            return np.asarray(value)
+        array = np.empty(value.shape, self._dtypes[name])
+        self._cuda.download(array, self._turn(name, value.turn).address, self._stream)
+        self._cuda.wait(self._stream)
+        return array.astype(self._inputs[name].dtype, copy=False)
+
     def close(self) -> None:
         """Free the context, the engine and all memory."""
         super().close()

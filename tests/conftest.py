@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,23 @@ import pytest
 from PIL import Image
 
 from vlmedge.scenes import draw_scene
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several worker processes its share of the cores, not all to all."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):  # Linux alone has it
+        cores = sorted(os.sched_getaffinity(0))
+        number, workers = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        os.sched_setaffinity(0, cores[number % len(cores) :: workers])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares fixtures on one worker: a file, or one kind of checkpoint in it."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        kind = call.params.get("case", "") if call is not None else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {kind}"))
 
 
 @dataclass(frozen=True)

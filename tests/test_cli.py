@@ -270,10 +270,22 @@ def test_bad_picture_is_refused(
 ) -> None:
     file = tmp_path / "bad.png"
     make(file)
-    refused(vlmedge("caption", blip2_int8, pictures[0], file), "bad.png", ": ")
+    refused(vlmedge("caption", blip2_int8, file), "bad.png", ": ")
     refused(vlmedge("ask", blip2_int8, file, "what is it?"), "bad.png")
     refused(vlmedge("classify", clip_int8, file, "--labels", "a,b"), "bad.png")
     refused(vlmedge("embed", clip_int8, file), "bad.png")
+
+
+def test_bad_picture_among_good_ones_takes_no_caption_from_them(
+    vlmedge, blip2_int8: Path, pictures, tmp_path
+) -> None:
+    truncated(tmp_path / "bad.png")
+    ran = vlmedge("caption", blip2_int8, pictures[0], tmp_path / "bad.png", pictures[1])
+    assert ran.code == 1
+    named, summed = ran.err.splitlines()
+    assert "bad.png is damaged or cut short" in named
+    assert summed == "vlmedge: 1 of 3 pictures have no caption: see above"
+    assert [line.split(": ")[0] for line in ran.out.splitlines()] == [*map(str, pictures[:2])]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (30_000, 10)])

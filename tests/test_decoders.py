@@ -26,7 +26,7 @@ Change = Callable[[dict[str, Any]], None]
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write one checkpoint of each of these families."""
     root = tmp_path_factory.mktemp("decoders")
-    for kind in ("llava", "smolvlm", "paligemma", "flamingo"):
+    for kind in ("llava", "llava-next", "smolvlm", "paligemma", "flamingo"):
         tiny(kind, root / kind)
     return root
 
@@ -63,6 +63,24 @@ def whole(**fields: Any) -> Change:
             "preprocessor_config.json",
             whole(max_image_size={"longest_edge": 64}),
             "its tiles are 64 pixels, its vision tower takes 32",
+        ),
+        (
+            "llava-next",
+            "config.json",
+            whole(vision_feature_select_strategy="full"),
+            "'full' keeps the tower's class token",
+        ),
+        (
+            "llava-next",
+            "preprocessor_config.json",
+            whole(crop_size={"height": 48, "width": 48}),
+            "its tiles are 48 x 48 pixels, its vision tower takes 32 x 32",
+        ),
+        (
+            "llava-next",
+            "preprocessor_config.json",
+            whole(image_grid_pinpoints=[[32, 32]]),
+            r"image_grid_pinpoints are \[\[32, 32\]\] .* they must be the same",
         ),
         ("flamingo", "config.json", whole(use_resampler=False), "use_resampler is false"),
     ],
@@ -113,3 +131,22 @@ def test_tasks_refuse_what_a_model_does_not_do(originals: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="nothing to look for"):
         model.detect(image, " ")
     assert isinstance(model.detect(image, "cat", max_tokens=4), list)
+
+
+def test_t5_with_two_embedding_tables_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny("blip2-flan-t5", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    shared = tensors["language_model.shared.weight"]
+    name = "language_model.encoder.embed_tokens.weight"
+    save_file({**tensors, name: shared.clone()}, file, metadata={"format": "pt"})
+    FAMILIES["blip2"].open(tmp_path)  # the same once more, as older checkpoints have it
+    save_file({**tensors, name: shared + 1}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"encoder\.embed_tokens\.weight' differs from"):
+        FAMILIES["blip2"].open(tmp_path)
+    del tensors["language_model.shared.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'language_model\.shared\.weight' is missing"):
+        FAMILIES["blip2"].open(tmp_path)

@@ -59,12 +59,16 @@ def opened(folder: Path, **options: bool):  # type: ignore[no-untyped-def]
 
 # ---- what is read
 
+RESIZED = {"model.embeddings.position_embeddings"}  # SegGPT's, once, to the graph's own grid
 
-@pytest.mark.parametrize("family", FAMILIES.names())
-def test_every_weight_is_read_as_it_is(family: str, originals: dict[str, Path]) -> None:
-    export_ = opened(originals[family])
+
+@pytest.mark.parametrize("kind", [FAMILIES.literal(name, "TINY")[0] for name in FAMILIES.names()])
+def test_every_weight_is_read_as_it_is(kind: str, originals: dict[str, Path]) -> None:
+    export_ = opened(originals[kind])
     read = {name: export_.read(name) for name in export_.weights.shapes()}
-    for name, tensor in load_file(originals[family] / "model.safetensors").items():
+    for name, tensor in load_file(originals[kind] / "model.safetensors").items():
+        if name in RESIZED:
+            continue
         if name in read:
             np.testing.assert_array_equal(read[name], tensor.numpy())
         else:  # transformers calls it otherwise in memory

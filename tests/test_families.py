@@ -7,8 +7,9 @@ transformers' processor, model and generate.
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from numpy.typing import NDArray
 from PIL import Image
 from tiny import KINDS, tiny
+from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 import vlmedge
 from vlmedge.errors import InputError
@@ -26,15 +29,17 @@ from vlmedge.exporting import export, quantize
 from vlmedge.recipe import Recipe
 from vlmedge.registry import SCHEMES
 from vlmedge.scenes import draw_scene
-from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, ScoreTask
+from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, PaintTask, ScoreTask
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.generate import Example
+from vlmedge.tasks.paint import palette
 
 SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 QUESTIONS = ["what?", "what color is the star, and where is it?", "é?"]
 LABELS = ["a cat", "a red star", "é", "two boxes"]  # as many as SIZES: FLAVA fuses pairs
 NEW = 8  # tokens
+Record = Callable[[str, object], None]
 CLOSE = {"fp16": 0.999, "int8": 0.98, "fp8": 0.9, "int4": 0.8}  # least cosine, on random weights
 
 
@@ -63,13 +68,29 @@ def images() -> list[Image.Image]:
     return [image.resize(size) for image, size in zip(drawn, SIZES, strict=True)]
 
 
-def test_gate_passes(case: Case) -> None:
+@pytest.fixture(scope="module")
+def clips() -> list[NDArray[np.uint8]]:
+    """Draw videos of more frames than any family looks at, of as many, and of fewer."""
+    rng = np.random.default_rng(0)
+    scenes = [Image.fromarray(draw_scene(i, "heldout").image) for i in range(3)]
+    return [
+        np.stack(
+            [np.asarray(scene.rotate(int(rng.integers(360))).resize(size)) for _ in range(count)]
+        )
+        for scene, size, count in zip(scenes, SIZES[1:], (21, 8, 3), strict=True)
+    ]
+
+
+def test_gate_passes(case: Case, record_property: Record) -> None:
     parity = case.model.bundle.manifest.parity
     assert parity is not None
     assert parity.passed, parity
     assert {c.name for c in case.model.bundle.spec.components} == {
         c.component for c in parity.components
     }
+    differences = {c.component: c.max_rel for c in parity.components}
+    found = {"components": differences, "tasks": sorted(case.model.bundle.spec.tasks)}
+    record_property("parity", json.dumps(found))  # for docs/families.md
 
 
 def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:
@@ -167,6 +188,78 @@ def test_gaps_are_filled_as_transformers_does(case: Case, images: list[Image.Ima
         case.model.infill(images[0], "a photo of a cat")
     with pytest.raises(InputError, match="top is 0"):
         case.model.infill(images[0], text, top=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_paintings_are_transformers(case: Case, images: list[Image.Image], count: int) -> None:
+    """With one example and with several: labels by palette and without, and what is painted."""
+    tasks = {n: t for n, t in case.model.bundle.spec.tasks.items() if isinstance(t, PaintTask)}
+    if not tasks:
+        pytest.skip("paints nothing")
+    rng = np.random.default_rng(count)
+    numbered = [rng.integers(0, 8, size[::-1]).astype(np.uint8) for size in SIZES[:count]]
+    asked, examples = images[3], list(zip(images, numbered, strict=False))
+    for name, task in tasks.items():
+        labelled = task.means == "labels"
+        outputs, processor = painted(case, asked, examples, task, 7 if labelled else None)
+        found = case.model.paint(asked, examples, task=name, labels=7 if labelled else None)
+        theirs = outputs.pred_masks[0, :, outputs.pred_masks.shape[2] // 2 :]
+        mean, std = (
+            torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std)
+        )
+        whole = (theirs * std + mean) * 255
+        exact = {} if task.resample == "nearest" else {"align_corners": False}
+        whole = torch.nn.functional.interpolate(
+            (whole if task.resample == "bicubic" else whole.clip(0, 255))[None],
+            size=asked.size[::-1],
+            mode=task.resample,
+            **exact,
+        )[0].clip(0, 255)
+        difference = np.abs(found.pixels.transpose(2, 0, 1) - whole.numpy())
+        assert difference.max() <= 1.01  # pixels are cut to whole numbers
+        if labelled and task.resample == "nearest":
+            size = [(asked.height, asked.width)] * count
+            (best, *_) = processor.post_process_semantic_segmentation(outputs, size, num_labels=7)
+            np.testing.assert_array_equal(found.values, best.numpy())
+            assert len(np.unique(found.values)) > 2
+        elif task.means == "depth":
+            np.testing.assert_allclose(found.values, whole.mean(0).numpy() / 25.5, atol=1e-4)
+    alone = [case.model.paint(image, examples) for image in images]
+    together = case.model.paint(images, examples)
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one.pixels.astype(int) - other.pixels).max() <= 1
+
+
+def painted(
+    case: Case, image: Image.Image, examples: list[Any], task: PaintTask, labels: int | None
+) -> Any:
+    """What transformers paints, and its processor."""
+    processor = transformers.AutoImageProcessor.from_pretrained(case.folder)
+    shown, masks = zip(*examples, strict=True)
+    inputs = processor(images=[image] * len(shown), prompt_images=shown, return_tensors="pt")
+    resample = Image.Resampling[task.example_resample.upper()]
+    if resample is not Image.Resampling.NEAREST:  # its own filter for masks is fixed
+        masks = [
+            Image.fromarray(np.array(palette(labels), np.uint8)[mask] if labels else mask)
+            .convert("RGB")
+            .resize(inputs["pixel_values"].shape[:1:-1], resample)
+            for mask in masks
+        ]
+        extra = processor(
+            images=None, prompt_masks=masks, do_convert_rgb=False, return_tensors="pt"
+        )
+    else:
+        extra = processor(
+            images=None, prompt_masks=list(masks), num_labels=labels, return_tensors="pt"
+        )
+    with torch.no_grad():
+        outputs = case.reference(
+            **inputs,
+            **extra,
+            feature_ensemble=len(shown) > 1,
+            embedding_type="instance" if task.instance else "semantic",
+        )
+    return outputs, processor
 
 
 def scored(case: Case, images: list[Image.Image], texts: list[str]) -> Any:
@@ -293,6 +386,62 @@ def test_text_is_transformers(case: Case, images: list[Image.Image], beams: int)
         assert ours == generated(case, images, task, text, beams)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_text_about_videos_is_transformers(
+    case: Case, clips: list[NDArray[np.uint8]], beams: int
+) -> None:
+    spec = case.model.bundle.spec
+    if spec.video is None:
+        pytest.skip("takes no videos")
+    videos = [vlmedge.Video(clip) for clip in clips]
+    tasks = [task for task in spec.tasks.values() if isinstance(task, GenerateTask)]
+    for task in [task for task in tasks if task.source == "video"]:
+        if "{question}" in task.prompt:
+            ours = case.model.ask(videos, QUESTIONS[1], max_tokens=NEW, num_beams=beams)
+            text = task.prompt.replace("{question}", QUESTIONS[1])
+        else:
+            ours = case.model.caption(videos, "a", max_tokens=NEW, num_beams=beams)
+            text = task.prompt.replace("{prompt}", "a")
+        assert ours == [seen(case, clip, task, text, beams) for clip in clips]
+    assert len({case.model.ask(video, QUESTIONS[1], max_tokens=NEW) for video in videos}) > 1
+
+
+def seen(case: Case, clip: NDArray[np.uint8], task: GenerateTask, text: str, beams: int) -> str:
+    """Return what transformers writes about a video.
+
+    Its video processors need torchvision, so each frame goes through its image processor.
+    """
+    front = case.model.bundle.spec.video
+    assert front is not None and task.image_text is not None
+    metadata = VideoMetadata(total_num_frames=len(clip))
+    places = default_sample_indices_fn(metadata, num_frames=min(front.frames, len(clip)))
+    processor = transformers.CLIPImageProcessor.from_pretrained(case.folder)
+    frames = [Image.fromarray(clip[i]) for i in places]
+    pixels = processor(frames, return_tensors="pt")["pixel_values"]
+    # a module of the project's own is compared on its pixels: its front end is tested apart
+    if not isinstance(case.reference, transformers.PreTrainedModel):
+        parts = Parts(case.model.bundle, {})
+        pixels = torch.from_numpy(parts.frames(vlmedge.Video(clip)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
+    with torch.no_grad():
+        inner = getattr(case.reference, "model", case.reference)
+        rows = inner.get_video_features(pixels[None]).pooler_output
+        count = rows.numel() // rows.shape[-1]
+        token = task.image_text.placeholder
+        text = text.replace("{image}", task.image_text.alone.replace(token, token * count))
+        inputs = tokenizer(text, return_tensors="pt")
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        ids = case.reference.generate(
+            **inputs,
+            pixel_values_videos=pixels[None],
+            max_new_tokens=NEW,
+            num_beams=beams,
+            do_sample=False,
+        )
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
 def test_question_may_begin_with_another_token(case: Case, images: list[Image.Image]) -> None:
     task = case.model.bundle.spec.tasks.get("ask")
     if not isinstance(task, GenerateTask):
@@ -373,7 +522,9 @@ def test_examples_are_transformers(case: Case, images: list[Image.Image]) -> Non
         for name in SCHEMES.names()
     ],
 )
-def test_scheme_keeps_every_component_close(case: Case, scheme: str, tmp_path: Path) -> None:
+def test_scheme_keeps_every_component_close(
+    case: Case, scheme: str, tmp_path: Path, record_property: Record
+) -> None:
     """Random weights have no accuracy to lose, and amplify what trained ones damp.
 
     So the limits are wider than the gate's; a wrong scale or a lost layer is at 0.5 or below.
@@ -382,6 +533,7 @@ def test_scheme_keeps_every_component_close(case: Case, scheme: str, tmp_path: P
     bundle = quantize(case.model.bundle.path, recipe, tmp_path / "b", against=str(case.folder))
     parity = bundle.manifest.parity
     assert parity is not None
+    record_property("cosine", json.dumps({c.component: c.cosine for c in parity.components}))
     for result in parity.components:
         assert result.cosine >= CLOSE[scheme], result
 

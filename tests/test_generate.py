@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator
 
@@ -21,6 +22,9 @@ from vlmedge.spec import Component, Generation, TensorSpec
 WIDTH, HEADS, LAYERS, VOCABULARY, IMAGE_ID, PAD_ID = 32, 4, 2, 200, 3, 1
 # tokens that this model writes now and then, so that texts end at many lengths
 EOS_IDS = (125, 176, 60)
+# its name before and from transformers 5.24 on
+NAMES = inspect.signature(OPTForCausalLM.forward).parameters
+CACHE = "cache" if "cache" in NAMES else "past_key_values"
 DEFAULTS = Generation(eos_ids=EOS_IDS[:1], pad_id=PAD_ID, max_tokens=14)
 
 
@@ -56,7 +60,8 @@ class Opt(CheckedGraph):
         past = [tensors.pop(name) for name in self._became.values()]
         pairs = list(zip(past[::2], past[1::2], strict=True))
         with torch.no_grad():
-            out = self._model(**tensors, past_key_values=DynamicCache(pairs), use_cache=True)
+            named = {CACHE: DynamicCache(pairs)}
+            out = self._model(**tensors, **named, use_cache=True)
         layers = out.past_key_values.layers
         presents = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         values = [out.logits, *presents]

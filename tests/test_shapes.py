@@ -104,6 +104,26 @@ def test_llava_counts_as_torch_does(tmp_path: Path) -> None:
     assert shape.soft_rows == 576
 
 
+def test_llava_next_counts_as_torch_does(tmp_path: Path) -> None:
+    """Its rows are those that transformers' processor has for the largest picture."""
+    text = {"model_type": "mistral", "vocab_size": 32064}  # as llava-v1.6-mistral-7b-hf's
+    raw = {**LLAVA, "architectures": ["LlavaNextForConditionalGeneration"], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    shape = read_shape(tmp_path)
+    config = transformers.LlavaNextConfig.from_dict({**raw, "model_type": "llava_next"})
+    model = on_meta(transformers.LlavaNextForConditionalGeneration, config)
+    vision, projector, _decoder = shape.parts
+    assert vision.parameters == count(model.model.vision_tower)
+    assert projector.parameters == count(model.model.multi_modal_projector)
+    assert shape.parameters == count(model)
+    assert (vision.runs, projector.runs) == (5, 5)
+    assert shape.soft_rows == 5 * 576 + 48
+    raw["image_grid_pinpoints"] = [[336, "672"]]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=r"image_grid_pinpoints has \[336, '672'\]: it must"):
+        read_shape(tmp_path)
+
+
 def test_grouped_heads_and_tied_words_count_as_torch_does(tmp_path: Path) -> None:
     config = transformers.LlavaConfig.from_dict(
         {
@@ -139,7 +159,7 @@ def test_smaller_models_count_as_torch_does(tmp_path: Path) -> None:
         ({"vision_config": {"hidden_size": "wide"}}, "hidden_size is 'wide': it must be a whole"),
         ({"vision_config": {"patch_size": 0}}, "patch_size is 0: it must be a whole number of 1"),
         ({"vision_config": {"model_type": "siglip"}}, "'siglip' is not planned: llava has 'clip_"),
-        ({"text_config": {"model_type": "mistral"}}, "'mistral' is not planned: llava has 'llama'"),
+        ({"text_config": {"model_type": "qwen2"}}, "'qwen2' is not planned: llava has 'llama' or"),
     ],
 )
 def test_config_with_a_fault_is_refused_by_name(

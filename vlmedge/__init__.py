@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlmedge.model import Model as Model
     from vlmedge.model import load as load
+    from vlmedge.video import Video as Video
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "load"]
+__all__ = ["Model", "Video", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the runtime when it is first used: `import vlmedge` stays quick."""
-    if name in ("Model", "load"):
+    if name in ("Model", "Video", "load"):
         from vlmedge import model
 
         return getattr(model, name)

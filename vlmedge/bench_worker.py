@@ -27,9 +27,10 @@ from vlmedge.image import load_image
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.sampling import options
 from vlmedge.scenes import CLASSES, draw_scene
-from vlmedge.spec import Component, EmbedTask, GenerateTask, LabelTask, MatchTask
+from vlmedge.spec import Component, EmbedTask, GenerateTask, LabelTask, MatchTask, PaintTask
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import Parts
 
 NEW_TOKENS = 20
@@ -64,6 +65,12 @@ class _Timed:
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         self._graph.reorder(rows)
+
+    def rewind(self, tokens: int) -> None:
+        self._graph.rewind(tokens)
+
+    def snapshot(self, tokens: int) -> dict[str, Array]:
+        return self._graph.snapshot(tokens)
 
     def close(self) -> None:
         self._graph.close()
@@ -104,6 +111,8 @@ class _Side:
                 self._see(task.encode, task.output)
             elif isinstance(task, EmbedTask):
                 self._read(task.encode, task.output)
+            elif isinstance(task, PaintTask) and task.paint[-1] not in self._spans_ms:
+                self._parts.chain(task.paint, painting.trial(self._parts, [self._image], 0))
         spans = {name: list(times) for name, times in self._spans_ms.items()}
         return {**found, "components_ms": spans, "peak_memory_mib": peak_memory_mib()}
 
@@ -123,7 +132,8 @@ class _Side:
         chosen = options(defaults, max_tokens=count, min_tokens=count, num_beams=1, do_sample=False)
         start = time.perf_counter()
         pictures = self._parts.pictures([self._image])
-        soft = [generating.encode(self._parts, task, pictures.pixel_values)]
+        encoded = generating.encode(self._parts, task, pictures.pixel_values)
+        soft = generating.rows(encoded, pictures.grids)
         question = "what is it?" if "{question}" in task.prompt else ""
         text = generating.fill(task, question, pictures.grids)
         prompt = generating.make_prompt(self._parts, task, soft, [text], chosen)

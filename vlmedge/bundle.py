@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import msgspec
-import numpy as np
 
-from vlmedge.contracts import Array
 from vlmedge.errors import BundleError
 from vlmedge.manifest import FORMAT, Manifest, Parity, StoredFile
+from vlmedge.rows import Rows, open_rows
 from vlmedge.spec import ModelSpec
 
 MANIFEST = "manifest.json"
@@ -65,18 +64,12 @@ class Bundle:
         """Return the path of a component's portable graph."""
         return self.path / graph_path(self.spec.component(component).name)
 
-    def embeddings(self) -> Array:
-        """Map the token embedding table, [vocabulary, width]; rows are read when used."""
+    def embeddings(self) -> Rows:
+        """Open the token embedding table, [vocabulary, width]; rows are read when used."""
         table = self.manifest.embeddings
         if table is None:
             raise BundleError(f"{self.path} has no embedding table: export the model again")
-        return np.memmap(
-            self.path / table.file,
-            dtype=np.dtype(table.dtype),
-            mode="r",
-            offset=table.offset_bytes,
-            shape=table.shape,
-        )
+        return open_rows(self.path, table)
 
     def with_parity(self, parity: Parity, report: bytes) -> Bundle:
         """Write what the gate found into reports/parity.json and the manifest."""

@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
+from vlmedge.image import Grid
 from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.samples import Samples, texts_for
 from vlmedge.spec import Component, GenerateTask, MatchTask, TensorSpec
 from vlmedge.tasks import generate as generating
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import Parts
 
 if TYPE_CHECKING:
@@ -76,6 +78,13 @@ class Calibration:
         if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
             ids, mask = self._parts.tokenizer.encode(self._texts())
             self._add({"input_ids": ids, "attention_mask": mask})
+        for task in painting.painting_tasks(self._parts)[:1]:
+            for spec in bundle.spec.component(task.paint[0]).inputs:
+                self._pool[spec.name] = _Made(len(images), partial(self._trial_feed, spec.name))
+
+    def _trial_feed(self, name: str, i: int) -> Array:
+        images = (*self._samples.images, *self._samples.singles)
+        return painting.trial(self._parts, images, i)[name]
 
     def observe(self, component: Component, model: ir.Model, wanted: Wanted) -> dict[str, Stats]:
         """Run one component over all samples; its outputs become inputs of the next ones.
@@ -150,7 +159,7 @@ class Calibration:
         tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
         task = next(task for task in reversed(tasks) if component.name in task.read)
         rows = range(len(self._pool[task.soft_prompt]))
-        soft = [self._pool[task.soft_prompt].at(i) for i in rows]
+        soft = [list(self._pool[task.soft_prompt].at(i)) for i in rows]
         texts = [generating.fill(task, self._said(task, i)) for i in rows]
         self._add(generating.sources(self._parts, task, soft, texts))
 
@@ -193,12 +202,17 @@ class Calibration:
         ]
         task = tasks[i % len(tasks)]
         parts = Parts(self._bundle, {component.name: graph})
-        soft = self._pool[task.soft_prompt].at(i)
         images = (*self._samples.images, *self._samples.singles)
         grids = self._parts.pictures([images[i]]).grids
+        found = self._pool[task.soft_prompt].at(i)
+        soft = [generating.flat(found)]
+        if task.source == "image":
+            soft = generating.rows(found, grids)
+        else:
+            grids = (Grid(),)  # a video of one frame
         text = generating.fill(task, self._said(task, i), grids)
         held = self._held(component, i) if task.read else None
-        generating.write(parts, task, [soft], [text], options, held=held)
+        generating.write(parts, task, soft, [text], options, held=held)
 
     def _held(self, component: Component, i: int) -> dict[str, Array]:
         """Take what a decoder is fed throughout out of what the components before it gave."""

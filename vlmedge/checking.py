@@ -14,18 +14,21 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoint import family_of, resolve
 from vlmedge.contracts import Array, Arrays, Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.generate import feeds
-from vlmedge.image import Grid
+from vlmedge.image import Grid, pieces
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress
+from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, FAMILIES
+from vlmedge.rows import TABLE
 from vlmedge.samples import Samples, drawn, from_folder, texts_for
 from vlmedge.spec import (
     Component,
@@ -36,6 +39,7 @@ from vlmedge.spec import (
     ScoreTask,
 )
 from vlmedge.tasks import generate as generating
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
 from vlmedge.tasks.embed import probabilities, unit
 
@@ -43,6 +47,8 @@ LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
 SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
 BEAM_SAMPLES = 32
 LOGIT_SAMPLES = 8  # whose logits are compared
+TABLE_SAMPLES = 1024  # rows of the token embedding table
+CLIP_FRAMES = 3
 BEAMS = 5  # as BLIP-2's paper captions
 
 Pool = dict[str, Array]
@@ -142,7 +148,9 @@ class _Gate:
         self._progress = progress
         self._scheme = bundle.manifest.scheme
         self._parts = Parts(bundle, {})
+        self._theirs = Parts(bundle, {}, export.rows())  # PyTorch's side has its own table
         self._grids: tuple[Grid, ...] = ()
+        self._clips: list[NDArray[np.int64]] = []
 
     def run(self) -> tuple[list[ComponentParity], list[TaskParity]]:
         """Compare all components, then all tasks."""
@@ -151,7 +159,7 @@ class _Gate:
         images = self._samples.images if writes else self._samples.singles
         reference = self._inputs(images)
         ours = dict(reference)
-        results = []
+        results = self._rows()
         for component in self._bundle.spec.components:
             if not component.state:
                 results.append(self._one(component, reference, ours))
@@ -163,6 +171,15 @@ class _Gate:
         answers += self._choices(reference, ours)
         return results, [*answers, *self._pairs(reference, ours), *self._matches(reference, ours)]
 
+    def _rows(self) -> list[ComponentParity]:
+        """Compare the token embedding table, if it was rounded: some of its rows."""
+        theirs = self._theirs.rows
+        if theirs is None or self._scheme == FLOAT:
+            return []
+        ids = np.linspace(0, len(theirs) - 1, min(len(theirs), TABLE_SAMPLES)).astype(np.int64)
+        # as one sample: the cosine of a single row would not see its scale
+        return [compare(TABLE, self._scheme, theirs[ids][None], self._parts.embed(ids)[None])]
+
     def _inputs(self, images: Sequence[object]) -> Pool:
         """Run the front ends over all samples."""
         pool: Pool = {}
@@ -170,12 +187,33 @@ class _Gate:
         if "pixel_values" in wanted:
             pictures = self._parts.pictures(images)  # type: ignore[arg-type]
             pool["pixel_values"], self._grids = pictures.pixel_values, pictures.grids
+            self._clips = _clips(self._grids)
         if "input_ids" in wanted:
             texts = texts_for(self._bundle.spec, self._samples)
             pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
+        if painting.painting_tasks(self._parts):
+            count = range(len(images))
+            rows = [painting.trial(self._parts, images, i) for i in count]  # type: ignore[arg-type]
+            pool |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         return pool
 
-    def _soften(self, component: Component, pool: Pool) -> None:
+    def _soft(self, task: GenerateTask, pool: Pool) -> list[generating.Soft]:
+        """Take what each sample's picture, or clip of pictures, became out of a pool."""
+        found = pool[task.soft_prompt]
+        if task.source == "image":
+            return generating.rows(found, self._grids)
+        if any(self._bundle.spec.component(name).takes_clips for name in task.encode):
+            return [generating.flat(clip) for clip in found]
+        return [generating.flat(found[clip]) for clip in self._clips]
+
+    def _texts(self, task: GenerateTask, said: Sequence[str]) -> list[str]:
+        """Fill a task's template for each sample."""
+        return [
+            generating.fill(task, text, [Grid() if task.source == "video" else grid])
+            for text, grid in zip(said, self._grids, strict=True)
+        ]
+
+    def _soften(self, parts: Parts, component: Component, pool: Pool) -> None:
         """Make what a reader of soft prompts takes: the embeddings of pictures and texts."""
         names = {spec.name for spec in component.inputs}
         if "inputs_embeds" not in names or "inputs_embeds" in pool:
@@ -185,12 +223,8 @@ class _Gate:
             for task in reversed(self._bundle.spec.tasks.values())
             if isinstance(task, GenerateTask) and component.name in task.read
         )
-        soft = generating.rows(pool[task.soft_prompt], self._grids)
-        texts = [
-            generating.fill(task, question, [grid])
-            for question, grid in zip(self._samples.questions, self._grids, strict=True)
-        ]
-        pool |= generating.sources(self._parts, task, soft, texts)
+        soft, texts = self._soft(task, pool), self._texts(task, self._samples.questions)
+        pool |= generating.sources(parts, task, soft, texts)
 
     def _match(self) -> MatchTask | None:
         found = [t for t in self._bundle.spec.tasks.values() if isinstance(t, MatchTask)]
@@ -210,22 +244,27 @@ class _Gate:
     def _one(self, component: Component, reference: Pool, ours: Pool) -> ComponentParity:
         """Run a stateless component on both sides; add its outputs to both pools."""
         names = [spec.name for spec in component.inputs]
-        self._soften(component, reference)
-        self._soften(component, ours)
+        self._soften(self._theirs, component, reference)
+        self._soften(self._parts, component, ours)
         count = _count(names, reference)
+        clips = self._clips if component.takes_clips else None
+        one = self._clips[0][:1] if clips else np.arange(1)  # another batch size, or clip
+        few = {name: reference[name][one] for name in names}
         with self._progress.step(f"checking {component.name}", 3 * count) as advance:
             with self._opened(self._export.open, component.name) as graph:
-                expected = _batched(graph, names, reference, advance)
+                expected = _batched(graph, names, reference, advance, clips)
+                wanted = graph.run(few)
             with self._opened(self._engine_graph, component.name) as graph:
-                got = _batched(graph, names, reference, advance)
-                alone = graph.run({n: reference[n][:1] for n in names})  # another batch size
+                got = _batched(graph, names, reference, advance, clips)
+                alone = graph.run(few)
                 same = all(reference[n] is ours[n] for n in names)
-                final = got if same else _batched(graph, names, ours, advance)
+                final = got if same else _batched(graph, names, ours, advance, clips)
         reference |= expected
         ours |= final
         results = [
-            compare(component.name, self._scheme, expected[name][: len(array)], array)
-            for name, array in (*got.items(), *alone.items())
+            compare(component.name, self._scheme, theirs[name], array)
+            for theirs, mine in ((expected, got), (wanted, alone))
+            for name, array in mine.items()
         ]
         return worst(results)
 
@@ -235,14 +274,16 @@ class _Gate:
         """Compare logits of a prefill and of a step, and what the decode loop writes."""
         runs = list(self._runs(component))
         with self._progress.step(f"checking {component.name}", 2 * len(runs)) as advance:
-            their_held = self._read(self._export.open, runs, reference)
-            our_held = self._read(self._engine_graph, runs, ours)
+            their_held = self._read(self._theirs, self._export.open, runs, reference)
+            our_held = self._read(self._parts, self._engine_graph, runs, ours)
             with self._opened(self._export.open, component.name) as graph:
                 expected = self._logits(component, graph, reference, runs[0], their_held)
-                theirs = [self._written(graph, run, reference, their_held, advance) for run in runs]
+                side = self._theirs, graph
+                theirs = [self._written(*side, run, reference, their_held, advance) for run in runs]
             with self._opened(self._engine_graph, component.name) as graph:
                 got = self._logits(component, graph, reference, runs[0], their_held)
-                written = [self._written(graph, run, ours, our_held, advance) for run in runs]
+                side = self._parts, graph
+                written = [self._written(*side, run, ours, our_held, advance) for run in runs]
         pairs = list(zip(expected, got, strict=True))
         result = worst([compare(component.name, self._scheme, a, b) for a, b in pairs])
         kl = divergence(expected[0][:, -1], got[0][:, -1])
@@ -273,20 +314,17 @@ class _Gate:
             if not isinstance(task, GenerateTask) or task.decoder != component.name:
                 continue
             if "{question}" in task.prompt:
-                texts = [
-                    generating.fill(task, question, [grid])
-                    for question, grid in zip(samples.questions, self._grids, strict=True)
-                ]
+                texts = self._texts(task, samples.questions)
                 yield _Run(f"{name}, greedy", task, texts, 1, samples.answers)
             else:
-                texts = [generating.fill(task, "", [grid]) for grid in self._grids]
+                texts = self._texts(task, [""] * count)
                 yield _Run(f"{name}, greedy", task, texts, 1, samples.captions)
                 few = min(count, self._beam_samples)
                 right = samples.captions[:few] if samples.captions else None
                 yield _Run(f"{name}, {BEAMS} beams", task, texts[:few], BEAMS, right)
 
     def _read(
-        self, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
+        self, parts: Parts, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
     ) -> dict[str, Pool]:
         """Run what stands between the texts and the decoder, one component after the other.
 
@@ -297,8 +335,8 @@ class _Gate:
         for run in runs:
             if run.task.prompt in found or not run.task.read:
                 continue
-            soft = generating.rows(pool[run.task.soft_prompt], self._grids)
-            known = generating.sources(self._parts, run.task, soft, run.texts)
+            soft = self._soft(run.task, pool)
+            known = generating.sources(parts, run.task, soft, run.texts)
             for name in run.task.read:
                 with self._opened(opener, name) as graph:
                     names = [spec.name for spec in graph.component.inputs]
@@ -308,15 +346,21 @@ class _Gate:
         return found
 
     def _written(
-        self, graph: Graph, run: _Run, pool: Pool, held: dict[str, Pool], advance: Advance
+        self,
+        side: Parts,
+        graph: Graph,
+        run: _Run,
+        pool: Pool,
+        held: dict[str, Pool],
+        advance: Advance,
     ) -> list[list[int]]:
         """Write on from every sample's soft prompt."""
         defaults = self._bundle.spec.generation
         assert defaults is not None
         chosen = msgspec.structs.replace(defaults, num_beams=run.num_beams, do_sample=False)
-        parts = Parts(self._bundle, {run.task.decoder: graph})
+        parts = Parts(self._bundle, {run.task.decoder: graph}, side.rows)
         written: list[list[int]] = []
-        every = generating.rows(pool[run.task.soft_prompt], self._grids)
+        every = self._soft(run.task, pool)
         for start in range(0, len(run.texts), IMAGES_PER_BATCH):
             texts = run.texts[start : start + IMAGES_PER_BATCH]
             rows = slice(start, start + len(texts))
@@ -331,10 +375,10 @@ class _Gate:
         """Run a prefill of some samples and one step with the cache; return both logits."""
         defaults = self._bundle.spec.generation
         assert defaults is not None
-        soft = generating.rows(pool[run.task.soft_prompt], self._grids)[:LOGIT_SAMPLES]
+        soft = self._soft(run.task, pool)[:LOGIT_SAMPLES]
         texts = run.texts[: len(soft)]
         known = _cut(held.get(run.task.prompt), slice(0, len(soft)))
-        prompt = generating.make_prompt(self._parts, run.task, soft, texts, defaults, known)
+        prompt = generating.make_prompt(self._theirs, run.task, soft, texts, defaults, known)
         graph.reset()
         mask, tokens, media = prompt.attention_mask, prompt.embeds.shape[1], prompt.media_index
         given = feeds(component, prompt.embeds, mask, tokens, media)
@@ -345,7 +389,7 @@ class _Gate:
         return [first, second]
 
     def _choices(self, reference: Pool, ours: Pool) -> list[TaskParity]:
-        """Compare the label of a closed head that each picture gets."""
+        """Compare what each picture becomes: a label of a closed head, or a painting."""
         found = []
         for name, task in self._bundle.spec.tasks.items():
             if isinstance(task, LabelTask):
@@ -354,6 +398,13 @@ class _Gate:
                 )
                 title = f"{name}, {reference[task.output].shape[1]} labels of its own"
                 found.append(judge(title, self._scheme, theirs, mine, None))
+        for task in painting.painting_tasks(self._parts)[:1]:  # all share the graph
+            their_colors: list[object] = [
+                *painting.main_colors(self._parts, reference[task.output])
+            ]
+            our_colors: list[object] = [*painting.main_colors(self._parts, ours[task.output])]
+            title = "paint, main colour"
+            found.append(judge(title, self._scheme, their_colors, our_colors, None))
         return found
 
     def _pairs(self, reference: Pool, ours: Pool) -> list[TaskParity]:
@@ -409,13 +460,28 @@ def _count(names: list[str], pool: Pool) -> int:
     return min(len(pool[name]) for name in names)
 
 
-def _batched(graph: Graph, names: list[str], pool: Pool, advance: Advance) -> Pool:
-    """Run a graph over all rows of its inputs, a batch at a time."""
+def _clips(grids: Sequence[Grid]) -> list[NDArray[np.int64]]:
+    """Make a short clip of each sample: the first pieces of its picture and the next ones."""
+    firsts = np.cumsum([0, *(pieces(grid) for grid in grids[:-1])])
+    return [np.roll(firsts, -i)[:CLIP_FRAMES] for i in range(len(grids))]
+
+
+def _batched(
+    graph: Graph,
+    names: list[str],
+    pool: Pool,
+    advance: Advance,
+    clips: list[NDArray[np.int64]] | None = None,
+) -> Pool:
+    """Run a graph over all rows of its inputs, a batch or a clip at a time."""
     found: dict[str, list[Array]] = {}
     count = _count(names, pool)
-    for start in range(0, count, IMAGES_PER_BATCH):
-        rows = slice(start, min(start + IMAGES_PER_BATCH, count))
+    batches = [
+        np.arange(start, min(start + IMAGES_PER_BATCH, count))
+        for start in range(0, count, IMAGES_PER_BATCH)
+    ]
+    for rows in clips or batches:
         for name, array in graph.run({n: pool[n][rows] for n in names}).items():
             found.setdefault(name, []).append(array)
-        advance(min(IMAGES_PER_BATCH, count - start))
+        advance(1 if clips else len(rows))
     return {name: np.concatenate(arrays) for name, arrays in found.items()}

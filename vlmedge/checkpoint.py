@@ -52,7 +52,8 @@ class Checkpoint:
         Two trainings of one shape differ there too, and nobody waits for 15 GB.
         """
         total = hashlib.sha256((self.folder / "config.json").read_bytes())
-        for file in sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]):
+        kinds = ("*.safetensors", "*.bin", "*.pth")
+        for file in sorted(file for kind in kinds for file in self.folder.glob(kind)):
             size = file.stat().st_size
             total.update(f"\n{file.name} {size}\n".encode())
             with file.open("rb") as stream:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmedge import __version__, cli_build, cli_chat, cli_device, cli_model
+from vlmedge import __version__, cli_build, cli_chat, cli_device, cli_model, cli_paint
 from vlmedge.cli_types import (
     AllowUnverified,
     BudgetMib,
@@ -213,15 +213,24 @@ def check(
         Path | None, typer.Option(metavar="DIR", help="Pictures to compare on. [default: drawn]")
     ] = None,
     lora: Lora = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add the result to a JSON file, as docs/ keeps one."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare a bundle with the checkpoint that it came from."""
-    from vlmedge import checking, console
+    from vlmedge import checking, console, records
     from vlmedge.bundle import Bundle
 
+    if record is not None:
+        records.read_records(record)  # before the work: it may be refused
     checking.check(bundle, against, images, lora=lora or (), progress=console.progress(quiet))
-    _conclude(Bundle.load(bundle), as_json, quiet)
+    checked = Bundle.load(bundle)
+    if record is not None:
+        records.record(checked, record)
+    _conclude(checked, as_json, quiet)
 
 
 app.command()(cli_build.build)
@@ -236,6 +245,7 @@ for _command in (
     cli_model.index,
     cli_model.search,
     cli_chat.chat,
+    cli_paint.paint,
 ):
     app.command()(_command)
 app.command()(cli_device.plan)

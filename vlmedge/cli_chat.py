@@ -10,6 +10,7 @@ import typer
 from vlmedge.cli_types import (
     BundleFolder,
     EngineName,
+    LowMemory,
     MaxTokens,
     Penalty,
     Seed,
@@ -36,6 +37,7 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="What the model is told before all.")
     ] = None,
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -47,7 +49,7 @@ def chat(
     from vlmedge import console
     from vlmedge.image import load_image
 
-    model = console.open_model(bundle, engine)
+    model = console.open_model(bundle, engine, low_memory)
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,

@@ -10,8 +10,10 @@ import typer
 from vlmedge.cli_types import (
     BundleFolder,
     EngineName,
+    Frames,
     Images,
     Json,
+    LowMemory,
     MaxTokens,
     NumBeams,
     Penalty,
@@ -36,8 +38,11 @@ SAMPLING = (
 def caption(
     context: typer.Context,
     bundle: BundleFolder,
-    images: Images,
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files, or videos.")
+    ],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="How the caption begins.")] = "",
+    frames: Frames = None,
     max_tokens: MaxTokens = None,
     num_beams: NumBeams = None,
     temperature: Temperature = None,
@@ -46,21 +51,26 @@ def caption(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Describe pictures, one line each."""
+    """Describe pictures or videos, one line each."""
     from vlmedge import console
 
-    model = console.open_model(bundle, engine)
-    console.write(model, images, prompt, None, as_json, **_sampling(context))
+    model = console.open_model(bundle, engine, low_memory)
+    console.write(model, images, prompt, None, as_json, frames, **_sampling(context))
 
 
 def ask(
     context: typer.Context,
     bundle: BundleFolder,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: Annotated[
+        str,
+        typer.Argument(metavar="IMAGE", help="An image file, a video, or a folder of its frames."),
+    ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")],
+    frames: Frames = None,
     max_tokens: MaxTokens = None,
     num_beams: NumBeams = None,
     temperature: Temperature = None,
@@ -69,14 +79,15 @@ def ask(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a question about a picture."""
+    """Answer a question about a picture or a video."""
     from vlmedge import console
 
-    model = console.open_model(bundle, engine)
-    console.write(model, [image], "", question, as_json, **_sampling(context))
+    model = console.open_model(bundle, engine, low_memory)
+    console.write(model, [image], "", question, as_json, frames, **_sampling(context))
 
 
 def classify(
@@ -95,13 +106,16 @@ def classify(
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Labels to print.")] = 5,
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Say which label fits each picture: one of yours without training, or of a closed head."""
     from vlmedge import console
 
-    console.classify(console.open_model(bundle, engine), images, labels, template, top, as_json)
+    console.classify(
+        console.open_model(bundle, engine, low_memory), images, labels, template, top, as_json
+    )
 
 
 def embed(
@@ -116,6 +130,7 @@ def embed(
         Path | None, typer.Option(metavar="FILE.npy", help="Save float32 [inputs, width] there.")
     ] = None,
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -124,7 +139,14 @@ def embed(
         raise typer.BadParameter("give an IMAGE or a --text")
     from vlmedge import console
 
-    console.embed(console.open_model(bundle, engine), images or [], text or [], out, as_json, quiet)
+    console.embed(
+        console.open_model(bundle, engine, low_memory),
+        images or [],
+        text or [],
+        out,
+        as_json,
+        quiet,
+    )
 
 
 def match(
@@ -132,13 +154,14 @@ def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In plain words.")],
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Say how likely it is that a picture and each text belong together."""
     from vlmedge import console
 
-    console.match(console.open_model(bundle, engine), image, texts, as_json)
+    console.match(console.open_model(bundle, engine, low_memory), image, texts, as_json)
 
 
 def infill(
@@ -147,13 +170,14 @@ def infill(
     text: Annotated[str, typer.Argument(metavar="TEXT", help='As "a photo of a [MASK]".')],
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Words to print.")] = 5,
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fill the gaps of a text about a picture."""
     from vlmedge import console
 
-    console.infill(console.open_model(bundle, engine), image, text, top, as_json)
+    console.infill(console.open_model(bundle, engine, low_memory), image, text, top, as_json)
 
 
 def index(
@@ -163,13 +187,14 @@ def index(
         "index.npz"
     ),
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Embed every picture of a folder, so that it can be searched."""
     from vlmedge import console
 
-    console.index(console.open_model(bundle, engine), folder, out, as_json, quiet)
+    console.index(console.open_model(bundle, engine, low_memory), folder, out, as_json, quiet)
 
 
 def search(
@@ -181,6 +206,7 @@ def search(
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to print.")] = 5,
     engine: EngineName = "ort",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -189,7 +215,7 @@ def search(
         raise typer.BadParameter("give a TEXT or an --image, one of them")
     from vlmedge import console
 
-    console.search(console.open_model(bundle, engine), file, text, image, top, as_json)
+    console.search(console.open_model(bundle, engine, low_memory), file, text, image, top, as_json)
 
 
 def _sampling(context: typer.Context) -> dict[str, Any]:

@@ -11,6 +11,9 @@ Checkpoint = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="Built-in name, folder, alias or hub id.")
 ]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder made by export.")]
+Frames = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Of a video, how many it looks at.")
+]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="8-bit weights, and activations in encoders.")]
 Int4 = Annotated[bool, typer.Option("--int4", help="4-bit weights in decoders, int8 elsewhere.")]
@@ -97,5 +100,8 @@ Penalty = Annotated[
 ]
 EngineName = Annotated[
     str, typer.Option("--engine", metavar="NAME", help="What runs the graphs; see list.")
+]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="Close each component before the next one opens.")
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Of the draw, when sampling.")]

@@ -21,6 +21,7 @@ from vlmedge.bundle import Bundle, replace_file
 from vlmedge.errors import InputError
 from vlmedge.model import Model
 from vlmedge.progress import SILENT, Advance, Progress
+from vlmedge.video import Video, is_video
 
 FIRST_FIGURES = 4  # of a vector, printed
 
@@ -92,9 +93,9 @@ def load(path: Path) -> Bundle:
     return bundle
 
 
-def open_model(path: Path, engine: str) -> Model:
+def open_model(path: Path, engine: str, low_memory: bool = False) -> Model:
     """Load a bundle to run it; warn when it has not passed the gate."""
-    return Model(load(path), engine)
+    return Model(load(path), engine, low_memory=low_memory)
 
 
 def warn(bundle: Bundle) -> None:
@@ -115,32 +116,69 @@ def write(
     prompt: str,
     question: str | None,
     as_json: bool,
+    frames: int | None,
     **options: Any,
 ) -> None:
     """Print captions, or answers to `question`; as they come for one picture on a terminal."""
+    sources = [Video(image, frames) if is_video(image) else image for image in images]
+    pictures = not any(isinstance(source, Video) for source in sources)
+    if frames is not None and pictures:
+        raise InputError("--frames is for videos: leave it out, or give a video or a folder")
     defaults = model.bundle.spec.generation
     beams = options["num_beams"] or (1 if defaults is None else defaults.num_beams)
     if len(images) == 1 and beams == 1 and not as_json and sys.stdout.isatty():
-        for piece in trimmed(model.stream(images[0], prompt, question=question, **options)):
+        for piece in trimmed(model.stream(sources[0], prompt, question=question, **options)):
             print(piece, end="", flush=True)
         print()
         return
+    if question is None and len(images) > 1 and pictures:
+        _caption_each(model, images, prompt, as_json, options)
+        return
     if question is None:
-        texts = model.caption(list(images), prompt, **options)
+        texts = model.caption(sources, prompt, **options)
     else:
-        texts = model.ask(list(images), question, **options)
+        texts = model.ask(sources, question, **options)
     if as_json:
         found = [
-            {"image": _name(image), "caption": text}
-            if question is None
-            else {"image": _name(image), "question": question, "answer": text}
-            for image, text in zip(images, texts, strict=True)
+            {
+                "video" if isinstance(source, Video) else "image": _name(image),
+                **(
+                    {"caption": text}
+                    if question is None
+                    else {"question": question, "answer": text}
+                ),
+            }
+            for source, image, text in zip(sources, images, texts, strict=True)
         ]
         emit(found if question is None else found[0])
         return
     for image, text in zip(images, texts, strict=True):
         line = " ".join(text.split("\n"))
         print(line if len(images) == 1 else f"{image}: {line}")
+
+
+def _caption_each(
+    model: Model, images: Sequence[str], prompt: str, as_json: bool, options: dict[str, Any]
+) -> None:
+    """Print captions as they come; a picture that cannot be used does not stop the others."""
+    broken: list[str] = []
+
+    def note(image: object, error: InputError) -> None:
+        broken.append(str(error))
+        print(f"vlmedge: {error}", file=sys.stderr)
+
+    rows: list[dict[str, str]] = []
+    texts = model.caption(iter(images), prompt, on_error=note, **options)
+    for image, text in zip(images, texts, strict=True):
+        if as_json:
+            found = {"error": broken[-1]} if text is None else {"caption": text}
+            rows.append({"image": _name(image)} | found)
+        elif text is not None:
+            print(f"{image}: {' '.join(text.split(chr(10)))}", flush=True)
+    if as_json:
+        emit(rows)
+    if broken:
+        raise InputError(f"{len(broken)} of {len(images)} pictures have no caption: see above")
 
 
 def classify(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vlmedge.adapter import Weighted
     from vlmedge.bundle import Bundle
+    from vlmedge.rows import Rows
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -48,6 +49,14 @@ class Graph(Protocol):
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
         """Make state row i the row `rows[i]` of now; may repeat and drop rows (beams)."""
+        ...
+
+    def rewind(self, tokens: int) -> None:
+        """Keep the first `tokens` positions of state row 0, and forget all else of the state."""
+        ...
+
+    def snapshot(self, tokens: int) -> dict[str, Array]:
+        """Copy the first `tokens` positions of state row 0, by input: `run` may be fed them."""
         ...
 
     def close(self) -> None:
@@ -123,6 +132,11 @@ class Scheme(Protocol):
         """Whether it is there for speed on a CPU, so that what became slower here is dropped."""
         ...
 
+    @property
+    def table(self) -> str:
+        """What the token embedding table becomes: "float16", or "int8" with one scale a row."""
+        ...
+
     def watch(self, component: Component, model: ir.Model) -> Wanted:
         """Name the tensors whose statistics `rewrite` wants."""
         ...
@@ -196,6 +210,10 @@ class Export(Protocol):
 
     def embeddings(self) -> EmbeddingTable | None:
         """Describe the token embedding table among the assets, if there is one."""
+        ...
+
+    def rows(self) -> Rows | None:
+        """Read the token embedding table as the checkpoint has it, if there is one."""
         ...
 
     def merged(self, adapters: Sequence[Weighted]) -> Export:

@@ -24,7 +24,8 @@ from vlmedge.merged import identities, merged_like
 from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.registry import FAMILIES, SLOTTERS
+from vlmedge.registry import FAMILIES, SCHEMES, SLOTTERS
+from vlmedge.rows import TABLE, round_rows
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
@@ -144,7 +145,8 @@ def quantize(
     name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
     out = out or bundle.resolve().parent / f"{name}-{chosen.scheme}"
     with new_bundle(out, overwrite=overwrite) as folder:
-        shutil.copytree(before.path / "assets", folder / "assets")
+        if (before.path / "assets").is_dir():  # a painter has none
+            shutil.copytree(before.path / "assets", folder / "assets")
         source = _Source(
             before.spec,
             before.manifest.checkpoint,
@@ -239,6 +241,10 @@ def _write(
         if gate is not None:
             gate(bundle)
         return Bundle.load(folder)
+    if source.embeddings is not None and recipe.precision(TABLE) != FLOAT:
+        precision = recipe.precision(TABLE) or SCHEMES[recipe.scheme].table
+        rounded = round_rows(folder, source.embeddings, precision)
+        unsealed = Bundle(folder, msgspec.structs.replace(manifest, embeddings=rounded))
     samples, origin = _calibration_samples(calibrate, progress)
     shrinker = Shrinker(unsealed, recipe, samples, progress)
     for component in source.spec.components:

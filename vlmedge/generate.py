@@ -40,6 +40,8 @@ class Prompt:
         held: What the decoder is fed unchanged at every step, by name, each [batch, ...].
         media_index: Which picture each token sees, int64 [batch, tokens], -1 none; or none where
             pictures stand among the text.
+        state: What `before` left in the cache, for the decoder to be fed again: by input name, of
+            one row; none: the decoder still has it.
     """
 
     embeds: NDArray[np.float32]
@@ -48,6 +50,7 @@ class Prompt:
     before: Ids | None = None
     held: Mapping[str, Array] = field(default_factory=dict)
     media_index: Ids | None = None
+    state: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse shapes that disagree and rows padded on the right."""
@@ -79,6 +82,24 @@ class Prompt:
         """Count what is read before the first new token, what is in the cache included."""
         earlier = 0 if self.before is None else int(self.before.shape[1])
         return int(self.history.shape[1]) + earlier
+
+    def after(self, tokens: int, state: Mapping[str, Array] | None = None) -> Prompt:
+        """Return the same prompt whose first `tokens` have been read and are in the cache.
+
+        Args:
+            tokens: Less than all, of a prompt that starts with an empty cache.
+            state: As of the attribute.
+        """
+        media = self.media_index
+        return Prompt(
+            self.embeds[:, tokens:],
+            self.attention_mask[:, tokens:],
+            self.history[:, tokens:],
+            before=self.history[:, :tokens],
+            held=self.held,
+            media_index=None if media is None else media[:, tokens:],
+            state=state or {},
+        )
 
 
 def generate(
@@ -137,6 +158,7 @@ def feeds(
     mask: Ids,
     prompt_tokens: int,
     media_index: Ids | None = None,
+    names: frozenset[str] | None = None,
 ) -> dict[str, Array]:
     """Make what one run of a decoder takes, as far as it takes it.
 
@@ -147,6 +169,7 @@ def feeds(
         prompt_tokens: How many of them are the prompt, whose tokens a prefix LM lets see each
             other (token_type_ids 0; what is written after it has 1).
         media_index: As of `Prompt`; of it only the last columns are taken.
+        names: From `input_names`, where they are known: there are hundreds.
     """
     rows, total = mask.shape
     new = slice(total - embeds.shape[1], total)
@@ -154,7 +177,7 @@ def feeds(
         "inputs_embeds": np.ascontiguousarray(embeds),
         "attention_mask": np.ascontiguousarray(mask),
     }
-    names = {spec.name for spec in component.inputs}
+    names = input_names(component) if names is None else names
     if "position_ids" in names:
         positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, new]
         given["position_ids"] = np.ascontiguousarray(positions)
@@ -164,6 +187,11 @@ def feeds(
     if media_index is not None:
         given["media_index"] = np.ascontiguousarray(media_index[:, -embeds.shape[1] :])
     return given
+
+
+def input_names(component: Component) -> frozenset[str]:
+    """Name what a component takes."""
+    return frozenset(spec.name for spec in component.inputs)
 
 
 @dataclass(slots=True)
@@ -186,11 +214,17 @@ def cached(decoder: Graph, prompt: Prompt) -> int:
     return found.tokens if found is not None and found.prompt is prompt else 0
 
 
+def forget(decoder: Graph) -> None:
+    """Let nothing that a decoder has read count as cached: its weights have changed."""
+    _READINGS.pop(decoder, None)
+
+
 class _Loop:
     """The decoder with what it is fed at every step: attention mask, positions, embeddings."""
 
     def __init__(self, decoder: Graph, embed: Embed, prompt: Prompt, options: Generation) -> None:
         self._decoder = decoder
+        self._names = input_names(decoder.component)
         self._embed = embed
         self._prompt_tokens = self._total = prompt.tokens
         self._prompt = prompt
@@ -204,9 +238,9 @@ class _Loop:
 
     def read(self, embeds: NDArray[np.float32]) -> Scores:
         """Run the prompt; return the logits after its last token, float32 [rows, vocabulary]."""
-        if self._prompt.before is None:
+        if self._prompt.before is None or self._prompt.state:
             self._decoder.reset()
-        return self._run(embeds)
+        return self._run(embeds, self._prompt.state)
 
     def write(self, ids: Ids) -> Scores:
         """Run one token a row; return the logits after it, float32 [rows, vocabulary]."""
@@ -224,10 +258,11 @@ class _Loop:
                 self._rows = self._rows[rows]
                 self._held = {name: array[self._rows] for name, array in self._given.items()}
 
-    def _run(self, embeds: NDArray[np.float32]) -> Scores:
+    def _run(self, embeds: NDArray[np.float32], state: Mapping[str, Array] | None = None) -> Scores:
         mask = self._mask[:, : self._total]
         component, tokens = self._decoder.component, self._prompt_tokens
-        given = feeds(component, embeds, mask, tokens, self._media) | self._held
+        given = feeds(component, embeds, mask, tokens, self._media, self._names) | self._held
+        given |= state or {}
         _READINGS.pop(self._decoder, None)
         logits: Scores = self._decoder.run(given)["logits"][:, -1]
         _READINGS[self._decoder] = _Reading(self._prompt, self._total)

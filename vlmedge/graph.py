@@ -1,8 +1,9 @@
 """The base of every engine's graph: names, dtypes and shapes are checked once, here.
 
 It also keeps the state, and feeds the slots of adapters: zeros where none is set. An engine that
-holds the cache on its device overrides the four state methods, whose `reset` and `reorder` call
-`follow`; the others get numpy arrays that are fed back as they came.
+holds the cache on its device says how to `fetch` a tensor of it, or overrides the state methods,
+of which `reset`, `reorder` and `rewind` call `follow`; the others get numpy arrays that are fed
+back as they came.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class CheckedGraph(ABC):
         self.component = component
         self._inputs = {spec.name: spec for spec in component.inputs}
         self._became = dict(component.state)
+        state = set(self._became.values())
+        self._needed = tuple(name for name in self._inputs if name not in state)
         self._state: dict[str, Array] = {}
         self._factors: dict[str, Array] = {}  # of adapters: [adapters, ...] for each slot input
         self._adapters = 1  # how many
@@ -60,6 +63,24 @@ class CheckedGraph(ABC):
         """Make state row i the row `rows[i]` of now."""
         self._state = {name: value[rows] for name, value in self._state.items()}
         self.follow(rows)
+
+    def rewind(self, tokens: int) -> None:
+        """Keep the first `tokens` positions of state row 0."""
+        self._state = self.snapshot(tokens)
+        self.follow(np.zeros(1, np.int64))
+
+    def snapshot(self, tokens: int) -> dict[str, Array]:
+        """Copy the first `tokens` positions of state row 0, by the name of the input."""
+        found = {}
+        for name, value in self._state.items():
+            time = self._inputs[name].shape.index("past")
+            row = self.fetch(name, value)[:1]
+            found[name] = row.take(range(tokens), axis=time)
+        return found
+
+    def fetch(self, name: str, value: Any) -> Array:
+        """Return a tensor of the state as a numpy array."""
+        return np.asarray(value)
 
     def adapt(self, factors: Mapping[str, Array] | None) -> None:
         """Set what the slots are fed from now on.
@@ -129,8 +150,7 @@ class CheckedGraph(ABC):
     def _check(self, feeds: Arrays) -> dict[str, int]:
         """Refuse feeds that do not fit the spec; return the size of every named axis."""
         where = self.component.name
-        state = set(self._became.values())
-        needed = [name for name in self._inputs if name not in state]
+        needed = self._needed
         missing = [name for name in needed if name not in feeds]
         if missing:
             raise InputError(f"{where}: {missing[0]!r} is missing: feed {', '.join(needed)}")
@@ -140,13 +160,13 @@ class CheckedGraph(ABC):
         axes: dict[str, int] = {}
         for name, array in feeds.items():
             spec = self._inputs[name]
-            got = f"{array.dtype}{list(array.shape)}"
-            wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
             fits = array.dtype == spec.dtype and array.ndim == len(spec.shape)
             for size, axis in zip(array.shape, spec.shape, strict=False):
                 known = axes.setdefault(axis, size) if isinstance(axis, str) else axis
                 fits = fits and size == known
-            if not fits:
+            if not fits:  # only then are they put into words, which costs more than the check
+                got = f"{array.dtype}{list(array.shape)}"
+                wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
                 raise InputError(f"{where}: {name!r} is {got}: it must be {wanted}")
         return axes
 

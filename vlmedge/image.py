@@ -6,11 +6,11 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn, TypeGuard
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -22,6 +22,7 @@ from vlmedge.spec import ImageFrontEnd
 
 ImageSource = str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SIZE_LIMIT_PIXELS = 178_956_970  # where PIL itself raises DecompressionBombError
 SIDES_LIMIT_RATIO = 200  # a shortest_edge resize keeps the ratio, so this bounds its memory
 
@@ -32,11 +33,55 @@ _FILTERS: dict[int, Literal["nearest", "lanczos", "bilinear", "bicubic"]] = {
     3: "bicubic",
 }
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-_QUIET = threading.Lock()  # warnings.catch_warnings swaps a process-wide list
 
 
-Grid = tuple[int, int]
-"""Rows and columns of a picture's tiles; (0, 0) where it is in one piece."""
+Finish = Callable[[PIL.Image.Image, str], PIL.Image.Image]
+"""Decodes an opened image; takes what to call it in an error too."""
+
+
+class _Hush:
+    """Silences warnings while any thread decodes.
+
+    warnings.catch_warnings swaps a process-wide list: two threads that do so each for itself may
+    leave the other's list behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+HUSH = _Hush()
+
+
+class Grid(NamedTuple):
+    """How a picture is cut; by default it is in one piece.
+
+    Attributes:
+        rows: Of tiles.
+        columns: Of tiles.
+        side: Patches along a tile, where all tiles make one soft prompt; 0: each makes its own.
+        trim: Lines of patches that hold padding, on either side: (top and bottom, left and right).
+    """
+
+    rows: int = 0
+    columns: int = 0
+    side: int = 0
+    trim: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +90,7 @@ class Pictures:
 
     Attributes:
         pixel_values: float32 [pieces, 3, height, width]: of each picture its tiles, row by row,
-            and then the whole.
+            and the whole after them (spec.Tiling) or before (spec.AnyRes).
         grids: How each picture is cut.
     """
 
@@ -55,10 +100,10 @@ class Pictures:
 
 def pieces(grid: Grid) -> int:
     """Count what a picture becomes: its tiles, and the whole."""
-    return grid[0] * grid[1] + 1
+    return grid.rows * grid.columns + 1
 
 
-def is_images(source: ImageSource | Sequence[ImageSource]) -> TypeGuard[Sequence[ImageSource]]:
+def is_images(source: object) -> TypeGuard[Sequence[Any]]:
     """Tell several images (a list or a tuple) from one."""
     return isinstance(source, list | tuple)
 
@@ -78,20 +123,50 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     Raises:
         InputError: `source` cannot be read, decoded or used.
     """
+    return _load(source, _rgb)
+
+
+def load_painting(source: ImageSource | NDArray[np.uint16]) -> PIL.Image.Image:
+    """Open a picture whose numbers count: labels, colours or depths.
+
+    Args:
+        source: As of `load_image`, or uint16 [height, width].
+
+    Returns:
+        A decoded image of mode RGB, P (labels with a palette), L (labels or gray) or I;16; one of
+        black and white, and gray with alpha, is gray.
+
+    Raises:
+        InputError: As of `load_image`.
+    """
+    return _load(source, _kept)
+
+
+def _load(source: ImageSource | NDArray[np.uint16], finish: Finish) -> PIL.Image.Image:
     if isinstance(source, PIL.Image.Image):
         with _decoding("PIL image"):
-            return _rgb(source, "PIL image")
+            return finish(source, "PIL image")
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, finish)
     if isinstance(source, bytes):
         if not source:
             raise InputError("image of 0 bytes: give the whole file's bytes")
-        return _from_file(io.BytesIO(source), f"image of {len(source)} bytes")
+        return _from_file(io.BytesIO(source), f"image of {len(source)} bytes", finish)
     if isinstance(source, str | os.PathLike):
-        return _from_path(os.fspath(source))
+        return _from_path(os.fspath(source), finish)
     raise InputError(
         f"image of type {type(source).__name__}: give a path, bytes, a PIL image or a uint8 array"
     )
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """List the pictures of a folder by name, and refuse one without."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder: give one that holds pictures")
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
+    if not files:
+        raise InputError(f"{folder} has no pictures: {', '.join(IMAGE_ENDINGS)} are read")
+    return files
 
 
 def preprocess(images: Sequence[PIL.Image.Image], front: ImageFrontEnd) -> NDArray[np.float32]:
@@ -104,9 +179,18 @@ def preprocess(images: Sequence[PIL.Image.Image], front: ImageFrontEnd) -> NDArr
     Returns:
         pixel_values, float32 [batch, 3, height, width], RGB.
     """
-    if not images:
+    return normalize([fit(image, front) for image in images], front)
+
+
+def fit(image: PIL.Image.Image, front: ImageFrontEnd) -> NDArray[np.uint8]:
+    """Resize and crop one picture from `load_image`: uint8 [height, width, 3], RGB."""
+    return np.asarray(_fit(image, front))
+
+
+def normalize(rows: Sequence[NDArray[np.uint8]], front: ImageFrontEnd) -> NDArray[np.float32]:
+    """Rescale and normalise what `fit` gave: float32 [batch, 3, height, width]."""
+    if not rows:
         raise InputError("no images: give at least one")
-    rows = [np.asarray(_fit(image, front)) for image in images]
     height, width, _ = rows[0].shape
     for row in rows:
         if row.shape != rows[0].shape:
@@ -177,7 +261,7 @@ def front_end(config: Mapping[str, Any]) -> ImageFrontEnd:
     )
 
 
-def _from_path(path: str | bytes) -> PIL.Image.Image:
+def _from_path(path: str | bytes, finish: Finish) -> PIL.Image.Image:
     text = os.fsdecode(path)
     if not text:
         raise InputError("empty path: give the path of an image file")
@@ -191,7 +275,7 @@ def _from_path(path: str | bytes) -> PIL.Image.Image:
         if file.exists() and not file.is_file():  # a pipe or a device could block for ever
             raise InputError(f"{name} is no regular file: give the path of an image file")
         with file.open("rb") as stream:
-            return _from_file(stream, f"image {name}")
+            return _from_file(stream, f"image {name}", finish)
     except FileNotFoundError:
         raise InputError(f"no file {name}: give the path of an image file") from None
     except PermissionError:
@@ -202,13 +286,14 @@ def _from_path(path: str | bytes) -> PIL.Image.Image:
         raise InputError(f"file {name} cannot be opened: {_line(error)}") from None
 
 
-def _from_file(stream: BinaryIO, name: str) -> PIL.Image.Image:
+def _from_file(stream: BinaryIO, name: str, finish: Finish) -> PIL.Image.Image:
     with _decoding(name), PIL.Image.open(stream) as image:
-        return _rgb(image, name)
+        return finish(image, name)
 
 
-def _from_array(array: NDArray[Any]) -> PIL.Image.Image:
-    if array.dtype != np.uint8:
+def _from_array(array: NDArray[Any], finish: Finish) -> PIL.Image.Image:
+    deep = finish is _kept and array.dtype == np.uint16 and array.ndim == 2
+    if array.dtype != np.uint8 and not deep:
         raise InputError(f"image array of {array.dtype}: give uint8, 0..255")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -218,13 +303,24 @@ def _from_array(array: NDArray[Any]) -> PIL.Image.Image:
             "give [height, width] or [height, width, 1, 3 or 4]"
         )
     _check_size((array.shape[1], array.shape[0]), "image array")
-    return _rgb(PIL.Image.fromarray(array), "image array")
+    return finish(PIL.Image.fromarray(array), "image array")
+
+
+def _upright(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    _check_size(image.size, name)
+    image.load()
+    return PIL.ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+
+
+def _kept(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    image = _upright(image, name)
+    if image.mode in ("RGB", "P", "L", "I;16"):
+        return image
+    return image.convert("L") if image.mode in ("1", "LA", "La") else _rgb(image, name)
 
 
 def _rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    _check_size(image.size, name)
-    image.load()
-    image = PIL.ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+    image = _upright(image, name)
     if image.mode == "RGB":
         return image
     if image.mode == "P" and "transparency" in image.info:
@@ -248,8 +344,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Turn all that PIL can say about a bad file into one InputError."""
-    with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with HUSH:
         try:
             yield
         except (InputError, MemoryError):

@@ -36,6 +36,43 @@ def this_machine(libraries: Iterable[str]) -> Machine:
     )
 
 
+def cores(root: Path = Path("/")) -> int:
+    """Count the cores that this process may keep busy: by its affinity and its cgroup's quota.
+
+    Args:
+        root: Of the file system that tells the quota.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _quota(root)
+    return allowed if quota is None else max(1, min(allowed, round(quota)))
+
+
+def _quota(root: Path) -> float | None:
+    """Return how many cores' time the cgroup has, or none where it has no limit.
+
+    Source: the kernel's admin-guide/cgroup-v2 (cpu.max) and scheduler/sched-bwc (version 1). In a
+    container the process's own group is the root of what is mounted.
+    """
+    folder = root / "sys/fs/cgroup"
+    for line in _lines(str(root / "proc/self/cgroup")):
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        inside = group.strip("/")
+        if not controllers:
+            files = [folder / inside / "cpu.max", folder / "cpu.max"]
+            words = [" ".join(_lines(str(file))).split() for file in files]
+        else:
+            places = [folder / "cpu" / inside, folder / "cpu"]
+            names = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+            words = [" ".join(w for n in names for w in _lines(str(p / n))).split() for p in places]
+        for found in words:
+            if len(found) == 2 and found[0].isdigit() and found[1].isdigit() and int(found[1]):
+                return int(found[0]) / int(found[1])
+    return None
+
+
 def free_bytes() -> int:
     """Return how much memory is free; 0 where the system does not tell."""
     for line in _lines("/proc/meminfo"):

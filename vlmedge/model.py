@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, overload
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge import generate as loop
 from vlmedge.adapter import open_adapter
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
@@ -17,8 +17,7 @@ from vlmedge.errors import InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.image import Grid, ImageSource, is_images
 from vlmedge.locations import Box, parse
-from vlmedge.registry import ENGINES, unknown
-from vlmedge.sampling import options as merge
+from vlmedge.registry import ENGINES
 from vlmedge.slots import Factors, fill
 from vlmedge.spec import (
     ChatTask,
@@ -28,28 +27,44 @@ from vlmedge.spec import (
     InfillTask,
     LabelTask,
     MatchTask,
+    PaintTask,
     ScoreTask,
 )
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import label as labelling
 from vlmedge.tasks import match as matching
+from vlmedge.tasks import paint as painting
 from vlmedge.tasks import retrieve as retrieving
-from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
+from vlmedge.tasks._kept import Kept
+from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
+from vlmedge.tasks._pipeline import OnError, answers
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
+from vlmedge.tasks.paint import Painting
+from vlmedge.tasks.session import Session
+from vlmedge.video import Video
 
-T = TypeVar("T", GenerateTask, ChatTask, MatchTask, EmbedTask, LabelTask, ScoreTask, InfillTask)
-Images = list[Any] | tuple[ImageSource, ...]
+Images = list[Any] | tuple[ImageSource | Video, ...]
 Ranking = list[tuple[str, float]]
+
+SESSION_MIB = 256.0  # a prefix of BLIP-2 OPT-2.7b is 23 MiB, one of LLaVA-7B 600
 
 
 class Graphs(Mapping[str, Graph]):
     """The components of a bundle; each is opened when it is first asked for."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, *, low_memory: bool = False) -> None:
+        """Open nothing yet.
+
+        Args:
+            bundle: Whose components.
+            engine: What runs them.
+            low_memory: Whether opening one closes the one before, so that only one is open.
+        """
         self._bundle = bundle
         self._engine = engine
+        self._low_memory = low_memory
         self._open: dict[str, Graph] = {}
         self._factors: Factors = {}
 
@@ -57,6 +72,8 @@ class Graphs(Mapping[str, Graph]):
         """Return a component, opened."""
         if name not in self._open:
             self._bundle.spec.component(name)  # refuses an unknown one
+            if self._low_memory:
+                self.close()
             graph = self._engine.open(self._bundle, name)
             if self._factors:
                 _adapt(graph, self._factors)
@@ -76,6 +93,7 @@ class Graphs(Mapping[str, Graph]):
         self._factors = factors
         for graph in self._open.values():
             _adapt(graph, factors)
+            loop.forget(graph)
 
     def close(self) -> None:
         """Give the memory of all that is open back."""
@@ -87,14 +105,27 @@ class Graphs(Mapping[str, Graph]):
 class Model:
     """One deployable model, ready to run.
 
-    A method given one image answers for one; given a list or tuple it answers with a list.
-    An image is a path, bytes, a PIL image or a uint8 array [height, width(, channels)].
+    A method given one image answers for one; given a list or tuple it answers with a list; and
+    `caption`, `classify` and `embed_image` given an iterator, or anything else to iterate over,
+    give an iterator: the next images are decoded while these are answered, and memory does not grow
+    with their number. An image is a path, bytes, a PIL image or a uint8 array
+    [height, width(, channels)]; where a text is written, a `Video` may stand in its place.
     """
 
-    def __init__(self, bundle: Bundle, engine: str = "ort") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str = "ort",
+        *,
+        session_mib: float = SESSION_MIB,
+        low_memory: bool = False,
+    ) -> None:
+        if not session_mib >= 0:
+            raise InputError(f"session_mib is {session_mib}: it must be at least 0")
         self.bundle = bundle
-        self.graphs = Graphs(bundle, ENGINES[engine])
+        self.graphs = Graphs(bundle, ENGINES[engine], low_memory=low_memory)
         self._parts = Parts(bundle, self.graphs)
+        self._kept = Kept(int(session_mib * 2**20))
         self._labels: tuple[list[list[str]], NDArray[np.float32]] | None = None
 
     def set_adapter(
@@ -126,6 +157,7 @@ class Model:
             factors = fill(self.bundle.spec, rows, weight)
         self.graphs.adapt(factors)
         self._labels = None  # the text encoder may have changed
+        self._kept.clear()  # and all else
 
     @overload
     def caption(
@@ -141,7 +173,7 @@ class Model:
     @overload
     def caption(
         self,
-        images: ImageSource,
+        images: ImageSource | Video,
         prompt: str = "",
         *,
         examples: Sequence[Example] = (),
@@ -149,15 +181,40 @@ class Model:
         **options: Any,
     ) -> str: ...
 
+    @overload
     def caption(
         self,
-        images: ImageSource | Images,
+        images: Iterator[ImageSource],
         prompt: str = "",
         *,
         examples: Sequence[Example] = (),
         seed: int | None = None,
+        on_error: None = None,
         **options: Any,
-    ) -> str | list[str]:
+    ) -> Iterator[str]: ...
+
+    @overload
+    def caption(
+        self,
+        images: Iterator[ImageSource],
+        prompt: str = "",
+        *,
+        examples: Sequence[Example] = (),
+        seed: int | None = None,
+        on_error: OnError,
+        **options: Any,
+    ) -> Iterator[str | None]: ...
+
+    def caption(
+        self,
+        images: ImageSource | Video | Images | Iterator[ImageSource],
+        prompt: str = "",
+        *,
+        examples: Sequence[Example] = (),
+        seed: int | None = None,
+        on_error: OnError | None = None,
+        **options: Any,
+    ) -> Any:
         """Describe one image, or each of several.
 
         Args:
@@ -165,13 +222,13 @@ class Model:
             prompt: How the caption begins ("a photo of"); not repeated in the answer.
             examples: Pictures with their right captions, read first (few-shot).
             seed: Of the draw, when sampling.
+            on_error: Of a stream: is told (image, error) of one that cannot be used, whose caption
+                is then none. Without it that error is raised, after the captions before it.
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
-        task = self._task("caption", GenerateTask)
-        if prompt and "{prompt}" not in task.prompt:
-            raise InputError("this model begins its captions by itself: leave the prompt out")
-        return self._write(task, images, prompt, seed, options, examples)
+        task = generating.caption_task(self._parts, prompt, self._about("caption", images))
+        return self._write(task, images, prompt, seed, options, examples, on_error)
 
     @overload
     def ask(
@@ -188,7 +245,7 @@ class Model:
     @overload
     def ask(
         self,
-        images: ImageSource,
+        images: ImageSource | Video,
         question: str,
         *,
         examples: Sequence[Example] = (),
@@ -199,14 +256,14 @@ class Model:
 
     def ask(
         self,
-        images: ImageSource | Images,
+        images: ImageSource | Video | Images,
         question: str,
         *,
         examples: Sequence[Example] = (),
         first_token: str | None = None,
         seed: int | None = None,
         **options: Any,
-    ) -> str | list[str]:
+    ) -> Any:
         """Answer a question about one image, or about each of several.
 
         Args:
@@ -218,25 +275,13 @@ class Model:
             seed: Of the draw, when sampling.
             **options: As of `caption`.
         """
-        task = self._task("ask", GenerateTask)
-        if not question.strip():
-            raise InputError("the question is empty: ask something")
-        if first_token is not None:
-            task = self._begun(task, first_token)
+        name = self._about("ask", images)
+        task = generating.ask_task(self._parts, question, first_token, name)
         return self._write(task, images, question, seed, options, examples)
-
-    def _begun(self, task: GenerateTask, first_token: str) -> GenerateTask:
-        """Let a question begin with another token."""
-        if "input_ids" not in generating.wanted(self.bundle.spec, task):
-            raise InputError("first_token: this model has no encoder for questions: leave it out")
-        ids = self._parts.tokenizer.ids(first_token, whole=False)
-        if len(ids) != 1:
-            raise InputError(f"first_token {first_token!r} is {len(ids)} tokens: give one")
-        return msgspec.structs.replace(task, first_id=ids[0])
 
     def stream(
         self,
-        image: ImageSource,
+        image: ImageSource | Video,
         prompt: str = "",
         *,
         question: str | None = None,
@@ -248,12 +293,19 @@ class Model:
         The pieces joined and stripped are what `caption` or `ask` return. Options are theirs too,
         except beams, whose text is known only at the end.
         """
-        task = self._task("caption" if question is None else "ask", GenerateTask)
-        chosen = self._options(options)
-        pictures = self._parts.pictures([image])
-        soft = [generating.encode(self._parts, task, pictures.pixel_values)]
-        text = generating.fill(task, prompt if question is None else question, pictures.grids)
+        name = self._about("caption" if question is None else "ask", image)
+        task, chosen = self._task(name, GenerateTask), self._options(options)
+        soft, grids = self._seen(task, [image])
+        text = generating.fill(task, prompt if question is None else question, grids)
         return generating.stream(self._parts, task, soft, text, chosen, seed)
+
+    def session(self, image: ImageSource) -> Session:
+        """Open one picture to be asked several times: it is encoded and its prefix read once.
+
+        What sessions keep is bounded by `session_mib` of `load`; answers are the same whatever is
+        kept.
+        """
+        return Session(self._parts, self._kept, image)
 
     def detect(
         self,
@@ -309,12 +361,34 @@ class Model:
         template: str | Sequence[str] | None = None,
     ) -> Ranking: ...
 
+    @overload
     def classify(
         self,
-        images: ImageSource | Images,
+        images: Iterator[ImageSource],
         labels: Sequence[str] | None = None,
         template: str | Sequence[str] | None = None,
-    ) -> Ranking | list[Ranking]:
+        *,
+        on_error: None = None,
+    ) -> Iterator[Ranking]: ...
+
+    @overload
+    def classify(
+        self,
+        images: Iterator[ImageSource],
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] | None = None,
+        *,
+        on_error: OnError,
+    ) -> Iterator[Ranking | None]: ...
+
+    def classify(
+        self,
+        images: ImageSource | Images | Iterator[ImageSource],
+        labels: Sequence[str] | None = None,
+        template: str | Sequence[str] | None = None,
+        *,
+        on_error: OnError | None = None,
+    ) -> Any:
         """Say which label fits one image, or each of several.
 
         A model that reads texts chooses from `labels` without training (zero-shot); one with a
@@ -325,33 +399,45 @@ class Model:
             labels: What to choose from, each once.
             template: Text around a label, `{}` is the label; default: the bundle's. Several are
                 averaged, and "imagenet" is CLIP's 80.
+            on_error: As of `caption`.
 
         Returns:
             (label, probability) pairs, best first; the probabilities add up to 1, or each stands
             alone where the model was trained so (SigLIP's sigmoid).
         """
-        several = _several(images)
+        names, shares = self._choices(labels, template)
+
+        def answer(opened: Sequence[Opened]) -> list[Ranking]:
+            rows = shares(self._parts.ready(opened).pixel_values)
+            return [
+                [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in rows
+            ]
+
+        return self._answer(images, answer, on_error)
+
+    def _choices(
+        self, labels: Sequence[str] | None, template: str | Sequence[str] | None
+    ) -> tuple[Sequence[str], Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+        """Name what is chosen from, and say how pixel_values become [images, labels]."""
+        parts = self._parts
         if isinstance(self.bundle.spec.tasks.get("classify"), LabelTask):
             if labels is not None or template is not None:
                 raise InputError(
                     f"{self.bundle.path} has a closed head with labels of its own: give none"
                 )
             closed = self._task("classify", LabelTask)
-            names: Sequence[str] = labelling.read_labels(self.bundle, closed)
-            shares = labelling.probabilities(self._parts, closed, several)
-        else:
-            task = self._task("classify", MatchTask)
-            if labels is None:
-                raise InputError(f"{self.bundle.path} has no labels of its own: give some")
-            names = labels
-            seen = embedding.embed_images(self._parts, task.image, task.image_output, several)
-            shares = embedding.probabilities(
-                task, seen, self._label_vectors(task, labels, template)
-            )
-        rankings = [
-            [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in shares
-        ]
-        return rankings if is_images(images) else rankings[0]
+            names = labelling.read_labels(self.bundle, closed)
+            return names, lambda pixels: labelling.probabilities(parts, closed, pixels)
+        task = self._task("classify", MatchTask)
+        if labels is None:
+            raise InputError(f"{self.bundle.path} has no labels of its own: give some")
+        vectors = self._label_vectors(task, labels, template)
+
+        def shares(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+            seen = embedding.embed_pixels(parts, task.image, task.image_output, pixels)
+            return embedding.probabilities(task, seen, vectors)
+
+        return labels, shares
 
     def _label_vectors(
         self, task: MatchTask, labels: Sequence[str], template: str | Sequence[str] | None
@@ -391,6 +477,48 @@ class Model:
         """
         return matching.infill(self._parts, self._task("infill", InfillTask), image, text, top)
 
+    @overload
+    def paint(
+        self,
+        images: Images,
+        examples: Sequence[painting.Example],
+        *,
+        task: str = "paint",
+        labels: int | None = None,
+    ) -> list[Painting]: ...
+
+    @overload
+    def paint(
+        self,
+        images: ImageSource,
+        examples: Sequence[painting.Example],
+        *,
+        task: str = "paint",
+        labels: int | None = None,
+    ) -> Painting: ...
+
+    def paint(
+        self,
+        images: ImageSource | Images,
+        examples: Sequence[painting.Example],
+        *,
+        task: str = "paint",
+        labels: int | None = None,
+    ) -> Painting | list[Painting]:
+        """Do to one image, or to each of several, what was done to the examples' pictures.
+
+        Args:
+            images: What to paint.
+            examples: Pictures with their paintings; several are looked at together. A painting
+                is RGB, or gray or indexed: then its numbers are labels if `labels` is given. A
+                depth may have 16 bits, in millimetres.
+            task: Another of the model's tasks, such as "depth": it says what pixels mean.
+            labels: How many there are beside the background, 0.
+        """
+        wiring = self._task(task, PaintTask)
+        found = painting.paint(self._parts, wiring, _several(images), examples, labels)
+        return found if is_images(images) else found[0]
+
     def index(
         self, folder: str | Path, note: Callable[[str], None] = lambda _: None
     ) -> retrieving.Index:
@@ -428,11 +556,37 @@ class Model:
         query = self.embed_text(text) if text is not None else self.embed_image(_one(image))
         return index.search(query, top)
 
-    def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]:
-        """Return the unit vector of one image [width], or of several [images, width]."""
+    @overload
+    def embed_image(self, images: ImageSource | Images) -> NDArray[np.float32]: ...
+
+    @overload
+    def embed_image(
+        self, images: Iterator[ImageSource], *, on_error: None = None
+    ) -> Iterator[NDArray[np.float32]]: ...
+
+    @overload
+    def embed_image(
+        self, images: Iterator[ImageSource], *, on_error: OnError
+    ) -> Iterator[NDArray[np.float32] | None]: ...
+
+    def embed_image(
+        self,
+        images: ImageSource | Images | Iterator[ImageSource],
+        *,
+        on_error: OnError | None = None,
+    ) -> Any:
+        """Return the unit vector of one image [width], or of several [images, width].
+
+        A stream gives a stream of vectors [width]; `on_error` is that of `caption`.
+        """
         task = self._task("embed_image", EmbedTask)
-        found = embedding.embed_images(self._parts, task.encode, task.output, _several(images))
-        return found if is_images(images) else found[0]
+
+        def answer(opened: Sequence[Opened]) -> list[NDArray[np.float32]]:
+            pixels = self._parts.ready(opened).pixel_values
+            return [*embedding.embed_pixels(self._parts, task.encode, task.output, pixels)]
+
+        found = self._answer(images, answer, on_error)
+        return np.stack(found) if isinstance(found, list) else found
 
     def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vector of one text [width], or of several [texts, width]."""
@@ -446,62 +600,109 @@ class Model:
         self.graphs.close()
 
     def _task(self, name: str, kind: type[T]) -> T:
-        task = self.bundle.spec.tasks.get(name)
-        if not isinstance(task, kind):
-            raise unknown("task", name, sorted(self.bundle.spec.tasks))
-        return task
+        return self._parts.task(name, kind)
+
+    def _about(
+        self, task: str, images: ImageSource | Video | Images | Iterator[ImageSource]
+    ) -> str:
+        """Name the task that does with videos what `task` does with images."""
+        if is_stream(images):
+            return task  # of images; who knows what comes
+        kinds = {isinstance(source, Video) for source in _several(images)}
+        clips = [each.source for each in _several(images) if isinstance(each, Video)]
+        names = [str(clip) for clip in clips if isinstance(clip, str | Path)]
+        named = f" ({', '.join(names)})" if names else ""
+        if len(kinds) > 1:
+            raise InputError(f"images and videos in one call{named}: give them apart")
+        name, other = (f"{task}_video", task) if True in kinds else (task, f"{task}_video")
+        known = self.bundle.spec.tasks
+        if name not in known and other in known:
+            takes = (
+                f"images, no videos{named}" if other == task else "videos alone: give it a Video"
+            )
+            raise InputError(f"{self.bundle.path} takes {takes}")
+        return name
 
     def _options(self, given: dict[str, Any]) -> Generation:
-        defaults = self.bundle.spec.generation
-        if defaults is None:
-            raise InputError(f"{self.bundle.path} writes no text: it has no generation defaults")
-        return merge(defaults, **given)
+        return self._parts.options(given)
+
+    def _seen(
+        self, task: GenerateTask, images: Images
+    ) -> tuple[list[generating.Soft], Sequence[Grid]]:
+        """Encode images or videos, and say how each is cut."""
+        opened = [self._parts.open(image) for image in images]
+        return generating.seen(self._parts, task, opened)
 
     def _shown(
         self, task: GenerateTask, examples: Sequence[Example]
-    ) -> tuple[list[tuple[Example, Grid]], NDArray[np.float32] | None]:
-        """Encode the pictures of examples: float32 [pieces, n, width], or none."""
+    ) -> tuple[list[tuple[Example, Grid]], list[NDArray[np.float32]]]:
+        """Encode the pictures of examples: for each placeholder float32 [n, width]."""
         if not examples or task.example is None:  # the latter is refused where it is filled in
-            return [(example, (0, 0)) for example in examples], None
+            return [(example, Grid()) for example in examples], []
         pictures = self._parts.pictures([example.image for example in examples])
         found = generating.encode(self._parts, task, pictures.pixel_values)
-        return list(zip(examples, pictures.grids, strict=True)), found
+        soft = [part for seen in generating.rows(found, pictures.grids) for part in seen]
+        return list(zip(examples, pictures.grids, strict=True)), soft
 
     def _write(
         self,
         task: GenerateTask,
-        images: ImageSource | Images,
+        images: ImageSource | Video | Images | Iterator[ImageSource],
         text: str,
         seed: int | None,
         given: dict[str, Any],
         examples: Sequence[Example] = (),
-    ) -> str | list[str]:
+        on_error: OnError | None = None,
+    ) -> Any:
+        """Write about one image, several, or a stream of them."""
         chosen = self._options(given)
         before, shown = self._shown(task, examples)
-        texts: list[str] = []
-        several = _several(images)
-        if not several:
-            raise InputError("no images: give at least one")
-        for start in range(0, len(several), IMAGES_PER_BATCH):
-            pictures = self._parts.pictures(several[start : start + IMAGES_PER_BATCH])
-            encoded = generating.encode(self._parts, task, pictures.pixel_values)
-            soft = generating.rows(encoded, pictures.grids)
-            if shown is not None:
-                soft = [np.concatenate([shown, seen]) for seen in soft]
-            prompts = [generating.fill(task, text, [grid], before) for grid in pictures.grids]
+
+        def answer(opened: Sequence[Opened]) -> list[str]:
+            seen, grids = generating.seen(self._parts, task, opened)
+            soft = [[*shown, *each] for each in seen]
+            prompts = [generating.fill(task, text, [grid], before) for grid in grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
-            texts += [self._parts.tokenizer.decode(row).strip() for row in ids]
-        return texts if is_images(images) else texts[0]
+            return [self._parts.tokenizer.decode(row).strip() for row in ids]
+
+        return self._answer(images, answer, on_error)
+
+    def _answer(
+        self,
+        images: Any,
+        answer: Callable[[Sequence[Opened]], Iterable[Any]],
+        on_error: OnError | None = None,
+    ) -> Any:
+        """Answer for one image, for a list of them, or for a stream as its answers are taken."""
+        if is_stream(images):
+            return answers(self._parts.open, images, answer, on_error)
+        if on_error is not None:
+            raise InputError("on_error is for a stream of images: give iter(images)")
+        if not is_images(images):
+            return next(iter(answer([self._parts.open(images)])))
+        if not images:
+            raise InputError("no images: give at least one")
+        return list(answers(self._parts.open, images, answer))
 
 
-def load(path: str | Path, engine: str = "ort") -> Model:
+def load(
+    path: str | Path,
+    engine: str = "ort",
+    *,
+    session_mib: float = SESSION_MIB,
+    low_memory: bool = False,
+) -> Model:
     """Open a bundle; its graphs open when they are first needed.
 
     Args:
         path: The folder that `vlmedge export` made.
         engine: What runs the graphs: a file name in runtimes/.
+        session_mib: How much the sessions of the model may keep of encoded pictures and of prefixes
+            that the decoder has read, in MiB; what was used longest ago goes first.
+        low_memory: Whether a component is closed before the next one opens: the peak is then that
+            of the largest, not of all together, and each picture or list costs their opening.
     """
-    return Model(Bundle.load(path), engine)
+    return Model(Bundle.load(path), engine, session_mib=session_mib, low_memory=low_memory)
 
 
 def _adapt(graph: Graph, factors: Factors) -> None:
@@ -512,10 +713,16 @@ def _adapt(graph: Graph, factors: Factors) -> None:
         graph.adapt(factors.get(name))
 
 
+def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
+    """Tell what is to be iterated over from one image and from a list of them."""
+    single = (str, bytes, np.ndarray, list, tuple)
+    return hasattr(images, "__iter__") and not isinstance(images, single)
+
+
 def _one(image: ImageSource | None) -> ImageSource:
     assert image is not None
     return image
 
 
-def _several(images: ImageSource | Images) -> Images:
+def _several(images: object) -> list[Any] | tuple[Any, ...]:
     return images if isinstance(images, list | tuple) else [images]

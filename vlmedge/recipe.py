@@ -21,7 +21,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         scheme: A file name in quantize/, or float32 for none.
         keep: Layers by the pattern of their weights' names (`*` and `?`), and the precision that
-            they get instead: float32, or int8 where the scheme is int4.
+            they get instead: float32, or int8 where the scheme is int4. The token embedding table
+            is "embed_tokens".
         target_drop: Layers go back to more bits, the most harmful first, until no task has lost
             more than this: points of accuracy where answers are known, else hundredths of a nat
             of the first token's divergence.
@@ -56,6 +57,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def mixes(self) -> bool:
         """Whether layers are ranked by their harm."""
         return self.target_drop is not None or self.budget_mib is not None
+
+    def precision(self, layer: str) -> str | None:
+        """Return what the patterns ask for one layer, or none if they say nothing of it."""
+        return self.kept([layer]).get(layer)
 
     def kept(self, layers: Iterable[str]) -> dict[str, str]:
         """Name the layers that the patterns catch, with their precision."""

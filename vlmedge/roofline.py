@@ -19,6 +19,7 @@ KERNEL_BYTES = 4  # logits and sums are float32 everywhere
 # what kernels are timed with. An estimate that no board has confirmed yet.
 BUILD_HOST_COPIES = 2
 BUILD_SCRATCH = GIB // 2
+BATCH = 8  # tiles or frames that run at once, as vlmedge.tasks has it
 CACHE_ROWS_MIN = 64  # of a cache that grows by doubling
 
 
@@ -196,9 +197,10 @@ def cost(
     if does.doubles_cache:
         cache_rows = max(CACHE_ROWS_MIN, 1 << (cache_rows - 1).bit_length())
     cache = cache_token * cache_rows * does.cache_copies
-    activations = _activations(part, rows, rows, how.float_bytes)
-    workspace = KERNEL_BYTES * rows * max(part.inner, part.width)
-    compute_ms = _compute_ms(part, device, how, does, rows, rows, cores)
+    batch = min(part.runs, BATCH)
+    activations = batch * _activations(part, rows, rows, how.float_bytes)
+    workspace = batch * KERNEL_BYTES * rows * max(part.inner, part.width)
+    compute_ms = part.runs * _compute_ms(part, device, how, does, rows, rows, cores)
     bandwidth = device.bandwidth_gb_s * 1e6 * does.bandwidth_share  # bytes a millisecond
     start_ms = max(1, part.layers) * does.layer_us / 1000
     step_ms = None

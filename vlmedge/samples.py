@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource, load_image
+from vlmedge.image import ImageSource, load_image, pictures_in
 from vlmedge.scenes import CLASSES, draw_labelled, draw_scene
 from vlmedge.spec import GenerateTask, MatchTask, ModelSpec
 from vlmedge.tasks.embed import fill
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 QUESTION = "what is in the picture?"
 CALIBRATION_IMAGES = 8  # of each kind: several objects, and one
 CALIBRATION_ADVISED = 16
@@ -75,7 +74,7 @@ def calibration_folder(folder: Path, note: Callable[[str], None]) -> Samples:
     Raises:
         InputError: There are none, or more than half cannot be read.
     """
-    files = _pictures(folder)
+    files = pictures_in(folder)
     readable = [file for file in files if _is_readable(file)]
     broken = len(files) - len(readable)
     if 2 * broken > len(files):
@@ -114,19 +113,9 @@ def _captions(folder: Path) -> dict[str, str]:
     return found
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """List the pictures of a folder by name, and refuse one without."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder: give one that holds pictures")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
-    if not files:
-        raise InputError(f"{folder} has no pictures: {', '.join(IMAGE_ENDINGS)} are read")
-    return files
-
-
 def from_folder(folder: Path, count: int) -> Samples:
     """Take the first `count` pictures of a folder, by name."""
-    images = tuple(load_image(file) for file in _pictures(folder)[:count])
+    images = tuple(load_image(file) for file in pictures_in(folder)[:count])
     return Samples(images=images, questions=(QUESTION,) * len(images), singles=images)
 
 

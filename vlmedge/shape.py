@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Part:
         cache_width: Numbers that the key-value cache keeps of each token, all layers together.
         source_linear: Those of `linear` that work on what is looked at, not on its own rows.
         source_rows: How many rows that has.
+        runs: How often a prompt takes it, at most: for each tile of a picture, or frame of a video.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Part:
     cache_width: int = 0
     source_linear: int = 0
     source_rows: int = 0
+    runs: int = 1
 
     @property
     def parameters(self) -> int:
@@ -119,6 +121,18 @@ class Fields:
                 f"{self._where}: {name} is {found!r}: it must be a whole number of 1 or more"
             )
         return found
+
+    def pairs(self, name: str, default: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return sizes, each of a height and a width."""
+        found = self._config.get(name)
+        if found is None:
+            return list(default)
+        for pair in found if isinstance(found, list) else [found]:
+            if not isinstance(pair, list) or [type(n) for n in pair] != [int, int] or min(pair) < 1:
+                raise CheckpointError(
+                    f"{self._where}: {name} has {pair!r}: it must be a height and a width"
+                )
+        return [(height, width) for height, width in found]
 
     def text(self, name: str, default: str) -> str:
         """Return a word."""

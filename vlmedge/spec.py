@@ -66,8 +66,13 @@ class Component(_Data, frozen=True):
     state: tuple[tuple[str, str], ...] = ()
     slots: tuple[AdapterSlot, ...] = ()
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether one run takes all frames of one video, and not some rows of a batch."""
+        return bool(self.inputs) and self.inputs[0].shape[:1] == ("frames",)
 
-class Tiling(_Data, frozen=True):
+
+class Tiling(_Data, frozen=True, tag="tiles", tag_field="kind"):
     """How a picture is cut into squares that the encoder takes one by one, and the whole.
 
     Attributes:
@@ -79,6 +84,25 @@ class Tiling(_Data, frozen=True):
     longest_edge: int
     tile_size: int
     split: bool = True
+
+
+class AnyRes(_Data, frozen=True, tag="anyres", tag_field="kind"):
+    """How a picture is cut so that its tiles become one soft prompt, as LLaVA-NeXT has it.
+
+    The whole comes first and alone; then the tiles side by side, line by line of patches, without
+    those that hold nothing but padding. An encoder's last row of each piece ends such a line.
+
+    Attributes:
+        sizes: (height, width), pixels: the one that shows most of a picture is taken, whole tiles.
+        whole_size: Side of the square that the whole is stretched to, pixels.
+        tile_size: Side of a tile, pixels.
+        patches: Along the side of each piece.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    whole_size: int
+    tile_size: int
+    patches: int
 
 
 class ImageFrontEnd(_Data, frozen=True):
@@ -102,7 +126,24 @@ class ImageFrontEnd(_Data, frozen=True):
     rescale_factor: float
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    tiling: Tiling | None = None
+    tiling: Tiling | AnyRes | None = None
+
+
+class VideoFrontEnd(_Data, frozen=True):
+    """Which frames of a video a model looks at; each becomes pixel_values like a picture.
+
+    Attributes:
+        frame: How a frame becomes pixels.
+        frames: How many, at most.
+        rule: "floor": frame i * total // frames, transformers' own; "ends": evenly from the first
+            to the last; "middle": of as many equal parts.
+        fps: As many frames a second instead, up to `frames`; or none.
+    """
+
+    frame: ImageFrontEnd
+    frames: int
+    rule: Literal["floor", "ends", "middle"] = "floor"
+    fps: float | None = None
 
 
 class TextFrontEnd(_Data, frozen=True):
@@ -167,12 +208,14 @@ class EmbeddingTable(_Data, frozen=True):
         offset_bytes: Where the rows begin in `file`.
         dtype: numpy's name.
         shape: (vocabulary, width).
+        scale_offset_bytes: Where the float32 scales of int8 rows begin, or none.
     """
 
     file: str
     offset_bytes: int
     dtype: str
     shape: tuple[int, int]
+    scale_offset_bytes: int | None = None
 
 
 class ImageText(_Data, frozen=True):
@@ -222,6 +265,8 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
             `read` has taken.
         special_tokens: Whether a text of the decoder's gets the tokenizer's own special tokens.
         first_id: Takes the place of the first id of a text that `read` reads, or none.
+        source: "video": `encode` gets the frames of one, and `{image}` is its place; all their rows
+            in a row are its soft prompt.
     """
 
     encode: tuple[str, ...]
@@ -237,6 +282,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     start_ids: tuple[int, ...] = ()
     special_tokens: bool = True
     first_id: int | None = None
+    source: Literal["image", "video"] = "image"
 
 
 class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):
@@ -348,7 +394,38 @@ class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     output: str
 
 
-Task = GenerateTask | ChatTask | MatchTask | LabelTask | ScoreTask | InfillTask | EmbedTask
+class PaintTask(_Data, frozen=True, tag="paint", tag_field="kind"):
+    """Pictures with what they were painted to, and a picture, in; what that becomes, out.
+
+    The graph takes pixel_values and, of one example, prompt_pixel_values and prompt_masks; `group`,
+    int64 [batch], is the same for the examples of one picture.
+
+    Attributes:
+        paint: Components from these to `output`.
+        output: The painting, float32 [batch, 3, height, width], normalised as pictures are.
+        means: What a pixel says. "picture": itself. "labels": the nearest colour of a palette, or
+            without one the mean of its channels. "depth": the mean of its channels, 255 being
+            `depth_m`. "points": red how near a point is, green and blue which of `points`.
+        resample: PIL's filter that brings a painting back to the picture's size, as torch has it.
+        example_resample: The one that brings an example's painting to the graph's size.
+        instance: Fed to the graph's `instance`, where it takes one: 1 one thing, 0 a kind of thing.
+        depth_m: Metres, with "depth".
+        points: Names, with "points".
+    """
+
+    paint: tuple[str, ...]
+    output: str
+    means: Literal["picture", "labels", "depth", "points"]
+    resample: Literal["nearest", "bilinear", "bicubic"]
+    example_resample: Literal["nearest", "bilinear", "bicubic"]
+    instance: int = 1
+    depth_m: float | None = None
+    points: tuple[str, ...] = ()
+
+
+Task = (
+    GenerateTask | ChatTask | MatchTask | LabelTask | ScoreTask | InfillTask | EmbedTask | PaintTask
+)
 
 
 class ModelSpec(_Data, frozen=True):
@@ -357,8 +434,9 @@ class ModelSpec(_Data, frozen=True):
     Attributes:
         family: The file in export/ that made it.
         components: The graphs.
-        tasks: By name: caption, ask, classify, embed_image, embed_text.
+        tasks: By name: caption, ask, classify, embed_image, embed_text; caption_video, ask_video.
         image: The image front end, or none.
+        video: The video front end, or none.
         text: The text front end, or none.
         generation: Defaults of the decode loop, or none.
     """
@@ -367,6 +445,7 @@ class ModelSpec(_Data, frozen=True):
     components: tuple[Component, ...]
     tasks: dict[str, Task]
     image: ImageFrontEnd | None = None
+    video: VideoFrontEnd | None = None
     text: TextFrontEnd | None = None
     generation: Generation | None = None
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge import scenes
-from vlmedge.scenes import Plan
+from vlmedge.scenes import Plan, Thing
 
 CACHE = Path("/tmp/vlmedge-shapes")
 
@@ -27,14 +27,15 @@ def render(kind: str, count: int, split: str = "train") -> NDArray[np.uint8]:
     """Draw pictures 0 to `count` of a split, once: later calls read them from a cache.
 
     Args:
-        kind: "labelled" or "scene".
+        kind: "labelled", "scene" or "crowd".
         count: how many.
         split: a split of `vlmedge.scenes`; training code never asks for "heldout".
 
     Returns:
         uint8 (count, 64, 64, 3).
     """
-    version = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()[:12]
+    source = Path(scenes.__file__).read_bytes() + Path(__file__).read_bytes()
+    version = hashlib.sha256(source).hexdigest()[:12]
     path = CACHE / f"{kind}-{split}-{count}-{version}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +56,61 @@ def _render_range(task: tuple[str, str, int, int]) -> NDArray[np.uint8]:
 
 def plans(kind: str, count: int, split: str = "train") -> list[Plan]:
     """The plans of pictures 0 to `count` of a split."""
+    tasks = [(kind, split, start, min(start + 1000, count)) for start in range(0, count, 1000)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return [plan for part in pool.map(_plan_range, tasks) for plan in part]
+
+
+def _plan_range(task: tuple[str, str, int, int]) -> list[Plan]:
+    kind, split, start, stop = task
     plan_of = planner(kind)
-    return [plan_of(i, split) for i in range(count)]
+    return [plan_of(i, split) for i in range(start, stop)]
 
 
 def planner(kind: str) -> Callable[[int, str], Plan]:
     """The function that plans pictures of a kind."""
-    return {"labelled": scenes.plan_labelled, "scene": scenes.plan_scene}[kind]
+    known = {"labelled": scenes.plan_labelled, "scene": scenes.plan_scene, "crowd": plan_crowd}
+    return known[kind]
+
+
+def plan_crowd(index: int, split: str) -> Plan:
+    """Decide what crowd `index` holds: three to five things, for training alone.
+
+    Of the two things of a scene a model may guess one, and does so for thousands of steps. Here
+    only looking pays, so it learns that first. Captions and counts are for scenes: a crowd has
+    neither.
+    """
+    if split != "train":
+        raise ValueError(f"split {split!r}: crowds are there for training, choose 'train'")
+    rng = random.Random(index)
+    while (centres := _scatter(rng, count := rng.choice((3, 4, 5)))) is None:
+        pass
+    shapes, colors = rng.sample(scenes.SHAPES, count), rng.sample(list(scenes.COLORS), count)
+    things = tuple(
+        Thing(shape, color, size, x_px, y_px, radius_px, rng.uniform(-12, 12))
+        for shape, color, (size, x_px, y_px, radius_px) in zip(shapes, colors, centres, strict=True)
+    )
+    background = rng.choice(list(scenes.BACKGROUNDS))
+    named = [(thing.size, thing.color, thing.shape, thing.place or NOWHERE) for thing in things]
+    questions = tuple(_asked_of(rng, background, named))
+    return Plan(things, background, "", questions, tuple(range(4)), (0, 4, index))
+
+
+def _scatter(rng: random.Random, count: int) -> list[tuple[str, float, float, float]] | None:
+    """Sizes, centres and radii of things that do not touch, most of them small; none if no luck."""
+    placed: list[tuple[str, float, float, float]] = []
+    for _ in range(60):
+        size = "large" if rng.random() < 0.25 else "small"
+        radius_px = rng.uniform(11.5, 14.0) if size == "large" else rng.uniform(6.5, 8.0)
+        margin = radius_px * 1.15 + 0.5
+        x_px, y_px = (rng.uniform(margin, scenes.IMAGE_SIZE_PX - margin) for _ in range(2))
+        if all(
+            max(abs(x_px - x), abs(y_px - y)) > 1.1 * (radius_px + r) + 1 for _, x, y, r in placed
+        ):
+            placed.append((size, x_px, y_px, radius_px))
+        if len(placed) == count:
+            return placed
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +160,14 @@ def crowd(rng: random.Random) -> Form:
     ]
     background = rng.choice(list(scenes.BACKGROUNDS))
     bags = (("scene",), ("many",), (background,), ("none",))
+    pairs = _asked_of(rng, background, things)
+    return Form((*bags, *_thing_bags(things, _THING_BAGS // count)), tuple(pairs), None)
+
+
+def _asked_of(
+    rng: random.Random, background: str, things: list[tuple[str, str, str, str]]
+) -> list[tuple[str, str]]:
+    """Questions and answers about many things, each a size, a colour, a shape and a place."""
     pairs = [("what color is the background?", background)]
     for size, color, shape, place in things:
         pairs.append((f"what color is the {shape}?", color))
@@ -121,10 +178,10 @@ def crowd(rng: random.Random) -> Form:
     _, color, shape, _ = rng.choice(things)
     pairs.append((f"is there {scenes.an(f'{color} {shape}')}?", "yes"))
     there = {(color, shape) for _, color, shape, _ in things}
-    near = [(c, s) for c in colors for s in shapes if (c, s) not in there]
+    near = [(c, s) for _, c, _, _ in things for _, _, s, _ in things if (c, s) not in there]
     color, shape = rng.choice(near)
     pairs.append((f"is there {scenes.an(f'{color} {shape}')}?", "no"))
-    return Form((*bags, *_thing_bags(things, _THING_BAGS // count)), tuple(pairs), None)
+    return pairs
 
 
 def _thing_bags(things: list[tuple[str, ...]], each: int) -> list[tuple[str, ...]]:

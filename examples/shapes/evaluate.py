@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import prompt
+import transformers
 from PIL import Image
-from transformers import (
-    AutoProcessor,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    CLIPModel,
-)
+from scoring import BATCH, blip2_writer, blip_writer, llava_writer, score
+from transformers import AutoProcessor, CLIPModel
 
-from vlmedge.scenes import CLASSES, TEMPLATE, Scene, draw_labelled, draw_scene
+from vlmedge.scenes import CLASSES, TEMPLATE, draw_labelled, draw_scene
 
-BATCH = 50
 MARK = "<!-- scores, by evaluate.py -->"
+WRITERS = {
+    "Blip2ForConditionalGeneration": blip2_writer,
+    "BlipForConditionalGeneration": blip_writer,
+    "BlipForQuestionAnswering": blip_writer,
+    "LlavaForConditionalGeneration": llava_writer,
+}
 
 
 def score_clip(folder: Path, count: int, split: str) -> dict[str, Any]:
@@ -47,50 +47,17 @@ def score_clip(folder: Path, count: int, split: str) -> dict[str, Any]:
     }
 
 
-def score_blip2(folder: Path, count: int, split: str) -> dict[str, Any]:
+def score_writer(folder: Path, count: int, split: str) -> dict[str, Any]:
     """Captions and answers that are exactly right, greedy, in percent."""
-    model = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = Blip2Processor.from_pretrained(folder)
-    scenes = [draw_scene(i, split) for i in range(count)]
-    right: dict[str, list[bool]] = defaultdict(list)
-    for start in range(0, count, BATCH):
-        part = scenes[start : start + BATCH]
-        for scene, text in zip(part, _generate(model, processor, part, None), strict=True):
-            right["caption"].append(text == scene.caption)
-        for number in range(len(part[0].questions)):
-            asked = [scene.questions[number] for scene in part]
-            texts = _generate(model, processor, part, [prompt(q) for q, _ in asked])
-            for (question, answer), text in zip(asked, texts, strict=True):
-                kind = " ".join(question.split()[:2])
-                for key in ("questions", f"questions: {kind}"):
-                    right[key].append(text == answer)
-    percent = {key: round(100.0 * sum(hits) / len(hits), 2) for key, hits in right.items()}
-    kinds = {k.split(": ")[1]: v for k, v in sorted(percent.items()) if ": " in k}
-    return {
-        "caption_exact_percent": percent["caption"],
-        "questions_right_percent": percent["questions"],
-        "questions": len(right["questions"]),
-        **{f"questions_right_percent_{kind.replace(' ', '_')}": v for kind, v in kinds.items()},
-    }
-
-
-def _generate(
-    model: Blip2ForConditionalGeneration,
-    processor: Blip2Processor,
-    scenes: list[Scene],
-    prompts: list[str] | None,
-) -> list[str]:
-    inputs = processor(
-        images=[Image.fromarray(scene.image) for scene in scenes],
-        text=prompts,
-        padding=True,
-        return_tensors="pt",
+    kind = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    return score(
+        WRITERS[kind](model, processor),
+        [draw_scene(i, split) for i in range(count)],
+        caption=kind != "BlipForQuestionAnswering",
+        ask=kind != "BlipForConditionalGeneration",
     )
-    limit = model.generation_config.max_new_tokens
-    ids = model.generate(**inputs, do_sample=False, max_new_tokens=limit)
-    # With input_ids given, transformers returns the prompt too.
-    ids = ids[:, inputs["input_ids"].shape[1] :] if prompts else ids
-    return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
 
 def write_card(card: Path, scores: dict[str, Any]) -> None:
@@ -112,9 +79,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     config = json.loads((options.folder / "config.json").read_text())
-    score = {"clip": score_clip, "blip-2": score_blip2}[config["model_type"]]
+    score_kind = score_clip if config["model_type"] == "clip" else score_writer
     with torch.inference_mode():
-        scores = score(options.folder, options.scenes, options.split)
+        scores = score_kind(options.folder, options.scenes, options.split)
     scores = {"split": options.split, "scenes": options.scenes, **scores}
     text = json.dumps(scores, indent=2)
     print(text)

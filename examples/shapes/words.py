@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import string
+from collections import Counter
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 # The pattern by which CLIP splits text before BPE (Radford et al. 2021).
 _CLIP_SPLIT = (
@@ -52,6 +54,20 @@ def opt_tokenizer(texts: list[str], vocab_size: int = 640) -> PreTrainedTokenize
 
     The last id is <image>, the placeholder that BLIP-2 replaces by its queries.
     """
+    return _byte_tokenizer(texts, vocab_size, "</s>", 2)
+
+
+def llama_tokenizer(texts: list[str], vocab_size: int = 640) -> PreTrainedTokenizerFast:
+    """A tokenizer laid out as Vicuna's: <s> in front of a text, </s> after a reply.
+
+    The last id is <image>, the placeholder that LLaVA replaces by its patches.
+    """
+    return _byte_tokenizer(texts, vocab_size, "<s>", 0)
+
+
+def _byte_tokenizer(
+    texts: list[str], vocab_size: int, first: str, first_id: int
+) -> PreTrainedTokenizerFast:
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,11 +81,11 @@ def opt_tokenizer(texts: list[str], vocab_size: int = 640) -> PreTrainedTokenize
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken("<image>", normalized=False, special=True)])
     tokenizer.post_processor = TemplateProcessing(
-        single="</s> $A", pair="</s> $A $B", special_tokens=[("</s>", 2)]
+        single=f"{first} $A", pair=f"{first} $A $B", special_tokens=[(first, first_id)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="</s>",
+        bos_token=first,
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
@@ -77,4 +93,20 @@ def opt_tokenizer(texts: list[str], vocab_size: int = 640) -> PreTrainedTokenize
     )
 
 
-__all__ = ["CLIP_CONTEXT", "clip_tokenizer", "opt_tokenizer"]
+def bert_tokenizer(texts: list[str]) -> BertTokenizer:
+    """BERT's WordPiece over the words of `texts` and single characters, with BLIP's two ids.
+
+    [DEC] starts what BLIP writes; [ENC] is there because BLIP has it.
+    """
+    counted = Counter(word for text in texts for word in text.replace("?", " ").lower().split())
+    letters = string.ascii_lowercase + string.digits
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *string.punctuation]
+    tokens += [f"##{letter}" for letter in letters]
+    tokens += sorted(word for word in counted if len(word) > 1)
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = BertTokenizer(vocab=vocab)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "extra_special_tokens": ["[ENC]"]})
+    return tokenizer
+
+
+__all__ = ["CLIP_CONTEXT", "bert_tokenizer", "clip_tokenizer", "llama_tokenizer", "opt_tokenizer"]

@@ -19,39 +19,68 @@ LLAMA = {
 }
 
 
+# And MistralConfig, where that is another number
+MISTRAL = {
+    **LLAMA,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096 * 32,
+}
+LANGUAGE_MODELS = {"llama": LLAMA, "mistral": MISTRAL}
+
+
 def count(config: Fields) -> Shape:
     """Count a LlavaForConditionalGeneration.
 
     The tower counts whole, although the layers after vision_feature_layer need not be kept.
     """
+    parts = _, projector, _ = parts_of(config, "llava")
+    assert projector.rows is not None
+    return whole(config, "llava", parts, soft_rows=projector.rows)
+
+
+def parts_of(config: Fields, kind: str) -> tuple[Part, Part, Part]:
+    """Count what LLaVA's line has: a tower, a projector and a decoder."""
     text, vision = config.part("text_config"), config.part("vision_config")
-    for part, known in ((text, "llama"), (vision, "clip_vision_model")):
-        if (found := part.text("model_type", known)) != known:
-            raise CheckpointError(f"its model_type {found!r} is not planned: llava has {known!r}")
-    vision, text = vision.filled(clip.VISION), text.filled(LLAMA)
-    tower = vision_tower(vision, "vision_encoder", conv_bias=False, norms=2)
-    decoder = _llama(text)
+    for part, known in ((text, tuple(LANGUAGE_MODELS)), (vision, ("clip_vision_model",))):
+        if (found := part.text("model_type", known[0])) not in known:
+            names = " or ".join(map(repr, known))
+            raise CheckpointError(f"its model_type {found!r} is not planned: {kind} has {names}")
+    tower = vision_tower(vision.filled(clip.VISION), "vision_encoder", conv_bias=False, norms=2)
+    decoder = _llama(_filled(text))
     bias = config.flag("multimodal_projector_bias", True)
     pair = linear(tower.width, decoder.width, bias), linear(decoder.width, decoder.width, bias)
     assert tower.rows is not None
-    whole = config.text("vision_feature_select_strategy", "default") == "full"
-    patches = tower.rows if whole else tower.rows - 1  # without the class token
+    keeps_class = config.text("vision_feature_select_strategy", "default") == "full"
     projector = Part(
         "projector",
         sum(weights for weights, _ in pair),
         sum(biases for _, biases in pair),
         width=decoder.width,
         inner=decoder.width,
-        rows=patches,
+        rows=tower.rows if keeps_class else tower.rows - 1,
     )
+    return tower, projector, decoder
+
+
+def whole(
+    config: Fields, kind: str, parts: tuple[Part, ...], soft_rows: int, extra: int = 0
+) -> Shape:
+    """Put the parts of a model of LLaVA's line together; the decoder is the last."""
+    text = _filled(config.part("text_config"))
     return Shape(
-        "llava",
-        (tower, projector, decoder),
-        soft_rows=patches,
+        kind,
+        parts,
+        soft_rows=soft_rows,
         max_positions=text.size("max_position_embeddings", None),
-        host_table=decoder.vocabulary,
+        host_table=parts[-1].vocabulary,
         tied=text.flag("tie_word_embeddings", False),
+        extra=extra,
     )
+
+
+def _filled(text: Fields) -> Fields:
+    return text.filled(LANGUAGE_MODELS[text.text("model_type", "llama")])
 
 
 def _llama(fields: Fields) -> Part:

@@ -104,10 +104,10 @@ class Chat:
         turn = self._fill(text, pictures)
         first = not self._ids
         ids = parts.tokenizer.ids((self._start if first else task.reply_end) + turn, whole=first)
-        if pictures is None:
-            soft = np.zeros((0, 1, self._width()), np.float32)
-        else:
-            soft = generating.encode(parts, self._write, pictures.pixel_values)
+        soft: list[NDArray[np.float32]] = []
+        if pictures is not None:
+            encoded = generating.encode(parts, self._write, pictures.pixel_values)
+            soft = [part for seen in generating.rows(encoded, pictures.grids) for part in seen]
         return generating.spliced(parts, self._write, soft, ids)
 
     def _fill(self, text: str, pictures: Pictures | None) -> str:
@@ -119,12 +119,6 @@ class Chat:
             for grid in pictures.grids
         )
         return self._task.user_images.replace("{images}", shown).replace("{text}", text)
-
-    def _width(self) -> int:
-        component = self._parts.bundle.spec.component(self._write.decoder)
-        width = next(i for i in component.inputs if i.name == "inputs_embeds").shape[-1]
-        assert isinstance(width, int)
-        return width
 
     def _reply(
         self,

@@ -22,11 +22,15 @@ def embed_images(
     parts: Parts, components: Sequence[str], output: str, images: Sequence[ImageSource]
 ) -> Vectors:
     """Return unit vectors of images, float32 [images, width]."""
-    found = [
-        parts.chain(components, {"pixel_values": pixels})[output]
-        for pixels in parts.batches(images)
-    ]
-    return unit(np.concatenate(found))
+    found = [embed_pixels(parts, components, output, pixels) for pixels in parts.batches(images)]
+    return np.concatenate(found)
+
+
+def embed_pixels(
+    parts: Parts, components: Sequence[str], output: str, pixel_values: Vectors
+) -> Vectors:
+    """Return unit vectors, float32 [images, width], of pixel_values [images, 3, height, width]."""
+    return unit(parts.chain(components, {"pixel_values": pixel_values})[output])
 
 
 def embed_texts(

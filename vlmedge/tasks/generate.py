@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from vlmedge import generate as loop
@@ -14,12 +15,38 @@ from vlmedge.errors import InputError
 from vlmedge.generate import Prompt
 from vlmedge.image import Grid, ImageSource, pieces
 from vlmedge.spec import Component, GenerateTask, Generation, ModelSpec
+from vlmedge.tiling import joined
 
-from ._parts import IMAGES_PER_BATCH, Parts
+from ._parts import IMAGES_PER_BATCH, Opened, Parts
 
 Places = NDArray[np.int64]
-Soft = NDArray[np.float32]
-"""What pictures became: [n, width] of one piece, or [pieces, n, width] of several."""
+Soft = Sequence[NDArray[np.float32]]
+"""What a text's pictures became: for each of its placeholders [n, width]."""
+
+
+def caption_task(parts: Parts, prompt: str, name: str = "caption") -> GenerateTask:
+    """Return the wiring of a caption that begins with `prompt`."""
+    task = parts.task(name, GenerateTask)
+    if prompt and "{prompt}" not in task.prompt:
+        raise InputError("this model begins its captions by itself: leave the prompt out")
+    return task
+
+
+def ask_task(
+    parts: Parts, question: str, first_token: str | None = None, name: str = "ask"
+) -> GenerateTask:
+    """Return the wiring of an answer to `question`, which may begin with another token."""
+    task = parts.task(name, GenerateTask)
+    if not question.strip():
+        raise InputError("the question is empty: ask something")
+    if first_token is None:
+        return task
+    if "input_ids" not in wanted(parts.bundle.spec, task):
+        raise InputError("first_token: this model has no encoder for questions: leave it out")
+    ids = parts.tokenizer.ids(first_token, whole=False)
+    if len(ids) != 1:
+        raise InputError(f"first_token {first_token!r} is {len(ids)} tokens: give one")
+    return structs.replace(task, first_id=ids[0])
 
 
 def write(
@@ -36,7 +63,7 @@ def write(
     Args:
         parts: The model.
         task: Its wiring.
-        soft: What each row sees: from `encode`, by `rows` where pictures are cut into tiles.
+        soft: What each row sees: from `encode`, by `rows`.
         texts: The full prompt of each row, from `fill`.
         options: Of the decode loop.
         seed: Of the draw.
@@ -66,18 +93,47 @@ def stream(
 def encode(
     parts: Parts, task: GenerateTask, pixel_values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Turn pixel_values into the soft prompt, float32 [pieces, n, width]."""
-    found = [
-        parts.chain(task.encode, {"pixel_values": pixel_values[start : start + IMAGES_PER_BATCH]})
-        for start in range(0, len(pixel_values), IMAGES_PER_BATCH)
-    ]
-    return np.concatenate([tensors[task.soft_prompt] for tensors in found])
+    """Turn pixel_values into the soft prompt, float32 [pieces, n, width].
+
+    What takes clips takes all of them at once; its pieces must be the frames of one video.
+    """
+    known: dict[str, Array] = {"pixel_values": pixel_values}
+    for name in task.encode:
+        graph = parts.graphs[name]
+        takes = {spec.name: known[spec.name] for spec in graph.component.inputs}
+        count = len(next(iter(takes.values())))
+        step = count if graph.component.takes_clips else IMAGES_PER_BATCH
+        made = [
+            graph.run({tensor: rows[start : start + step] for tensor, rows in takes.items()})
+            for start in range(0, count, step)
+        ]
+        known |= {tensor: np.concatenate([run[tensor] for run in made]) for tensor in made[0]}
+    return known[task.soft_prompt]
 
 
 def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
-    """Cut what `encode` gave into one soft prompt a picture, each [pieces, n, width]."""
+    """Cut what `encode` gave into what each picture puts into a text: its pieces, or one of all."""
     ends = np.cumsum([pieces(grid) for grid in grids])
-    return np.split(soft, ends[:-1])
+    return [
+        [found.reshape(-1, found.shape[-1])[joined(grid)]] if grid.side else list(found)
+        for found, grid in zip(np.split(soft, ends[:-1]), grids, strict=True)
+    ]
+
+
+def flat(soft: NDArray[np.float32]) -> Soft:
+    """Make what `encode` gave of a video's frames the one soft prompt that it is."""
+    return [soft.reshape(-1, soft.shape[-1])]
+
+
+def seen(
+    parts: Parts, task: GenerateTask, opened: Sequence[Opened]
+) -> tuple[list[Soft], Sequence[Grid]]:
+    """Encode pictures or videos that are open; say how each is cut."""
+    if task.source == "video":
+        clips = (encode(parts, task, parts.frames(video)) for video in opened)
+        return [flat(clip) for clip in clips], [Grid()] * len(opened)
+    pictures = parts.ready(opened)
+    return rows(encode(parts, task, pictures.pixel_values), pictures.grids), pictures.grids
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +154,7 @@ class Example:
 def fill(
     task: GenerateTask,
     text: str,
-    grids: Sequence[Grid] = ((0, 0),),
+    grids: Sequence[Grid] = (Grid(),),
     examples: Sequence[tuple[Example, Grid]] = (),
 ) -> str:
     """Put pictures and the caller's text into a task's template.
@@ -133,15 +189,15 @@ def image_text(task: GenerateTask, grid: Grid) -> str:
     """Return what stands for one picture in a text."""
     if task.image_text is None:
         return ""
-    found, (height, width) = task.image_text, grid
-    if (height, width) == (0, 0):
+    found = task.image_text
+    if pieces(grid) == 1:
         return found.alone
     lines = [
         "".join(
             found.tile.replace("{row}", str(row)).replace("{column}", str(column))
-            for column in range(1, width + 1)
+            for column in range(1, grid.columns + 1)
         )
-        for row in range(1, height + 1)
+        for row in range(1, grid.rows + 1)
     ]
     return "".join(line + found.row_end for line in lines) + found.whole
 
@@ -167,34 +223,39 @@ def make_prompt(
         options: Of the decode loop.
         held: What `read` gave, if that is known.
     """
+    if not task.read:
+        parts.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
+    made = [row(parts, task, seen, text, options) for seen, text in zip(soft, texts, strict=True)]
     if task.read:
-        start = list(task.start_ids)
-        if not reads_text(parts.bundle.spec, task):
-            ids = [start + parts.tokenizer.ids(t, whole=task.special_tokens) for t in texts]
-        else:
-            ids = [start for _ in texts]
-        check_room(parts, max(map(len, ids)), options)
+        check_room(parts, max(len(ids) for ids, _ in made), options)
         known = read(parts, task, soft, texts) if held is None else held
-        rows = [(np.array(row, np.int64), parts.embed(np.array(row, np.int64))) for row in ids]
-        return Prompt(*padded(rows), held=known)
-    parts.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
-    start = [] if options.bos_id is None else [options.bos_id]
-    made = [
-        spliced(parts, task, seen, parts.tokenizer.ids(text) or start)
-        for seen, text in zip(soft, texts, strict=True)
-    ]
+        return Prompt(*padded(made), held=known)
     if task.image_text is not None:
         check_room(parts, max(len(ids) for ids, _ in made), options)
     embeds, mask, history = padded(made)
     if task.media is None:
         return Prompt(embeds, mask, history)
-    media = [seen.reshape(-1, seen.shape[-1]) for seen in soft]
+    media = [np.concatenate(seen) for seen in soft]
     most = max(len(seen) for seen in media)
     fed = np.zeros((len(media), most, media[0].shape[1]), np.float32)
     for i, seen in enumerate(media):
         fed[i, : len(seen)] = seen
     index = np.stack([_looks_at(row, task, options) for row in history])
     return Prompt(embeds, mask, history, held={task.media: fed}, media_index=index)
+
+
+def row(
+    parts: Parts, task: GenerateTask, soft: Soft, text: str, options: Generation
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Make one row of what the decoder reads: ids, int64 [tokens], and float32 [tokens, width]."""
+    if not task.read:
+        start = [] if options.bos_id is None else [options.bos_id]
+        return spliced(parts, task, soft, parts.tokenizer.ids(text) or start)
+    ids = list(task.start_ids)
+    if not reads_text(parts.bundle.spec, task):
+        ids += parts.tokenizer.ids(text, whole=task.special_tokens)
+    found = np.array(ids, np.int64)
+    return found, parts.embed(found)
 
 
 def padded(
@@ -249,7 +310,7 @@ def sources(
     names = wanted(parts.bundle.spec, task)
     made: dict[str, Array] = {}
     if task.soft_prompt in names:
-        made[task.soft_prompt] = np.concatenate([row.reshape(-1, *row.shape[-2:]) for row in soft])
+        made[task.soft_prompt] = np.stack([part for seen in soft for part in seen])
     if "input_ids" in names:
         made["input_ids"], mask = parts.tokenizer.encode(texts)
         if task.first_id is not None:
@@ -298,24 +359,23 @@ def spliced(
     Returns:
         Its history, int64 [tokens], and its embeddings, float32 [tokens, width].
     """
-    each, width = soft.shape[-2:]
-    seen = soft.reshape(-1, each, width)
     text = np.array(ids, np.int64)
     token = -1 if task.image_token_id is None else task.image_token_id
     if task.image_text is None:
-        places = np.zeros(len(seen), np.int64)
+        places = np.zeros(len(soft), np.int64)
     else:
         places = np.flatnonzero(text == token)
-        if len(places) != len(seen):
+        if len(places) != len(soft):
             raise InputError(
-                f"prompt with {len(places)} places for {len(seen)} pictures or tiles: "
+                f"prompt with {len(places)} places for {len(soft)} pictures or tiles: "
                 f"leave {task.image_text.placeholder!r} out of the text"
             )
         if task.media is not None:
             return text, parts.embed(text)
         text = np.delete(text, places)
         places -= np.arange(len(places))  # in the text without them
-    at = np.repeat(places, each)
-    history = np.insert(text, at, token)
-    vectors = parts.embed(text) if len(text) else np.zeros((0, width), np.float32)
-    return history, np.insert(vectors, at, seen.reshape(-1, width), axis=0)
+    vectors = parts.embed(text)
+    if not soft:
+        return text, vectors
+    at = np.repeat(places, [len(part) for part in soft])
+    return np.insert(text, at, token), np.insert(vectors, at, np.concatenate(soft), axis=0)

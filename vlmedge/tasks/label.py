@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
-from vlmedge.image import ImageSource
 from vlmedge.spec import LabelTask
 
 from ._parts import Parts, activate
@@ -29,11 +27,8 @@ def read_labels(bundle: Bundle, task: LabelTask) -> list[str]:
 
 
 def probabilities(
-    parts: Parts, task: LabelTask, images: Sequence[ImageSource]
+    parts: Parts, task: LabelTask, pixel_values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return the probability of each label, float32 [images, labels]."""
-    found = [
-        parts.chain(task.encode, {"pixel_values": pixels})[task.output]
-        for pixels in parts.batches(images)
-    ]
-    return activate(np.concatenate(found), task.activation)
+    found = parts.chain(task.encode, {"pixel_values": pixel_values})
+    return activate(found[task.output], task.activation)

@@ -71,7 +71,8 @@ def _together(
     parts: Parts, task: ScoreTask | InfillTask, seen: dict[str, Array], i: int, ids: Ids, mask: Ids
 ) -> Array:
     """Run the text's components on some texts, each with its own copy of picture i."""
-    wanted = {spec.name for name in task.text for spec in parts.graphs[name].component.inputs}
+    components = [parts.bundle.spec.component(name) for name in task.text]
+    wanted = {spec.name for component in components for spec in component.inputs}
     copies = {
         name: np.repeat(array[i : i + 1], len(ids), axis=0)
         for name, array in seen.items()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vlmedge.bundle import replace_file
 from vlmedge.errors import InputError
-from vlmedge.samples import IMAGE_ENDINGS
+from vlmedge.image import IMAGE_ENDINGS
 
 Vectors = NDArray[np.float32]
 Hits = list[tuple[str, float]]

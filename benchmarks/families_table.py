@@ -1,0 +1,133 @@
+"""Make docs/families.md out of the registry and of what the tests of all families found.
+
+    python benchmarks/families_table.py [results.xml]
+
+Runs tests/test_families.py, slow schemes too, unless its results are given (`pytest --junitxml`).
+Runs on published weights are quoted from docs/real-weights.json, where
+`vlmedge check BUNDLE --against CHECKPOINT --record docs/real-weights.json` puts them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from vlmedge.records import read_records
+from vlmedge.registry import FAMILIES, SCHEMES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "families.md"
+RECORDS = ROOT / "docs" / "real-weights.json"
+CASE = re.compile(r"test_(?P<test>\w+)\[(?P<kind>.+?)(-(?P<scheme>fp\d+|int\d)|-\d)?\]$")
+COLUMNS = (
+    "family",
+    "kind",
+    "hub ids",
+    "components",
+    "tasks",
+    "tests",
+    "difference",
+    "schemes passed (cosine)",
+    "real weights",
+)
+HEAD = """# Families
+
+Made by `python benchmarks/families_table.py` from the registry and the results of
+`tests/test_families.py`; not written by hand. Each kind is the smallest random checkpoint of an
+architecture: all its parameters are drawn anew, and what the bundle gives is held against
+transformers' own processor, model and generate. *Difference* is the largest of any component in
+float32, relative to the largest value of PyTorch's output; *cosine* is the worst of any
+component, on random weights, which damp no error as trained ones do.
+
+"""
+
+
+def run() -> Path:
+    """Run the tests and return their results."""
+    file = Path(tempfile.mkdtemp()) / "results.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", f"--junitxml={file}"]
+    subprocess.run([*command, "tests/test_families.py"], cwd=ROOT, check=False)
+    return file
+
+
+class Kind:
+    """What the tests found out about one kind of checkpoint."""
+
+    def __init__(self) -> None:
+        self.passed = self.failed = 0
+        self.parity: dict[str, Any] = {}
+        self.schemes: dict[str, str] = {}
+
+    def add(self, case: ElementTree.Element, scheme: str | None) -> None:
+        """Count one test, and keep the figures that it recorded."""
+        if case.find("skipped") is not None:
+            return
+        failed = case.find("failure") is not None or case.find("error") is not None
+        self.failed += failed
+        self.passed += not failed
+        for found in case.iter("property"):
+            data = json.loads(str(found.get("value")))
+            if scheme is None:
+                self.parity = data
+            elif not failed:
+                self.schemes[scheme] = f"{scheme} ({min(data.values()):.4f})"
+
+
+def kinds(results: Path) -> dict[str, Kind]:
+    """Read the results of the tests, by kind."""
+    found: dict[str, Kind] = defaultdict(Kind)
+    for case in ElementTree.parse(results).getroot().iter("testcase"):
+        match = CASE.match(str(case.get("name")))
+        if match is not None:
+            name = (
+                match["kind"].split("-1")[0] if match["test"].startswith("text") else match["kind"]
+            )
+            found[name].add(case, match["scheme"])
+    return found
+
+
+def rows(results: Path) -> list[str]:
+    """Make one line for each kind of each family."""
+    seen, records = kinds(results), read_records(RECORDS)
+    lines = []
+    for family in FAMILIES.names():
+        hub = ", ".join(dict.fromkeys(FAMILIES.literal(family, "ALIASES").values()))
+        run_on = [f"{r.checkpoint} {r.scheme}" for r in records if r.family == family and r.passed]
+        for name in FAMILIES.literal(family, "TINY"):
+            kind = seen.get(name, Kind())
+            parity = kind.parity
+            ordered = [kind.schemes[s] for s in SCHEMES.names() if s in kind.schemes]
+            cells = [
+                family,
+                name,
+                hub or "none",
+                ", ".join(parity.get("components", {})),
+                ", ".join(parity.get("tasks", [])),
+                f"{kind.passed} passed" + (f", {kind.failed} FAILED" if kind.failed else ""),
+                f"{max(parity['components'].values()):.1e}" if parity else "not run",
+                ", ".join(ordered) or "none",
+                ", ".join(run_on) or "random weights",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+            hub = "as above"
+    return lines
+
+
+def main() -> None:
+    """Write the page."""
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else run()
+    lines = rows(results)
+    head = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
+    PAGE.write_text(HEAD + "\n".join([*head, *lines]) + "\n")
+    print(f"{PAGE.relative_to(ROOT)}: {len(lines)} kinds")
+
+
+if __name__ == "__main__":
+    main()

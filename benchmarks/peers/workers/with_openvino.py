@@ -1,0 +1,132 @@
+"""OpenVINO on the CPU, tuned for latency; decoders by OpenVINO GenAI and by a loop of our own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import openvino
+import openvino_genai
+from _pictures import classified
+from _serve import Opened, Sample, Task, decoded, fastest, rates, serve, timed
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    """Return how to compile: OpenVINO computes in bfloat16 where it can unless told otherwise."""
+    found = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": task["threads"]}
+    if "precision" in task:
+        found["INFERENCE_PRECISION_HINT"] = task["precision"]
+    return found
+
+
+def _towers(task: Task, batch: int | None) -> dict[str, Callable[[Any], Any]]:
+    """Compile every candidate; a fixed batch lets OpenVINO plan ahead."""
+    core = openvino.Core()
+    found: dict[str, Callable[[Any], Any]] = {}
+    for name, file in task["models"].items():
+        model = core.read_model(file)
+        if batch is not None:
+            model.reshape(
+                [batch, 3, *model.inputs[0].partial_shape.to_shape()[2:]]
+                if model.inputs[0].partial_shape.is_static
+                else [batch, *[int(str(d)) for d in list(model.inputs[0].partial_shape)[1:]]]
+            )
+        request = core.compile_model(model, "CPU", _settings(task)).create_infer_request()
+
+        def run(pixels: Any, request: Any = request) -> Any:
+            request.infer([pixels], share_inputs=True)
+            return request.get_output_tensor(0).data
+
+        found[name] = run
+    return found
+
+
+def tower(task: Task) -> Opened:
+    """Open an image tower: of several ways to have it the fastest."""
+    pixels = np.load(task["pixels"])
+    towers = _towers(task, len(pixels))
+    works = {name: lambda run=run: run(pixels) for name, run in towers.items()}
+    name = fastest(works)
+    return Opened(timed(works[name]), name)
+
+
+def classify(task: Task) -> Opened:
+    """Open CLIP's image tower behind a front end, the fastest again."""
+    towers = _towers(task, None)
+    pixels = np.load(task["pixels"])
+    name = fastest({name: lambda run=run: run(pixels) for name, run in towers.items()})
+    return Opened(classified(towers[name], task), name)
+
+
+def decoder(task: Task) -> Opened:
+    """Open a decoder: the faster of GenAI's pipeline and a plain loop over the stateful model."""
+    plain = _plain(task)
+    try:
+        pipeline = _pipeline(task)
+        pipeline()
+    except Exception as error:  # the plain loop is left, and the log says why
+        print(f"GenAI: {error}")
+        return Opened(plain, "plain loop")
+    plain()
+    runs = {"GenAI": pipeline, "plain loop": plain}
+    name = fastest(runs, 2)
+    return Opened(runs[name], name)
+
+
+def _plain(task: Task) -> Callable[[], Sample]:
+    """Drive the stateful model by its infer request."""
+    core = openvino.Core()
+    model = core.read_model(f"{task['model']}/openvino_model.xml")
+    request = core.compile_model(model, "CPU", _settings(task)).create_infer_request()
+    names = {name for one in model.inputs for name in one.names}
+    past = 0
+
+    def step(ids: list[int]) -> int:
+        nonlocal past
+        total = past + len(ids)
+        feeds = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(past, total, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        request.infer({name: feeds[name] for name in names}, share_inputs=True)
+        past = total
+        return int(request.get_output_tensor(0).data[0, -1].argmax())
+
+    def read(ids: list[int]) -> int:
+        nonlocal past
+        request.reset_state()
+        past = 0
+        return step(ids)
+
+    return decoded(read, lambda token: step([token]), task).run
+
+
+def _pipeline(task: Task) -> Callable[[], Sample]:
+    """Drive GenAI's own loop, and note when each token comes."""
+    pipeline = openvino_genai.LLMPipeline(task["model"], "CPU", **_settings(task))
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = 1 + task["new_tokens"]
+    config.ignore_eos = True
+    prompt = openvino.Tensor(np.array([task["prompt"]], np.int64))
+    mask = openvino.Tensor(np.ones((1, len(task["prompt"])), np.int64))
+    inputs = openvino_genai.TokenizedInputs(prompt, mask)
+
+    def run() -> Sample:
+        began = time.perf_counter()
+        metrics = pipeline.generate(inputs, config).perf_metrics
+        whole_s = time.perf_counter() - began
+        first_s = metrics.get_ttft().mean / 1000
+        return rates(task, first_s, whole_s - first_s)
+
+    return run
+
+
+if __name__ == "__main__":
+    serve(
+        {"tower": tower, "decoder": decoder, "classify": classify},
+        ("openvino", "openvino-genai", "nncf"),
+    )

@@ -1,0 +1,153 @@
+"""LLaVA-NeXT, also called LLaVA 1.6 (Liu et al. 2024): pictures of any size, in tiles.
+
+Source: llava-vl.github.io/blog/2024-01-30-llava-next, and transformers' modeling_llava_next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+
+from vlmedge.spec import (
+    ChatTask,
+    Component,
+    Generation,
+    ImageFrontEnd,
+    ImageText,
+    ModelSpec,
+    TensorSpec,
+)
+
+from ._anyres import SIZES, LineProjector, check_patches, read_anyres_front_end
+from ._chat import read_chat, write_template
+from ._checkpoint import read_generation, read_tokenizer
+from ._decoder import EMBED_TOKENS, TIED, Decoder, describe_decoder
+from ._family import HubExport
+from ._llava import (
+    CHAT,
+    PREFIXES,
+    VisionEncoder,
+    picture_tasks,
+    read_checked_config,
+    read_placeholder,
+    seen_patches,
+    seen_width,
+    text_front_end,
+    tiny_configs,
+    unused_layers,
+)
+from ._tiny import save
+from ._weights import Renamed, Weights, open_weights
+
+ARCHITECTURES = ("LlavaNextForConditionalGeneration",)
+ALIASES = {
+    "llava-next": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-next-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-next-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llava-next-34b": "llava-hf/llava-v1.6-34b-hf",
+    "llava-next-llama3": "llava-hf/llama3-llava-next-8b-hf",
+    "llava-next-72b": "llava-hf/llava-next-72b-hf",
+}
+TINY = ("llava-next", "llava-next-qwen2")
+
+
+def describe(
+    config: Any,
+    image: ImageFrontEnd,
+    generation: Generation,
+    placeholder: str,
+    chat: ChatTask | None,
+) -> ModelSpec:
+    """Name the graphs and tasks of one checkpoint, with its numbers."""
+    size, patches, text = config.vision_config.image_size, seen_patches(config), config.text_config
+    seen = TensorSpec("image_embeds", "float32", ("batch", patches, seen_width(config)))
+    soft = TensorSpec("soft_prompt", "float32", ("batch", patches + 1, text.hidden_size))
+    return ModelSpec(
+        family="llava_next",
+        components=(
+            Component(
+                "vision_encoder",
+                inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
+                outputs=(seen,),
+            ),
+            Component("projector", inputs=(seen,), outputs=(soft,)),
+            describe_decoder(text),
+        ),
+        tasks=picture_tasks(config, ImageText(placeholder, placeholder, whole=placeholder), chat),
+        image=image,
+        text=text_front_end(config, generation),
+        generation=generation,
+    )
+
+
+class LlavaNext:
+    """LLaVA-NeXT checkpoints in transformers' layout."""
+
+    def open(self, folder: Path, *, allow_pickle: bool = False) -> HubExport:
+        """Read a checkpoint folder; no weights yet."""
+        config = read_checked_config(folder)
+        check_patches(folder, config)
+        weights: Weights = Renamed(
+            open_weights(folder, allow_pickle=allow_pickle),
+            {**PREFIXES, "model.image_newline": "image_newline"},
+        )
+        tokenizer = read_tokenizer(folder)  # before any work: it may be refused
+        front = read_anyres_front_end(folder, config)
+        generation = read_generation(folder, config.text_config)
+        token = config.image_token_id
+        placeholder = read_placeholder(folder, tokenizer, "image_token_index", token)
+        chat = read_chat(folder, "ask", placeholder)
+        spec = describe(config, front, generation, placeholder, chat)
+        builds = {
+            "vision_encoder": lambda: VisionEncoder(config),
+            "projector": lambda: LineProjector(config),
+            "decoder": lambda: Decoder(config.text_config),
+        }
+        unused = tuple(unused_layers(config))
+        return HubExport(
+            folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused
+        )
+
+    def tiny(self, name: str, folder: Path) -> transformers.LlavaNextForConditionalGeneration:
+        """Write a random LLaVA-NeXT of 3 and 2 layers, with one of its language models."""
+        other = name == "llava-next-qwen2"
+        strategy: Literal["full", "default"] = "full" if other else "default"
+        config = transformers.LlavaNextConfig(
+            **tiny_configs(
+                "qwen2" if other else "llama",
+                "siglip_vision_model" if other else "clip_vision_model",
+                max_position_embeddings=512,
+            ),
+            image_token_index=4,
+            image_seq_length=16,
+            image_grid_pinpoints=SIZES,
+            vision_feature_select_strategy=strategy,
+        )
+        model = transformers.LlavaNextForConditionalGeneration(config)
+        images = transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": 32},
+            crop_size={"height": 32, "width": 32},
+            image_grid_pinpoints=SIZES,
+        )
+        save(
+            model,
+            folder,
+            gain=0.5,
+            template="<s> $A",
+            image_processor=images,
+            processor=lambda tokenizer: transformers.LlavaNextProcessor(
+                images,
+                tokenizer,
+                patch_size=8,
+                vision_feature_select_strategy=strategy,
+                num_additional_image_tokens=0 if other else 1,
+            ),
+        )
+        if not other:
+            write_template(folder, CHAT)
+        return model
+
+
+FAMILY = LlavaNext()

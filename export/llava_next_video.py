@@ -1,0 +1,209 @@
+"""LLaVA-NeXT-Video (Zhang et al. 2024): LLaVA-NeXT, and frames whose patches are pooled.
+
+Source: llava-vl.github.io/blog/2024-04-30-llava-next-video, and transformers'
+modeling_llava_next_video.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from vlmedge.errors import CheckpointError
+from vlmedge.spec import (
+    ChatTask,
+    Component,
+    Generation,
+    ImageFrontEnd,
+    ImageText,
+    ModelSpec,
+    TensorSpec,
+    VideoFrontEnd,
+)
+
+from ._anyres import SIZES, LineProjector, check_patches, read_anyres_front_end
+from ._chat import read_chat, write_template
+from ._checkpoint import read_generation, read_tokenizer
+from ._decoder import EMBED_TOKENS, TIED, Decoder, describe_decoder
+from ._family import HubExport
+from ._llava import (
+    CHAT,
+    ENCODE,
+    PREFIXES,
+    VisionEncoder,
+    default_front_end,
+    picture_tasks,
+    read_checked_config,
+    read_placeholder,
+    read_video_front_end,
+    seen_patches,
+    seen_width,
+    text_front_end,
+    tiny_configs,
+    unused_layers,
+    video_tasks,
+)
+from ._tiny import free_id, save
+from ._weights import Renamed, Weights, open_weights
+
+ARCHITECTURES = ("LlavaNextVideoForConditionalGeneration",)
+ALIASES = {
+    "llava-next-video": "llava-hf/LLaVA-NeXT-Video-7B-hf",
+    "llava-next-video-dpo": "llava-hf/LLaVA-NeXT-Video-7B-DPO-hf",
+    "llava-next-video-34b": "llava-hf/LLaVA-NeXT-Video-34B-hf",
+}
+TINY = ("llava-next-video", "llava-next-video-conv")
+
+FRAMES = 8  # as transformers' own example has it; it was trained with 32, which need 4608 tokens
+POOLS = ("average", "max", "conv")
+
+
+class VideoProjector(LineProjector):
+    """LLaVA-NeXT's projector, and the same over the pooled patches, for frames."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        stride, width = config.spatial_pool_stride, config.vision_config.hidden_size
+        pools: dict[str, torch.nn.Module] = {
+            "average": torch.nn.AvgPool2d(stride),
+            "max": torch.nn.MaxPool2d(stride),
+        }
+        if config.spatial_pool_mode == "conv":
+            pools["conv"] = torch.nn.Conv2d(width, width, stride, stride)
+        self._side = config.vision_config.image_size // config.vision_config.patch_size
+        self.vision_resampler = torch.nn.ModuleDict({"pool": pools[config.spatial_pool_mode]})
+
+    def forward(  # type: ignore[override]
+        self, image_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map [batch, patches, width] to the soft prompts of a picture's piece and of a frame."""
+        plane = torch.unflatten(image_embeds.transpose(1, 2), 2, (self._side, self._side))
+        pooled = self.vision_resampler["pool"](plane).flatten(2).transpose(1, 2)
+        return super().forward(image_embeds), self.project(pooled)
+
+
+def describe(
+    config: Any,
+    image: ImageFrontEnd,
+    video: VideoFrontEnd,
+    generation: Generation,
+    placeholders: tuple[str, str],
+    chats: tuple[ChatTask | None, ChatTask | None],
+) -> ModelSpec:
+    """Name the graphs and tasks of one checkpoint; pairs are of pictures and of videos."""
+    size, patches, text = config.vision_config.image_size, seen_patches(config), config.text_config
+    pooled = (size // config.vision_config.patch_size // config.spatial_pool_stride) ** 2
+    seen = TensorSpec("image_embeds", "float32", ("batch", patches, seen_width(config)))
+    soft = TensorSpec("soft_prompt", "float32", ("batch", patches + 1, text.hidden_size))
+    moving = TensorSpec("video_prompt", "float32", ("batch", pooled, text.hidden_size))
+    image_text = ImageText(placeholders[0], placeholders[0], whole=placeholders[0])
+    return ModelSpec(
+        family="llava_next_video",
+        components=(
+            Component(
+                "vision_encoder",
+                inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
+                outputs=(seen,),
+            ),
+            Component("projector", inputs=(seen,), outputs=(soft, moving)),
+            describe_decoder(text),
+        ),
+        tasks={
+            **picture_tasks(config, image_text, chats[0]),
+            **video_tasks(config, ENCODE, moving.name, placeholders[1], chats[1]),
+        },
+        image=image,
+        video=video,
+        text=text_front_end(config, generation),
+        generation=generation,
+    )
+
+
+class LlavaNextVideo:
+    """LLaVA-NeXT-Video checkpoints in transformers' layout."""
+
+    def open(self, folder: Path, *, allow_pickle: bool = False) -> HubExport:
+        """Read a checkpoint folder; no weights yet."""
+        config = read_checked_config(folder)
+        check_patches(folder, config)
+        if config.spatial_pool_mode not in POOLS:
+            raise CheckpointError(
+                f"{folder}: spatial_pool_mode is {config.spatial_pool_mode!r}: "
+                f"choose from {', '.join(POOLS)}"
+            )
+        weights: Weights = Renamed(
+            open_weights(folder, allow_pickle=allow_pickle),
+            {
+                **PREFIXES,
+                "model.image_newline": "image_newline",
+                "model.vision_resampler.": "vision_resampler.",
+            },
+        )
+        tokenizer = read_tokenizer(folder)  # before any work: it may be refused
+        front = read_anyres_front_end(folder, config)
+        default = default_front_end(config.vision_config.image_size)
+        video = read_video_front_end(folder, default, FRAMES)
+        generation = read_generation(folder, config.text_config)
+        image_token, video_token = (
+            read_placeholder(folder, tokenizer, f"{kind}_token_index", token)
+            for kind, token in (("image", config.image_token_id), ("video", config.video_token_id))
+        )
+        chats = (
+            read_chat(folder, "ask", image_token),
+            read_chat(folder, "ask_video", video_token, "video"),
+        )
+        spec = describe(config, front, video, generation, (image_token, video_token), chats)
+        builds = {
+            "vision_encoder": lambda: VisionEncoder(config),
+            "projector": lambda: VideoProjector(config),
+            "decoder": lambda: Decoder(config.text_config),
+        }
+        unused = tuple(unused_layers(config))
+        return HubExport(
+            folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused
+        )
+
+    def tiny(self, name: str, folder: Path) -> transformers.LlavaNextVideoForConditionalGeneration:
+        """Write a random LLaVA-NeXT-Video of 3 and 2 layers.
+
+        Its own processor asks for torchvision, for the videos; LLaVA-NeXT's does the same with
+        pictures.
+        """
+        config = transformers.LlavaNextVideoConfig(
+            **tiny_configs(max_position_embeddings=512),
+            image_token_index=4,
+            video_token_index=free_id(),
+            image_grid_pinpoints=SIZES,
+            image_seq_length=16,
+            video_seq_length=FRAMES * 4,
+            spatial_pool_mode="conv" if name == "llava-next-video-conv" else "average",
+        )
+        model = transformers.LlavaNextVideoForConditionalGeneration(config)
+        images = transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": 32},
+            crop_size={"height": 32, "width": 32},
+            image_grid_pinpoints=SIZES,
+        )
+        save(
+            model,
+            folder,
+            gain=0.5,
+            template="<s> $A",
+            image_processor=images,
+            processor=lambda tokenizer: transformers.LlavaNextProcessor(
+                images,
+                tokenizer,
+                patch_size=8,
+                vision_feature_select_strategy="default",
+                num_additional_image_tokens=1,
+            ),
+            more=("<video>",),
+        )
+        write_template(folder, CHAT)
+        return model
+
+
+FAMILY = LlavaNextVideo()

@@ -1,0 +1,107 @@
+"""The token embedding table on disk: rounded, looked up, kept, and put to the gate."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import vlmedge
+from vlmedge.bundle import Bundle
+from vlmedge.checking import run_gate, samples_for
+from vlmedge.checkpoint import family_of, resolve
+from vlmedge.exporting import quantize
+from vlmedge.progress import SILENT
+from vlmedge.recipe import Recipe
+from vlmedge.registry import FAMILIES
+from vlmedge.rows import TABLE, open_rows, round_rows
+from vlmedge.spec import EmbeddingTable
+
+FILE = "assets/embed_tokens.bin"
+
+
+@pytest.fixture
+def rows() -> NDArray[np.float32]:
+    """Rows of very different size, one of them zero; more than are rounded at once."""
+    found = np.random.default_rng(0).standard_normal((1500, 24)).astype(np.float32)
+    found *= np.logspace(-3, 3, len(found), dtype=np.float32)[:, None]
+    found[7] = 0
+    return found
+
+
+def write(folder: Path, rows: NDArray[np.float32]) -> EmbeddingTable:
+    (folder / "assets").mkdir()
+    rows.tofile(folder / FILE)
+    return EmbeddingTable(FILE, 0, str(rows.dtype), (rows.shape[0], rows.shape[1]))
+
+
+def test_int8_rows_are_within_half_a_step_of_their_own_scale(
+    tmp_path: Path, rows: NDArray[np.float32]
+) -> None:
+    table = round_rows(tmp_path, write(tmp_path, rows), "int8")
+    opened = open_rows(tmp_path, table)
+    assert opened.rows.dtype == np.int8 and opened.scale is not None
+    steps = np.abs(rows).max(axis=1, keepdims=True) / 127
+    ids = np.arange(len(rows)).reshape(2, -1)
+    assert opened[ids].shape == (2, len(rows) // 2, rows.shape[1])
+    assert np.all(np.abs(opened[ids].reshape(rows.shape) - rows) <= 0.5001 * steps)
+    assert (tmp_path / FILE).stat().st_size <= rows.size + 4 * len(rows) + 64
+
+
+def test_float16_rows_are_rounded_unless_they_would_overflow(
+    tmp_path: Path, rows: NDArray[np.float32]
+) -> None:
+    table = write(tmp_path, rows)
+    half = round_rows(tmp_path, table, "float16")
+    np.testing.assert_array_equal(
+        open_rows(tmp_path, half)[np.arange(3)], rows[:3].astype(np.float16).astype(np.float32)
+    )
+    loud = tmp_path / "loud"
+    loud.mkdir()
+    table = write(loud, rows * np.float32(1e5))
+    assert round_rows(loud, table, "float16") == table
+
+
+def test_table_that_is_a_graphs_weight_stays(tmp_path: Path) -> None:
+    tied = EmbeddingTable("graphs/decoder.bin", 64, "float32", (4, 2))
+    assert round_rows(tmp_path, tied, "int8") == tied
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("int8", "int8"), ("fp16", "float16")])
+def test_scheme_rounds_the_table_and_the_gate_sees_it(
+    blip2_bundle: Path, tmp_path: Path, scheme: str, dtype: str
+) -> None:
+    bundle = quantize(blip2_bundle, Recipe(scheme, keep_slower=True), tmp_path / "b")
+    assert bundle.manifest.embeddings is not None
+    assert bundle.manifest.embeddings.dtype == dtype
+    assert bundle.manifest.parity is not None
+    result = next(r for r in bundle.manifest.parity.components if r.component == TABLE)
+    assert bundle.verified and result.cosine > 0.999
+    assert vlmedge.load(bundle.path).bundle.manifest == bundle.manifest
+
+
+def test_gate_finds_a_table_that_is_not_the_checkpoints(blip2_int8: Path, tmp_path: Path) -> None:
+    """A wrong scale changes no graph, and this model's answers neither."""
+    copy = tmp_path / "copy"
+    shutil.copytree(blip2_int8, copy)
+    bundle = Bundle.load(copy)
+    table = bundle.manifest.embeddings
+    assert table is not None and table.scale_offset_bytes is not None
+    with (copy / FILE).open("r+b") as stream:
+        stream.seek(table.scale_offset_bytes)
+        scales = np.fromfile(copy / FILE, np.float32, offset=table.scale_offset_bytes)
+        stream.write(np.ascontiguousarray(scales[::-1]).data)
+    found = resolve("tiny-blip2", SILENT)
+    opened = FAMILIES[family_of(found.folder)].open(found.folder)
+    parity = run_gate(bundle, opened, samples_for(True), SILENT)
+    assert {r.component for r in parity.components if not r.passed} == {TABLE}
+
+
+def test_table_is_kept_by_its_name(blip2_bundle: Path, tmp_path: Path) -> None:
+    recipe = Recipe("int8", keep={TABLE: "float32"}, keep_slower=True)
+    bundle = quantize(blip2_bundle, recipe, tmp_path / "b", check=False)
+    before = Bundle.load(blip2_bundle).manifest.embeddings
+    assert bundle.manifest.embeddings == before

@@ -1,0 +1,73 @@
+"""The command `paint`: a picture and examples in, what the picture becomes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmedge.cli_types import BundleFolder, EngineName, Quiet
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vlmedge.tasks.paint import Painting
+
+
+def paint(
+    bundle: BundleFolder,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The PNG to write.")],
+    example: Annotated[
+        list[str],
+        typer.Option(metavar="PICTURE=PAINTING", help="What was done to a picture; repeatable."),
+    ],
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="Another task of the bundle, such as depth.")
+    ] = "paint",
+    labels: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Paintings hold labels 1..N: write theirs, indexed."),
+    ] = None,
+    engine: EngineName = "ort",
+    quiet: Quiet = False,
+) -> None:
+    """Do to a picture what was done to the pictures of examples."""
+    from vlmedge import console
+    from vlmedge.errors import InputError
+
+    if out.suffix.lower() != ".png":
+        raise InputError(f"{out}: paintings are written as PNG: name a .png file")
+    examples = [_example(text) for text in example]
+    painting = console.open_model(bundle, engine).paint(image, examples, task=task, labels=labels)
+    try:
+        _picture(painting, labels).save(out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
+    if not quiet:
+        print(out)
+
+
+def _example(text: str) -> tuple[str, str]:
+    """Part PICTURE=PAINTING."""
+    from vlmedge.errors import InputError
+
+    picture, separator, painting = text.partition("=")
+    if not (separator and picture and painting):
+        raise InputError(f"example {text!r}: it must be PICTURE=PAINTING, two image files")
+    return picture, painting
+
+
+def _picture(painting: Painting, labels: int | None) -> Image:
+    """Make what is saved: labels as an indexed picture in the model's own colours, else pixels."""
+    import numpy as np
+    import PIL.Image
+
+    from vlmedge.tasks.paint import palette
+
+    if labels is None or painting.values is None:
+        return PIL.Image.fromarray(painting.pixels)
+    indexed = PIL.Image.fromarray(painting.values.astype(np.uint8))
+    indexed.putpalette([channel for color in palette(labels) for channel in color])
+    return indexed

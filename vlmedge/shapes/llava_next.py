@@ -1,0 +1,40 @@
+"""LLaVA-NeXT: LLaVA on the tiles of a picture, planned for the one that has most of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlmedge.shape import Fields, Part, Shape
+from vlmedge.shapes import clip, llava
+
+ARCHITECTURES = ("LlavaNextForConditionalGeneration",)
+
+# What transformers' LlavaNextConfig takes for image_grid_pinpoints
+SIZES = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+
+
+def count(config: Fields) -> Shape:
+    """Count a LlavaNextForConditionalGeneration."""
+    parts, soft_rows = tiled(config, "llava_next")
+    return llava.whole(config, "llava_next", parts, soft_rows, extra=parts[-1].width)
+
+
+def tiled(config: Fields, kind: str) -> tuple[tuple[Part, ...], int]:
+    """Count the parts, and the rows of the picture that has most tiles.
+
+    The row that ends a line of patches is no part's: it is the extra one.
+    """
+    tower, projector, decoder = llava.parts_of(config, kind)
+    vision = config.part("vision_config").filled(clip.VISION)
+    size = vision.size("image_size", None)
+    side = size // vision.size("patch_size", None)
+    grids = [(high // size, wide // size) for high, wide in config.pairs(*_PINPOINTS)]
+    rows, columns = max(grids, key=lambda grid: (grid[0] * grid[1], grid[0]))
+    runs = rows * columns + 1
+    soft_rows = runs * side * side + rows * side
+    return (replace(tower, runs=runs), replace(projector, runs=runs), decoder), soft_rows
+
+
+_PINPOINTS = ("image_grid_pinpoints", SIZES)
+
+SHAPE = count

@@ -1,0 +1,251 @@
+"""One picture asked several times: what does not depend on the question is computed once.
+
+    picture -> soft prompt -> [ read ] -> | prefix of the prompt | question | answer
+    '-------- kept ---------------------------------------------'
+
+The prefix is found by comparing token ids, so it is exact whatever the template: it is what the new
+prompt has in common with the one that the decoder read last, or with a copy of what an earlier one
+left in the cache. Where the text decides what the decoder sees of the picture (a prefix LM, an
+encoder that reads the question) the encoded picture alone is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge import generate as loop
+from vlmedge.contracts import Array, Graph
+from vlmedge.generate import Prompt
+from vlmedge.image import ImageSource
+from vlmedge.spec import Component, GenerateTask, Generation
+
+from . import generate as generating
+from ._kept import Kept
+from ._parts import Parts
+
+LOOKS_AHEAD = "token_type_ids"  # with it a prompt's tokens see later ones, so no prefix is final
+
+_OWNERS = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """What a decoder had in its cache after the first tokens of a prompt.
+
+    Attributes:
+        ids: Of those tokens, int64 [tokens].
+        state: For one row, by input name.
+    """
+
+    ids: NDArray[np.int64]
+    state: dict[str, Array]
+
+
+class Session:
+    """Questions about one picture; made by `Model.session`.
+
+    Answers are those that `Model.ask` and `Model.caption` give. Other work with the model in
+    between costs a copy of the prefix back into the cache, or one more reading of the prompt where
+    the copy did not fit into the budget.
+    """
+
+    def __init__(self, parts: Parts, kept: Kept, image: ImageSource) -> None:
+        """Open the picture; it is encoded when something is asked.
+
+        Args:
+            parts: The model.
+            kept: Where encoded pictures and prefixes stay; shared by all sessions of a model.
+            image: What to look at.
+        """
+        self._parts, self._kept = parts, kept
+        self._pictures = parts.pictures([image])
+        self._owner = next(_OWNERS)
+        self._last: tuple[Prompt, NDArray[np.int64]] | None = None  # what was read last; its ids
+        self._forget = weakref.finalize(self, kept.drop, self._owner)
+
+    def caption(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
+        """Describe the picture; see `Model.caption`."""
+        task = generating.caption_task(self._parts, prompt)
+        return self._write(task, prompt, self._parts.options(options), seed)
+
+    def ask(
+        self,
+        question: str,
+        *,
+        first_token: str | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> str:
+        """Answer a question about the picture; see `Model.ask`."""
+        task = generating.ask_task(self._parts, question, first_token)
+        return self._write(task, question, self._parts.options(options), seed)
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        question: str | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Caption the picture, or answer `question`, in pieces as they come; see `Model.stream`."""
+        if question is None:
+            task, text = generating.caption_task(self._parts, prompt), prompt
+        else:
+            task, text = generating.ask_task(self._parts, question), question
+        chosen = self._parts.options(options)
+        read, ids, fixed = self._prompt(task, text, chosen)
+        made = loop.stream(self._parts.graphs[task.decoder], self._parts.embed, read, chosen, seed)
+        return self._parts.tokenizer.pieces(self._watched(task, made, read, ids, fixed))
+
+    def close(self) -> None:
+        """Give back what is kept for this picture; asking again computes it again."""
+        self._kept.drop(self._owner)
+        self._last = None
+
+    def __enter__(self) -> Session:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _write(self, task: GenerateTask, text: str, chosen: Generation, seed: int | None) -> str:
+        read, ids, fixed = self._prompt(task, text, chosen)
+        decoder = self._parts.graphs[task.decoder]
+        [found] = loop.generate(decoder, self._parts.embed, read, chosen, seed)
+        self._keep(task, decoder, read, ids, fixed)
+        return self._parts.tokenizer.decode(found).strip()
+
+    def _watched(
+        self,
+        task: GenerateTask,
+        made: Iterator[int],
+        read: Prompt,
+        ids: NDArray[np.int64],
+        fixed: int,
+    ) -> Iterator[int]:
+        """Keep the prefix as soon as the prompt has been read."""
+        for number, token in enumerate(made):
+            if number == 0:
+                self._keep(task, self._parts.graphs[task.decoder], read, ids, fixed)
+            yield token
+
+    def _prompt(
+        self, task: GenerateTask, text: str, chosen: Generation
+    ) -> tuple[Prompt, NDArray[np.int64], int]:
+        """Make what is to be read.
+
+        Returns:
+            The prompt less what is in the cache, the ids of all of it, and how many of them do not
+            depend on the text; 0 where nothing may be used again.
+        """
+        parts, grids = self._parts, self._pictures.grids
+        soft, held = self._seen(task)
+        whole = generating.make_prompt(
+            parts, task, [soft], [generating.fill(task, text, grids)], chosen, held
+        )
+        ids = whole.history[0]
+        if not _has_prefix(parts, task):
+            return whole, ids, 0
+        other = generating.fill(task, "1" if text.startswith("0") else "0", grids)
+        others, _ = generating.row(parts, task, soft, other, chosen)
+        fixed = min(_common(ids, others), len(ids) - 1)
+        decoder = parts.graphs[task.decoder]
+        live, state = 0, None
+        if self._last is not None and loop.cached(decoder, self._last[0]):
+            live = min(_common(ids, self._last[1]), len(ids) - 1)
+        copied: _Prefix | None = self._kept.get((self._owner, f"prefix {task.prompt}"))
+        stored = 0 if copied is None else min(_common(ids, copied.ids), len(ids) - 1)
+        if stored > live and copied is not None:
+            state = _cut(decoder.component, copied.state, stored)
+        elif live:
+            decoder.rewind(live)
+        start = max(live, stored)
+        return (whole.after(start, state) if start else whole), ids, fixed
+
+    def _seen(self, task: GenerateTask) -> tuple[generating.Soft, dict[str, Array] | None]:
+        """Return the soft prompt, and what `read` makes of it where no text takes part."""
+        parts, key = self._parts, (self._owner, f"picture {task.encode}")
+        soft: generating.Soft | None = self._kept.get(key)
+        if soft is None:
+            encoded = generating.encode(parts, task, self._pictures.pixel_values)
+            [soft] = generating.rows(encoded, self._pictures.grids)
+            self._kept.put(key, soft, sum(part.nbytes for part in soft))
+        if not task.read or generating.reads_text(parts.bundle.spec, task):
+            return soft, None
+        key = (self._owner, f"held {task.read}")
+        held: dict[str, Array] | None = self._kept.get(key)
+        if held is None:
+            held = generating.read(parts, task, [soft], [""])
+            self._kept.put(key, held, sum(array.nbytes for array in held.values()))
+        return soft, held
+
+    def _keep(
+        self, task: GenerateTask, decoder: Graph, read: Prompt, ids: NDArray[np.int64], fixed: int
+    ) -> None:
+        """Remember what the decoder has read, and copy the prefix if there is room for it."""
+        if not loop.cached(decoder, read) or not _has_prefix(self._parts, task):
+            return
+        self._last = read, ids
+        key = (self._owner, f"prefix {task.prompt}")
+        known: _Prefix | None = self._kept.get(key)
+        size_bytes = _size_bytes(decoder.component, fixed)
+        if not fixed or not self._kept.fits(size_bytes):
+            return
+        if known is None or _common(known.ids, ids) < fixed:
+            prefix = _Prefix(ids[:fixed].copy(), decoder.snapshot(fixed))
+            self._kept.put(key, prefix, size_bytes)
+
+
+def _has_prefix(parts: Parts, task: GenerateTask) -> bool:
+    """Tell whether what the decoder makes of a token depends on nothing that comes later."""
+    spec = parts.bundle.spec
+    looks_ahead = LOOKS_AHEAD in {tensor.name for tensor in spec.component(task.decoder).inputs}
+    return not looks_ahead and not (task.read and generating.reads_text(spec, task))
+
+
+def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """Count the ids that two rows begin with alike."""
+    length = min(len(a), len(b))
+    differ = np.flatnonzero(a[:length] != b[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def _state(component: Component) -> list[tuple[str, int, int]]:
+    """List a decoder's state: input name, which axis is time, bytes a position of one row."""
+    into = {name for _, name in component.state}
+    found = []
+    for spec in component.inputs:
+        if spec.name in into:
+            sizes = [size for size in spec.shape if isinstance(size, int)]
+            size_bytes = int(np.prod(sizes)) * np.dtype(spec.dtype).itemsize
+            found.append((spec.name, spec.shape.index("past"), size_bytes))
+    return found
+
+
+def _size_bytes(component: Component, tokens: int) -> int:
+    """Return the size of a prefix of one row."""
+    return tokens * sum(size_bytes for _, _, size_bytes in _state(component))
+
+
+def _cut(component: Component, state: dict[str, Array], tokens: int) -> dict[str, Array]:
+    """Take the first positions of a copied state."""
+    return {
+        name: state[name][(slice(None),) * time + (slice(tokens),)]
+        for name, time, _ in _state(component)
+    }
