@@ -1,7 +1,10 @@
-"""BLIP-2 (Li et al. 2023, arXiv 2301.12597) with an OPT decoder."""
+"""BLIP-2 (Li et al. 2023, arXiv 2301.12597) that writes with OPT, Flan-T5 or mT5 (mBLIP)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,83 +13,33 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache
 
-from vlmedge.errors import CheckpointError
-from vlmedge.spec import (
-    Component,
-    GenerateTask,
-    Generation,
-    ImageFrontEnd,
-    ModelSpec,
-    TensorSpec,
-    TextFrontEnd,
-)
+from vlmedge.spec import Component, GenerateTask, ModelSpec, TensorSpec, TextFrontEnd
 
+from . import _qformer, _t5
 from ._checkpoint import (
-    CLIP_MEAN,
-    CLIP_STD,
     TOKENIZER,
     read_config,
     read_generation,
     read_image_front_end,
     read_tokenizer,
 )
+from ._decoder import check_language_model
 from ._family import HubExport, cache_argument, causal_mask, state_pairs
 from ._tiny import VOCABULARY, save
-from ._weights import open_weights
+from ._torch import Build
+from ._weights import Weights, open_weights
 
 ARCHITECTURES = ("Blip2ForConditionalGeneration",)
 ALIASES = {
     "blip2": "Salesforce/blip2-opt-2.7b",
     "blip2-opt-6.7b": "Salesforce/blip2-opt-6.7b",
+    "blip2-flan-t5-xl": "Salesforce/blip2-flan-t5-xl",
+    "blip2-flan-t5-xxl": "Salesforce/blip2-flan-t5-xxl",
+    "mblip": "Gregor/mblip-mt0-xl",
 }
-TINY = ("blip2",)
+TINY = ("blip2", "blip2-flan-t5", "blip2-mt5")
 
 EMBED_TOKENS = "language_model.model.decoder.embed_tokens.weight"
-ENCODE = ("vision_encoder", "qformer", "projector")
-
-
-class VisionEncoder(torch.nn.Module):
-    """ViT-g: every token, after the last norm."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.vision_model = transformers.Blip2ForConditionalGeneration(config).vision_model
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Map float [batch, 3, height, width] to image_embeds [batch, patches + 1, width]."""
-        embeds: torch.Tensor = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        return embeds
-
-
-class QFormer(torch.nn.Module):
-    """The learned queries look at the image."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        model = transformers.Blip2ForConditionalGeneration(config)
-        self.query_tokens = model.query_tokens
-        self.qformer = model.qformer
-
-    def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Map [batch, patches + 1, width] to query_embeds [batch, queries, width]."""
-        queries = self.query_tokens.expand(image_embeds.shape[0], -1, -1)
-        out = self.qformer(query_embeds=queries, encoder_hidden_states=image_embeds)
-        embeds: torch.Tensor = out.last_hidden_state
-        return embeds
-
-
-class Projector(torch.nn.Module):
-    """From the Q-Former's width to the language model's."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        model = transformers.Blip2ForConditionalGeneration(config)
-        self.language_projection = model.language_projection
-
-    def forward(self, query_embeds: torch.Tensor) -> torch.Tensor:
-        """Map [batch, queries, width] to soft_prompt [batch, queries, width of the LM]."""
-        soft: torch.Tensor = self.language_projection(query_embeds)
-        return soft
 
 
 class Decoder(torch.nn.Module):
@@ -120,66 +73,96 @@ class Decoder(torch.nn.Module):
         return out.logits, present
 
 
-def describe(config: Any, image: ImageFrontEnd, generation: Generation) -> ModelSpec:
-    """Name the graphs and tasks of one checkpoint, with its numbers."""
-    vision, text = config.vision_config, config.text_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    pixels = ("batch", 3, vision.image_size, vision.image_size)
-    seen = TensorSpec("image_embeds", "float32", ("batch", patches + 1, vision.hidden_size))
-    asked = ("batch", config.num_query_tokens, config.qformer_config.hidden_size)
-    queries = TensorSpec("query_embeds", "float32", asked)
-    soft_shape = ("batch", config.num_query_tokens, text.hidden_size)
-    soft = TensorSpec("soft_prompt", "float32", soft_shape)
-    heads, layers = text.num_attention_heads, text.num_hidden_layers
-    head_width = text.hidden_size // heads
+def describe_decoder(config: Any) -> Component:
+    """Name what OPT takes and gives."""
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    head_width = config.hidden_size // heads
     state = state_pairs(layers)
     past = [TensorSpec(i, "float32", ("batch", heads, "past", head_width)) for _, i in state]
     present = [TensorSpec(o, "float32", ("batch", heads, "total", head_width)) for o, _ in state]
-    decoder = Component(
+    return Component(
         "decoder",
         inputs=(
-            TensorSpec("inputs_embeds", "float32", ("batch", "tokens", text.word_embed_proj_dim)),
+            TensorSpec("inputs_embeds", "float32", ("batch", "tokens", config.word_embed_proj_dim)),
             TensorSpec("attention_mask", "int64", ("batch", "total")),
             *past,
         ),
         outputs=(
-            TensorSpec("logits", "float32", ("batch", "tokens", text.vocab_size)),
+            TensorSpec("logits", "float32", ("batch", "tokens", config.vocab_size)),
             *present,
         ),
         state=state,
     )
-    caption = GenerateTask(
-        encode=ENCODE,
-        soft_prompt="soft_prompt",
-        decoder="decoder",
-        prompt="{prompt}",
-        image_token_id=config.image_token_index,
-    )
-    return ModelSpec(
-        family="blip2",
-        components=(
-            Component(
-                "vision_encoder",
-                inputs=(TensorSpec("pixel_values", "float32", pixels),),
-                outputs=(seen,),
-            ),
-            Component("qformer", inputs=(seen,), outputs=(queries,)),
-            Component("projector", inputs=(queries,), outputs=(soft,)),
-            decoder,
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """What a language model of one kind brings.
+
+    Attributes:
+        components: Its graphs.
+        builds: Their modules.
+        caption: How its texts are wired.
+        question: Its template of questions (section 4.1 of the paper).
+        room: Tokens of text that it takes.
+        table: Name of the token embedding table.
+        tied: As of `HubExport`.
+        unused: As of `HubExport`.
+    """
+
+    components: tuple[Component, ...]
+    builds: Mapping[str, Build]
+    caption: GenerateTask
+    question: str
+    room: int
+    table: str
+    tied: Mapping[str, str]
+    unused: tuple[str, ...] = ()
+
+
+def _opt(config: Any, weights: Weights) -> _Writer:
+    text = config.text_config
+    return _Writer(
+        (describe_decoder(text),),
+        {"decoder": lambda: Decoder(config)},
+        GenerateTask(
+            encode=_qformer.ENCODE,
+            soft_prompt="soft_prompt",
+            decoder="decoder",
+            prompt="{prompt}",
+            image_token_id=config.image_token_index,
         ),
-        tasks={
-            "caption": caption,
-            "ask": msgspec.structs.replace(caption, prompt="Question: {question} Answer:"),
-        },
-        image=image,
-        text=TextFrontEnd(
-            tokenizer=TOKENIZER,
-            max_tokens=text.max_position_embeddings - config.num_query_tokens,
-            pad_id=generation.pad_id,
-            padding_side="left",
-        ),
-        generation=generation,
+        "Question: {question} Answer:",
+        text.max_position_embeddings - config.num_query_tokens,
+        EMBED_TOKENS,
+        {"language_model.lm_head.weight": EMBED_TOKENS},
     )
+
+
+def _t5_writer(config: Any, weights: Weights) -> _Writer:
+    text = config.text_config
+    table = _t5.embedding_table(weights)
+    return _Writer(
+        _t5.components(text),
+        {name: partial(build, text) for name, build in _t5.BUILDS.items()},
+        GenerateTask(
+            encode=_qformer.ENCODE,
+            soft_prompt="soft_prompt",
+            decoder="decoder",
+            prompt="{prompt}",
+            image_token_id=config.image_token_index,
+            read=_t5.READ,
+            start_ids=(text.decoder_start_token_id,),
+        ),
+        "Question: {question} Short answer:",
+        _t5.room(text, config.num_query_tokens),
+        table,
+        _t5.tied(table),
+        _t5.unused(table),
+    )
+
+
+WRITERS = {"opt": _opt, **dict.fromkeys(_t5.MODELS, _t5_writer)}
 
 
 class Blip2:
@@ -188,79 +171,77 @@ class Blip2:
     def open(self, folder: Path, *, allow_pickle: bool = False) -> HubExport:
         """Read a checkpoint folder; no weights yet."""
         config = read_config(folder, needed=("text_config", "vision_config", "qformer_config"))
-        if config.text_config.model_type != "opt":
-            raise CheckpointError(
-                f"{folder}: its language model is {config.text_config.model_type!r}: "
-                "blip2 exports those with 'opt'"
-            )
+        check_language_model(folder, config.text_config, WRITERS)
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        size = config.vision_config.image_size
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=(size, size),
-            resample="bicubic",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=CLIP_MEAN,
-            image_std=CLIP_STD,
-        )
+        writer = WRITERS[config.text_config.model_type](config, weights)
         generation = read_generation(folder, config.text_config)
-        spec = describe(config, read_image_front_end(folder, default), generation)
-        builds = {
-            "vision_encoder": lambda: VisionEncoder(config),
-            "qformer": lambda: QFormer(config),
-            "projector": lambda: Projector(config),
-            "decoder": lambda: Decoder(config),
-        }
-        tied = {"language_model.lm_head.weight": EMBED_TOKENS}
-        return HubExport(folder, spec, builds, weights, tokenizer, tied, EMBED_TOKENS)
+        spec = ModelSpec(
+            family="blip2",
+            components=(*_qformer.components(config), *writer.components),
+            tasks={
+                "caption": writer.caption,
+                "ask": msgspec.structs.replace(writer.caption, prompt=writer.question),
+            },
+            image=read_image_front_end(folder, _qformer.default_image(config)),
+            text=TextFrontEnd(TOKENIZER, writer.room, generation.pad_id, "left"),
+            generation=generation,
+        )
+        seeing = {name: partial(build, config) for name, build in _qformer.BUILDS.items()}
+        return HubExport(
+            folder,
+            spec,
+            {**seeing, **writer.builds},
+            weights,
+            tokenizer,
+            writer.tied,
+            writer.table,
+            unused=writer.unused,
+        )
 
     def tiny(self, name: str, folder: Path) -> transformers.Blip2ForConditionalGeneration:
-        """Write a random BLIP-2 of 2, 4 and 2 layers."""
-        common = {"hidden_size": 32, "num_attention_heads": 4}
+        """Write a random BLIP-2 of 2, 4 and 2 layers, with the language model of one kind."""
+        text = TEXTS[name]()
         config = transformers.Blip2Config(
-            vision_config={
-                **common,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "image_size": 32,
-                "patch_size": 8,
-            },
-            qformer_config={
-                **common,
-                "intermediate_size": 64,
-                "num_hidden_layers": 4,
-                "encoder_hidden_size": 32,
-                "cross_attention_frequency": 2,
-                "vocab_size": VOCABULARY,
-            },
-            text_config={
-                **common,
-                "model_type": "opt",
-                "vocab_size": VOCABULARY,
-                "ffn_dim": 64,
-                "num_hidden_layers": 2,
-                "max_position_embeddings": 160,
-                "word_embed_proj_dim": 32,
-                "bos_token_id": 2,
-                "eos_token_id": 2,
-                "pad_token_id": 1,
-            },
-            num_query_tokens=6,
+            **_qformer.tiny_parts(VOCABULARY),
+            text_config=text,
             image_token_index=4,
         )
         model = transformers.Blip2ForConditionalGeneration(config)
+        if name == "blip2-flan-t5":
+            _t5.untie(model.language_model)
         images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
         save(
             model,
             folder,
             bos="</s>",
-            template="</s> $A",
+            template="</s> $A" if text["model_type"] == "opt" else "$A </s>",
             image_processor=images,
             processor=lambda tokenizer: transformers.Blip2Processor(images, tokenizer, 6),
         )
         return model
 
+
+def _tiny_opt() -> dict[str, Any]:
+    return {
+        "model_type": "opt",
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "vocab_size": VOCABULARY,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 160,
+        "word_embed_proj_dim": 32,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
+
+
+TEXTS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "blip2": _tiny_opt,
+    "blip2-flan-t5": partial(_t5.tiny_config, "t5"),
+    "blip2-mt5": partial(_t5.tiny_config, "mt5"),
+}
 
 FAMILY = Blip2()

@@ -131,3 +131,22 @@ def test_tasks_refuse_what_a_model_does_not_do(originals: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="nothing to look for"):
         model.detect(image, " ")
     assert isinstance(model.detect(image, "cat", max_tokens=4), list)
+
+
+def test_t5_with_two_embedding_tables_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny("blip2-flan-t5", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    shared = tensors["language_model.shared.weight"]
+    name = "language_model.encoder.embed_tokens.weight"
+    save_file({**tensors, name: shared.clone()}, file, metadata={"format": "pt"})
+    FAMILIES["blip2"].open(tmp_path)  # the same once more, as older checkpoints have it
+    save_file({**tensors, name: shared + 1}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"encoder\.embed_tokens\.weight' differs from"):
+        FAMILIES["blip2"].open(tmp_path)
+    del tensors["language_model.shared.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'language_model\.shared\.weight' is missing"):
+        FAMILIES["blip2"].open(tmp_path)
