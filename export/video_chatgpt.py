@@ -190,7 +190,9 @@ class VideoChatGpt:
         )
         weights: Weights = Together(Renamed(Together(*parts), PREFIXES), tower)
         words = weights.shapes()[EMBED_TOKENS][0] if EMBED_TOKENS in weights.shapes() else 0
-        if (last := tokenizer.token_to_id(END)) >= words:
+        patch, last = (tokenizer.token_to_id(token) for token in (PATCH, END))
+        assert patch is not None and last is not None  # they were added
+        if last >= words:
             raise CheckpointError(
                 f"{folder}: {END} is token {last} of its tokenizer, and the embedding table has "
                 f"{words} rows: put {PARTS[0]}.bin beside it, which brings them"
@@ -200,7 +202,7 @@ class VideoChatGpt:
         generation = read_generation(folder, config.text_config)
         size = config.vision_config.image_size
         frame = read_frame_front_end(folder, size)
-        spec = describe(config, frame, generation, tokenizer.token_to_id(PATCH))
+        spec = describe(config, frame, generation, patch)
         deep = SECOND in weights.shapes()
         widths = config.vision_config.hidden_size, config.text_config.hidden_size
         builds = {
