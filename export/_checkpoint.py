@@ -65,11 +65,11 @@ def read_config(folder: Path, needed: Iterable[str]) -> Any:
     except Exception as error:  # transformers raises what each config class happens to raise
         line = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder / 'config.json'} is refused: {line}") from None
-    _eager_float32(config)
+    eager_float32(config)
     return config
 
 
-def _eager_float32(config: Any) -> None:
+def eager_float32(config: Any) -> None:
     """Trace the plain attention (SDPA's export is a maze), in float32 whatever the disk holds."""
     config._attn_implementation = "eager"
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +114,56 @@ class Joined:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
+class Together:
+    """Weights from several places, under their own names; of two with one name the later counts."""
+
+    def __init__(self, *places: Weights) -> None:
+        self._owners = {name: place for place in places for name in place.shapes()}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        shapes = {id(place): place.shapes() for place in self._owners.values()}
+        return {name: shapes[id(place)][name] for name, place in self._owners.items()}
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk."""
+        return self._owners[name].dtype(name)
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN."""
+        return self._owners[name].read(name)
+
+
+class Padded:
+    """Weights, some of which get rows of zeros until they have as many as they need."""
+
+    def __init__(self, weights: Weights, rows: Mapping[str, int]) -> None:
+        """Pad.
+
+        Args:
+            weights: As they lie on disk.
+            rows: How many a tensor must have at least, by name.
+        """
+        self._weights, self._rows = weights, rows
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        return {
+            name: (max(shape[0], self._rows[name]), *shape[1:]) if name in self._rows else shape
+            for name, shape in self._weights.shapes().items()
+        }
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk."""
+        return self._weights.dtype(name)
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN."""
+        found = self._weights.read(name)
+        short = max(0, self._rows.get(name, 0) - len(found)) if found.ndim else 0
+        return np.pad(found, [(0, short), *[(0, 0)] * (found.ndim - 1)]) if short else found
+
+
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     for old, new in prefixes.items():
         if name.startswith(old):
@@ -130,11 +180,30 @@ def open_weights(folder: Path, *, allow_pickle: bool) -> Weights:
     if pickled and allow_pickle:
         return PickleWeights(pickled)
     if pickled:
-        raise CheckpointError(
-            f"{folder} has its weights in a pickle file ({pickled[0].name}), which can run code "
-            "when it is read: convert it to safetensors, or give --allow-pickle if you trust it"
-        )
+        raise _refused(folder, pickled[0])
     raise CheckpointError(f"{folder} has no weights: {SINGLE} or {INDEX} is missing")
+
+
+def open_weights_named(
+    folder: Path, patterns: Iterable[str], *, allow_pickle: bool
+) -> list[Weights]:
+    """Find weight files beside a checkpoint's own, such as a projector's, by their names."""
+    found: list[Weights] = []
+    for pattern in patterns:
+        if safe := sorted(folder.glob(f"{pattern}.safetensors")):
+            found.append(SafeWeights(safe))
+        if pickled := sorted(folder.glob(f"{pattern}.bin")):
+            if not allow_pickle:
+                raise _refused(folder, pickled[0])
+            found.append(PickleWeights(pickled))
+    return found
+
+
+def _refused(folder: Path, file: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} has its weights in a pickle file ({file.name}), which can run code "
+        "when it is read: convert it to safetensors, or give --allow-pickle if you trust it"
+    )
 
 
 def _files(folder: Path, single: str, index: str) -> list[Path]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from conftest import Run
+from msgspec import structs
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import tiny
@@ -20,6 +22,7 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn, l
 import vlmedge as package
 from vlmedge.errors import InputError, MissingExtraError
 from vlmedge.exporting import export
+from vlmedge.image import preprocess
 from vlmedge.spec import ImageFrontEnd, VideoFrontEnd
 from vlmedge.video import Video, chosen, is_video, read_frames
 
@@ -158,6 +161,19 @@ def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     ):
         read_frames(Video(file), EIGHT)
     assert len(read_frames(Video(drawn(2)), EIGHT)) == 2
+
+
+@pytest.mark.parametrize("size", [(32, 32), (101, 57), (33, 90), (7, 640), (320, 240)])
+def test_frames_are_shrunk_as_video_chatgpt_does(size: tuple[int, int]) -> None:
+    """Its load_video: torch.nn.functional.interpolate on floats; of 2 frames the first, twice."""
+    front = VideoFrontEnd(structs.replace(FRAME, resample="floor"), 100, "middle", limit=100)
+    clip = drawn(2, *size)
+    planes = torch.from_numpy(clip[[0, 0]]).permute(0, 3, 1, 2).float()
+    theirs = torch.nn.functional.interpolate(planes, size=(32, 32)).numpy()
+    ours = preprocess(read_frames(Video(clip), front), front.frame)
+    np.testing.assert_allclose(ours, theirs / 255, atol=1e-6)
+    with pytest.raises(InputError, match="frames is 101: this model looks at 100 at most"):
+        read_frames(Video(clip, frames=101), front)
 
 
 @pytest.fixture(scope="module")

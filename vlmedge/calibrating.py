@@ -71,7 +71,7 @@ class Calibration:
         self._scratch.mkdir()
         self._pool: dict[str, _Rows] = {}
         images = (*samples.images, *samples.singles)
-        if bundle.spec.image is not None:
+        if bundle.spec.image is not None or bundle.spec.video is not None:
             self._pool["pixel_values"] = _Made(
                 len(images), lambda i: self._parts.pixels([images[i]])
             )

@@ -19,6 +19,7 @@ BUILT_INS = Path(__file__).parent / "checkpoints"
 # What an export reads; the rest of a hub repository (other frameworks, pictures) stays there.
 _WANTED = (
     "*.json",
+    "*.jinja",
     "*.safetensors",
     "merges.txt",
     "vocab.txt",

@@ -385,14 +385,29 @@ def _fit(image: PIL.Image.Image, front: ImageFrontEnd) -> PIL.Image.Image:
         edge = front.resize_size[0]
         new_long = int(edge * long / short)
         new_height, new_width = (new_long, edge) if width <= height else (edge, new_long)
-    resample = PIL.Image.Resampling[front.resample.upper()]
-    image = image.resize((new_width, new_height), resample)
+    if front.resample == "floor":
+        image = _picked(image, new_width, new_height)
+    else:
+        resample = PIL.Image.Resampling[front.resample.upper()]
+        image = image.resize((new_width, new_height), resample)
     if front.crop_size is None:
         return image
     # Floors like transformers' center_crop; PIL fills what lies outside the picture with zeros.
     crop_height, crop_width = front.crop_size
     top, left = (new_height - crop_height) // 2, (new_width - crop_width) // 2
     return image.crop((left, top, left + crop_width, top + crop_height))
+
+
+def _picked(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
+    """Resize as torch.nn.functional.interpolate does by default, whose scale is a float32."""
+    rows, columns = (
+        np.floor(np.arange(to, dtype=np.float32) * (np.float32(size) / np.float32(to)))
+        for size, to in ((image.height, height), (image.width, width))
+    )
+    pixels = np.asarray(image)
+    rows = np.minimum(rows, image.height - 1).astype(np.int64)
+    columns = np.minimum(columns, image.width - 1).astype(np.int64)
+    return PIL.Image.fromarray(pixels[rows[:, None], columns])
 
 
 def _refuse(config: Mapping[str, Any], field: str, allowed: str) -> NoReturn:

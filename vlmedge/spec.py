@@ -111,7 +111,7 @@ class ImageFrontEnd(_Data, frozen=True):
     Attributes:
         resize: "exact" to resize_size; "shortest_edge" until the shorter side is resize_size[0].
         resize_size: (height, width), pixels.
-        resample: PIL's filter, lower case.
+        resample: PIL's filter, lower case; or "floor": the pixel at floor(place * from / to).
         crop_size: Centre crop (height, width) after the resize, or none.
         rescale_factor: Multiplies the 0..255 values before mean and std.
         image_mean: One figure a channel, RGB.
@@ -121,7 +121,7 @@ class ImageFrontEnd(_Data, frozen=True):
 
     resize: Literal["exact", "shortest_edge"]
     resize_size: tuple[int, int]
-    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "floor"]
     crop_size: tuple[int, int] | None
     rescale_factor: float
     image_mean: tuple[float, float, float]
@@ -138,12 +138,14 @@ class VideoFrontEnd(_Data, frozen=True):
         rule: "floor": frame i * total // frames, transformers' own; "ends": evenly from the first
             to the last; "middle": of as many equal parts.
         fps: As many frames a second instead, up to `frames`; or none.
+        limit: The most that the user may ask for, or none.
     """
 
     frame: ImageFrontEnd
     frames: int
     rule: Literal["floor", "ends", "middle"] = "floor"
     fps: float | None = None
+    limit: int | None = None
 
 
 class TextFrontEnd(_Data, frozen=True):

@@ -55,7 +55,7 @@ def read_frames(video: Video, front: VideoFrontEnd) -> list[PIL.Image.Image]:
         front: How they are chosen.
 
     Returns:
-        RGB, in the order of time; a video of fewer frames than are asked for gives each of them.
+        RGB, in the order of time; no more than the video has.
 
     Raises:
         InputError: It cannot be read, or has no frames.
@@ -63,6 +63,8 @@ def read_frames(video: Video, front: VideoFrontEnd) -> list[PIL.Image.Image]:
     """
     if video.frames is not None and video.frames < 1:
         raise InputError(f"frames is {video.frames}: look at 1 or more")
+    if video.frames is not None and front.limit is not None and video.frames > front.limit:
+        raise InputError(f"frames is {video.frames}: this model looks at {front.limit} at most")
     source = video.source
 
     def pick(total: int, fps: float | None) -> list[int]:
@@ -99,7 +101,7 @@ def chosen(
         frames: How many the user wants; none leaves it to the rule.
 
     Returns:
-        Their numbers from 0, rising; at most `total`.
+        Their numbers from 0, never falling; at most `total`. "middle" may name one twice.
     """
     count = front.frames if frames is None else frames
     if frames is None and front.fps is not None:
