@@ -28,6 +28,8 @@ _EXACT = names(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum "
     "ReduceSumSquare Sqrt"
 )
+# Which input is the scale of numbers that are none themselves.
+SCALES = {"QuantizeLinear": 1, "DequantizeLinear": 1, "MatMulNBits": 2}
 _FOLLOWING = names("Abs Add Clip Div Max Min Mul Neg Sigmoid Sub")
 
 
@@ -78,8 +80,8 @@ class _Halver:
                 self._give(number, given, wanted)
 
     def _is_half(self, node: ir.Node) -> bool:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            return self._scale_fits(node)
+        if node.op_type in SCALES:
+            return self._scale_fits(node, SCALES[node.op_type])
         if node.op_type in _EXACT or any(a.type == ir.AttributeType.GRAPH for a in _attrs(node)):
             return False
         if node.op_type in _FOLLOWING:
@@ -90,8 +92,8 @@ class _Halver:
         """Tell whether a value was computed in float32 on purpose."""
         return value.producer() is not None and value.dtype == _FLOAT
 
-    def _scale_fits(self, node: ir.Node) -> bool:
-        scale = node.inputs[1]
+    def _scale_fits(self, node: ir.Node, place: int) -> bool:
+        scale = node.inputs[place]
         tensor = ir.convenience.get_const_tensor(scale) if scale is not None else None
         if tensor is None:
             return False
