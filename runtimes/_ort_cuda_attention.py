@@ -10,7 +10,7 @@ kernel writes new ones into the buffer that holds the past, so that no step copi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -457,7 +457,7 @@ def _size(value: ir.Value, axis: int) -> int | str:
 def _add(
     graph: ir.Graph,
     op_type: str,
-    inputs: list[ir.Value | None],
+    inputs: Sequence[ir.Value | None],
     name: str,
     dtype: ir.DataType | None,
     shape: list[int | str],
