@@ -74,7 +74,7 @@ def compile_component(
     Raises:
         BundleError: TensorRT refuses the graph, or there is too little memory or disk.
     """
-    from ._trt_lower import is_typed
+    from ._half import is_typed
 
     model, changed, findings = lowered(bundle, component, version, precision)
     if findings:

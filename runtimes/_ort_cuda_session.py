@@ -1,0 +1,169 @@
+"""Sessions of ONNX Runtime on a GPU: which providers, and which node ran away to the CPU.
+
+ONNX Runtime puts on the CPU what a provider has no kernel for, and says nothing: a model that is
+ten times slower is all that one sees. Here such a node is an error that names it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from vlmedge.errors import BundleError, MissingExtraError
+
+FALLBACK = "VLMEDGE_ALLOW_FALLBACK"  # set to 1: nodes may run on the CPU
+# What the CUDA provider is linked against, in the order in which they need each other.
+_LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "curand", "cufft", "cudnn")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where a session runs.
+
+    Attributes:
+        name: ONNX Runtime's.
+        device: What it calls the memory.
+        options: The provider's own.
+        behind: Providers that take what this one does not, the CPU's excepted.
+        captures: Whether it records steps of one shape and plays them again (CUDA graphs).
+        needs: What to install where it is missing.
+    """
+
+    name: str
+    device: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    behind: tuple[tuple[str, Mapping[str, str]], ...] = ()
+    captures: bool = False
+    needs: str = ""
+
+
+CUDA = Provider(
+    "CUDAExecutionProvider",
+    "cuda",
+    {
+        "cudnn_conv_algo_search": "HEURISTIC",  # trying all of them takes seconds at the first run
+        "use_tf32": "0",  # what is float32 in a bundle is meant so
+        "arena_extend_strategy": "kSameAsRequested",
+    },
+    captures=True,
+    needs="pip install onnxruntime-gpu in place of onnxruntime",
+)
+
+
+def require(provider: Provider) -> None:
+    """Refuse a machine that lacks a provider, and say how to get it."""
+    _load_libraries()
+    if provider.name not in ort.get_available_providers():
+        raise MissingExtraError(
+            f"this onnxruntime {ort.__version__} has no {provider.name} (it has "
+            f"{', '.join(ort.get_available_providers())}): {provider.needs}"
+        )
+
+
+def open_session(
+    graph: bytes, where: str, provider: Provider, root: Path, *, capture: bool = False
+) -> ort.InferenceSession:
+    """Open a graph on a provider.
+
+    Args:
+        graph: It; its weight files are named from `root`.
+        where: What it is called in errors.
+        provider: Where it runs.
+        root: A folder.
+        capture: Whether runs may be recorded; the session cannot be opened where they cannot.
+
+    Raises:
+        BundleError: It cannot be opened, or nodes of it fell back to the CPU.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors: they are raised anyhow, warnings are for developers
+    entries = {
+        "session.model_external_initializers_file_folder_path": str(root.resolve()),
+        # weights that a scheme has rounded are restored once, when the graph is opened
+        "session.disable_quant_qdq": "1",
+        "session.record_ep_graph_assignment_info": "1",
+    }
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    own = {**provider.options, **({"enable_cuda_graph": "1"} if capture else {})}
+    providers = [(provider.name, own), *((name, dict(more)) for name, more in provider.behind)]
+    try:
+        session = ort.InferenceSession(graph, options, providers=providers)
+    except Exception as error:  # ONNX Runtime has a dozen exceptions without a common base
+        line = " ".join(str(error).split())[:300]
+        raise BundleError(f"{where} cannot be opened on {provider.name}: {line}") from None
+    if provider.name not in session.get_providers():
+        raise BundleError(
+            f"{where}: {provider.name} did not load, so it would run on "
+            f"{session.get_providers()[0]}: run `vlmedge doctor` to see why"
+        )
+    return session
+
+
+def strays(session: ort.InferenceSession, shapes: frozenset[str]) -> list[tuple[str, str]]:
+    """List the nodes that run on the CPU though they compute more than shapes.
+
+    Args:
+        session: Opened by `open_session`.
+        shapes: Names of the nodes that compute shapes: ONNX Runtime keeps those on the host, where
+            they are needed.
+
+    Returns:
+        (name, operator) of each.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise BundleError(
+            f"onnxruntime {ort.__version__} does not tell where nodes run: update it to 1.24, or "
+            f"give --allow-fallback"
+        )
+    return [
+        (str(node.name), str(node.op_type))
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+        if node.name not in shapes
+    ]
+
+
+def refuse_strays(
+    session: ort.InferenceSession, where: str, provider: Provider, shapes: frozenset[str]
+) -> None:
+    """Refuse a session of which a node runs on the CPU, unless that was allowed."""
+    if os.environ.get(FALLBACK) == "1":
+        return
+    found = strays(session, shapes)
+    if found:
+        name, kind = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise BundleError(
+            f"{where}: {provider.name} left {kind} {name!r}{more} to the CPU: give "
+            "--allow-fallback to run it there, or use another engine"
+        )
+
+
+@functools.cache
+def _load_libraries() -> None:
+    """Load the CUDA libraries that pip has installed; where they are the system's, nothing.
+
+    `onnxruntime.preload_dlls` looks beside onnxruntime alone.
+    """
+    spec = find_spec("nvidia")
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        for name in _LIBRARIES:
+            for file in sorted(Path(folder).glob(f"*/lib/lib{name}.so.*")):
+                _load(file)
+
+
+def _load(file: Path) -> Any:
+    try:
+        return ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+    except OSError:  # one for another CUDA: the provider's own error is clearer
+        return None

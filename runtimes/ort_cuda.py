@@ -1,0 +1,82 @@
+"""ONNX Runtime on an NVIDIA GPU, by its CUDA provider.
+
+    portable graph --_ort_cuda_lower--> contrib kernels, and a part for the host
+    engines/ort_cuda-<key>/ --_ort_cuda_session--> sessions --_ort_cuda_graph--> a graph that runs
+
+The cache of a decoder stays on the device, steps of one shape are recorded (CUDA graphs), and a
+node that would fall back to the CPU is an error that names it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnxruntime as ort
+
+from vlmedge.bundle import Bundle
+from vlmedge.contracts import Graph
+from vlmedge.errors import BundleError
+from vlmedge.spec import Component
+
+from ._ort_cuda_graph import CachedGraph, DeviceGraph, Opened
+from ._ort_cuda_session import CUDA, Provider, open_session, refuse_strays, require
+from ._ort_cuda_store import Stored, stored
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LOWERING = 1  # count it up when _ort_cuda_lower.py writes something else: engines are made again
+IN_PLACE, MASK, SHAPES = "vlmedge.in_place", "vlmedge.mask", "vlmedge.shapes"
+UNRECORDABLE = "graph capture"  # in ONNX Runtime's words when a session cannot record its runs
+
+
+class OrtCuda:
+    """ONNX Runtime's CUDA provider."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    def open(self, bundle: Bundle, component: str) -> Graph:
+        """Open one component, lowered to the provider's kernels."""
+        require(self._provider)
+        spec = bundle.spec.component(component)
+        files = stored(bundle, component, "ort_cuda", LOWERING, _lower)
+        opened = _opened(files, component, self._provider)
+        return (CachedGraph if opened.in_place else DeviceGraph)(spec, opened)
+
+
+ENGINE = OrtCuda(CUDA)
+
+
+def _lower(component: Component, model: ir.Model) -> ir.Model | None:
+    """Lower a graph and write into it what its reader must know."""
+    from ._ort_cuda_lower import lower, shape_nodes
+
+    lowered = lower(component, model)
+    model.metadata_props[IN_PLACE] = "1" if lowered.fused.cached else ""
+    model.metadata_props[MASK] = lowered.mask
+    model.metadata_props[SHAPES] = "\n".join(shape_nodes(model))
+    return lowered.host
+
+
+def _opened(files: Stored, name: str, provider: Provider) -> Opened:
+    """Open the sessions of a component, one that records its runs where that can be."""
+    graph = files.graph.read_bytes()
+    try:
+        session = open_session(graph, name, provider, files.root, capture=provider.captures)
+        records = provider.captures
+    except BundleError as error:
+        if UNRECORDABLE not in str(error):
+            raise
+        session, records = open_session(graph, name, provider, files.root), False
+    known = session.get_modelmeta().custom_metadata_map
+    refuse_strays(session, name, provider, frozenset(known[SHAPES].splitlines()))
+    host = None
+    if files.host is not None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # it adds and compares a few numbers
+        host = ort.InferenceSession(
+            files.host.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+    return Opened(session, host, provider, records, bool(known[IN_PLACE]))
