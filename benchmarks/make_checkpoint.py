@@ -3,6 +3,7 @@
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-opt-2.7b      (7.5 GB)
     python benchmarks/make_checkpoint.py clip-vit-b-16 /tmp/clip-vit-b-16        (0.3 GB)
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-cut 6    (of each part 6 layers)
+    python benchmarks/make_checkpoint.py blip-base /tmp/blip-base                (0.5 GB)
     python benchmarks/make_checkpoint.py blip2-opt-cut /tmp/blip2-opt-cut        (1.1 GB)
     python benchmarks/make_checkpoint.py llava-1.1b /tmp/llava-1.1b              (2.2 GB)
 
@@ -135,7 +136,27 @@ def clip_l14() -> Any:
     return config
 
 
+def blip() -> Any:
+    """Return the config of Salesforce/blip-image-captioning-base."""
+    return transformers.BlipConfig(
+        vision_config={"image_size": 384},
+        text_config={"encoder_hidden_size": 768, "eos_token_id": 102},
+        architectures=["BlipForConditionalGeneration"],
+    )
+
+
+def blip_large() -> Any:
+    """Return the config of Salesforce/blip-image-captioning-large."""
+    config = blip()
+    config.vision_config.hidden_size, config.vision_config.intermediate_size = 1024, 4096
+    config.vision_config.num_hidden_layers, config.vision_config.num_attention_heads = 24, 16
+    config.text_config.encoder_hidden_size = 1024
+    return config
+
+
 MODELS = {
+    "blip-base": (blip, transformers.BlipForConditionalGeneration),
+    "blip-large": (blip_large, transformers.BlipForConditionalGeneration),
     "blip2-opt-2.7b": (blip2_opt, transformers.Blip2ForConditionalGeneration),
     "blip2-opt-cut": (blip2_opt_cut, transformers.Blip2ForConditionalGeneration),
     "blip2-vit-g": (blip2_vit_g, transformers.Blip2ForConditionalGeneration),
@@ -231,6 +252,9 @@ def write(kind: str, folder: Path, layers: int | None = None) -> None:
     elif kind.startswith(("blip2", "opt")):
         built = tokenizer("</s>", "\n", 2, 50118, "</s> $A")
         bos, eos = "</s>", "</s>"
+    elif kind.startswith("blip-"):
+        bos, eos = "[DEC]", "[SEP]"
+        built = tokenizer(bos, eos, 30522, 102, f"$A {eos}")
     else:
         bos, eos = "<|startoftext|>", "<|endoftext|>"
         built = tokenizer(bos, eos, 49406, 49407, f"{bos} $A {eos}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,7 +18,6 @@ import onnxruntime as ort
 
 from vlmedge.errors import BundleError, MissingExtraError
 
-FALLBACK = "VLMEDGE_ALLOW_FALLBACK"  # set to 1: nodes may run on the CPU
 # What the CUDA provider is linked against, in the order in which they need each other.
 _LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "curand", "cufft", "cudnn")
 
@@ -122,7 +120,7 @@ def strays(session: ort.InferenceSession, shapes: frozenset[str]) -> list[tuple[
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise BundleError(
             f"onnxruntime {ort.__version__} does not tell where nodes run: update it to 1.24, or "
-            f"give --allow-fallback"
+            "give --allow-fallback"
         )
     return [
         (str(node.name), str(node.op_type))
@@ -136,9 +134,7 @@ def strays(session: ort.InferenceSession, shapes: frozenset[str]) -> list[tuple[
 def refuse_strays(
     session: ort.InferenceSession, where: str, provider: Provider, shapes: frozenset[str]
 ) -> None:
-    """Refuse a session of which a node runs on the CPU, unless that was allowed."""
-    if os.environ.get(FALLBACK) == "1":
-        return
+    """Refuse a session of which a node runs on the CPU."""
     found = strays(session, shapes)
     if found:
         name, kind = found[0]

@@ -33,15 +33,20 @@ UNRECORDABLE = "graph capture"  # in ONNX Runtime's words when a session cannot 
 class OrtCuda:
     """ONNX Runtime's CUDA provider."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, *, allow_fallback: bool = False) -> None:
         self._provider = provider
+        self._allow_fallback = allow_fallback
+
+    def falling_back(self) -> OrtCuda:
+        """Return it as one that lets nodes run on the CPU."""
+        return OrtCuda(self._provider, allow_fallback=True)
 
     def open(self, bundle: Bundle, component: str) -> Graph:
         """Open one component, lowered to the provider's kernels."""
         require(self._provider)
         spec = bundle.spec.component(component)
         files = stored(bundle, component, "ort_cuda", LOWERING, _lower)
-        opened = _opened(files, component, self._provider)
+        opened = _opened(files, component, self._provider, self._allow_fallback)
         return (CachedGraph if opened.in_place else DeviceGraph)(spec, opened)
 
 
@@ -59,7 +64,7 @@ def _lower(component: Component, model: ir.Model) -> ir.Model | None:
     return lowered.host
 
 
-def _opened(files: Stored, name: str, provider: Provider) -> Opened:
+def _opened(files: Stored, name: str, provider: Provider, allow_fallback: bool) -> Opened:
     """Open the sessions of a component, one that records its runs where that can be."""
     graph = files.graph.read_bytes()
     try:
@@ -70,7 +75,8 @@ def _opened(files: Stored, name: str, provider: Provider) -> Opened:
             raise
         session, records = open_session(graph, name, provider, files.root), False
     known = session.get_modelmeta().custom_metadata_map
-    refuse_strays(session, name, provider, frozenset(known[SHAPES].splitlines()))
+    if not allow_fallback:
+        refuse_strays(session, name, provider, frozenset(known[SHAPES].splitlines()))
     host = None
     if files.host is not None:
         options = ort.SessionOptions()

@@ -25,9 +25,10 @@ from vlmedge.building import (
     read_sidecar,
 )
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Graph
-from vlmedge.errors import BundleError
+from vlmedge.contracts import Engine, Graph
+from vlmedge.errors import BundleError, MissingExtraError
 from vlmedge.progress import Advance, Progress
+from vlmedge.registry import ENGINES
 from vlmedge.spec import Component
 from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
 
@@ -72,6 +73,10 @@ class TensorRt:
         if folder is None:
             folder = self._built(bundle, spec, trt, cuda, options, Probe(bundle), _Logged()).folder
         return _opened(trt, cuda, spec, folder)
+
+    def falling_back(self) -> Engine:
+        """Return it as one that opens with ONNX Runtime what it cannot build."""
+        return _OrOrt(self)
 
     def build(self, bundle: Bundle, options: BuildOptions, progress: Progress) -> list[Built]:
         """Compile a bundle's components for this machine; what fits is not built again."""
@@ -178,6 +183,20 @@ class TensorRt:
             f"{component.name}: {bad} is nan or inf even in float32: check the bundle with "
             f"`vlmedge check {bundle.path} --against {bundle.manifest.checkpoint.id}`"
         )
+
+
+class _OrOrt:
+    """TensorRT, and ONNX Runtime's CPU for each component that it refuses."""
+
+    def __init__(self, first: TensorRt) -> None:
+        self._first = first
+
+    def open(self, bundle: Bundle, component: str) -> Graph:
+        try:
+            return self._first.open(bundle, component)
+        except (BundleError, MissingExtraError) as error:
+            _LOG.warning("%s: runs on the CPU, for %s", component, error)
+            return ENGINES["ort"].open(bundle, component)
 
 
 ENGINE = TensorRt()

@@ -46,10 +46,9 @@ def scheme_bundles(blip2_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the engine on the provider that every machine has."""
-    monkeypatch.setenv(sessions.FALLBACK, "1")  # there is nowhere else
-    return cuda.OrtCuda(sessions.Provider("CPUExecutionProvider", "cpu"))
+def here() -> Any:
+    """Return the engine on the provider that every machine has, which it falls back to."""
+    return cuda.OrtCuda(sessions.Provider("CPUExecutionProvider", "cpu"), allow_fallback=True)
 
 
 def opened(folder: Path, engine: Any) -> vlmedge.Model:
@@ -131,13 +130,18 @@ def test_missing_provider_says_how_to_get_it(clip_bundle: Path) -> None:
 
 
 def test_a_node_on_the_cpu_is_named(
-    scheme_bundles: dict[str, Path], here: Any, monkeypatch: pytest.MonkeyPatch
+    scheme_bundles: dict[str, Path],
 ) -> None:
     """On the CPU's provider every node is one that fell back."""
-    monkeypatch.delenv(sessions.FALLBACK)
+    strict = cuda.OrtCuda(sessions.Provider("CPUExecutionProvider", "cpu"))
     expected = re.compile(r"qformer: CPUExecutionProvider left \w+ '.+' .*--allow-fallback")
     with pytest.raises(BundleError, match=expected):
-        here.open(vlmedge.load(scheme_bundles["fp16"]).bundle, "qformer")
+        strict.open(vlmedge.load(scheme_bundles["fp16"]).bundle, "qformer")
+
+
+def test_the_cpu_s_engine_has_nothing_to_fall_back_to(clip_bundle: Path) -> None:
+    with pytest.raises(InputError, match="ort has nothing to fall back to: leave allow_fallback"):
+        vlmedge.load(clip_bundle, allow_fallback=True)
 
 
 @pytest.mark.gpu

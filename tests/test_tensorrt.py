@@ -560,6 +560,27 @@ def test_engine_imports_without_onnx_ir_and_tensorrt() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_cannot_be_built_runs_on_the_cpu_when_that_is_said(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use("trt103")
+
+    def refuse(*_: Any) -> None:
+        raise BundleError("vision_encoder: no")
+
+    monkeypatch.setattr(engine, "compile_component", refuse)
+    with pytest.raises(BundleError, match="no"):
+        vlmedge.load(clip.path, engine="tensorrt").graphs["vision_encoder"]
+    pixels = np.zeros((1, 3, 64, 64), np.float32)
+    model = vlmedge.load(clip.path, engine="tensorrt", allow_fallback=True)
+    (ours,) = model.graphs["vision_encoder"].run({"pixel_values": pixels}).values()
+    assert "vision_encoder: runs on the CPU, for vision_encoder: no" in caplog.text
+    (theirs,) = (
+        vlmedge.load(clip.path).graphs["vision_encoder"].run({"pixel_values": pixels}).values()
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_open_builds_what_is_missing_and_says_so(
     use: Use, clip: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmedge.cli_types import (
+    AllowFallback,
     BundleFolder,
     EngineName,
     LowMemory,
@@ -38,6 +39,7 @@ def chat(
     ] = None,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -49,7 +51,7 @@ def chat(
     from vlmedge import console
     from vlmedge.image import load_image
 
-    model = console.open_model(bundle, engine, low_memory)
+    model = console.open_model(bundle, engine, low_memory, allow_fallback)
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmedge.cli_types import (
+    AllowFallback,
     BundleFolder,
     EngineName,
     Frames,
@@ -52,13 +53,14 @@ def caption(
     seed: Seed = None,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Describe pictures or videos, one line each."""
     from vlmedge import console
 
-    model = console.open_model(bundle, engine, low_memory)
+    model = console.open_model(bundle, engine, low_memory, allow_fallback)
     console.write(model, images, prompt, None, as_json, frames, **_sampling(context))
 
 
@@ -80,13 +82,14 @@ def ask(
     seed: Seed = None,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Answer a question about a picture or a video."""
     from vlmedge import console
 
-    model = console.open_model(bundle, engine, low_memory)
+    model = console.open_model(bundle, engine, low_memory, allow_fallback)
     console.write(model, [image], "", question, as_json, frames, **_sampling(context))
 
 
@@ -107,6 +110,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Labels to print.")] = 5,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -114,7 +118,12 @@ def classify(
     from vlmedge import console
 
     console.classify(
-        console.open_model(bundle, engine, low_memory), images, labels, template, top, as_json
+        console.open_model(bundle, engine, low_memory, allow_fallback),
+        images,
+        labels,
+        template,
+        top,
+        as_json,
     )
 
 
@@ -131,6 +140,7 @@ def embed(
     ] = None,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -140,7 +150,7 @@ def embed(
     from vlmedge import console
 
     console.embed(
-        console.open_model(bundle, engine, low_memory),
+        console.open_model(bundle, engine, low_memory, allow_fallback),
         images or [],
         text or [],
         out,
@@ -155,13 +165,16 @@ def match(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In plain words.")],
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Say how likely it is that a picture and each text belong together."""
     from vlmedge import console
 
-    console.match(console.open_model(bundle, engine, low_memory), image, texts, as_json)
+    console.match(
+        console.open_model(bundle, engine, low_memory, allow_fallback), image, texts, as_json
+    )
 
 
 def infill(
@@ -171,13 +184,16 @@ def infill(
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Words to print.")] = 5,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fill the gaps of a text about a picture."""
     from vlmedge import console
 
-    console.infill(console.open_model(bundle, engine, low_memory), image, text, top, as_json)
+    console.infill(
+        console.open_model(bundle, engine, low_memory, allow_fallback), image, text, top, as_json
+    )
 
 
 def index(
@@ -188,13 +204,16 @@ def index(
     ),
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Embed every picture of a folder, so that it can be searched."""
     from vlmedge import console
 
-    console.index(console.open_model(bundle, engine, low_memory), folder, out, as_json, quiet)
+    console.index(
+        console.open_model(bundle, engine, low_memory, allow_fallback), folder, out, as_json, quiet
+    )
 
 
 def search(
@@ -207,6 +226,7 @@ def search(
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures to print.")] = 5,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -215,7 +235,14 @@ def search(
         raise typer.BadParameter("give a TEXT or an --image, one of them")
     from vlmedge import console
 
-    console.search(console.open_model(bundle, engine, low_memory), file, text, image, top, as_json)
+    console.search(
+        console.open_model(bundle, engine, low_memory, allow_fallback),
+        file,
+        text,
+        image,
+        top,
+        as_json,
+    )
 
 
 def _sampling(context: typer.Context) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmedge.cli_types import BundleFolder, EngineName, Quiet
+from vlmedge.cli_types import AllowFallback, BundleFolder, EngineName, Quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +31,7 @@ def paint(
         typer.Option(metavar="N", help="Paintings hold labels 1..N: write theirs, indexed."),
     ] = None,
     engine: EngineName = "ort",
+    allow_fallback: AllowFallback = False,
     quiet: Quiet = False,
 ) -> None:
     """Do to a picture what was done to the pictures of examples."""
@@ -40,7 +41,9 @@ def paint(
     if out.suffix.lower() != ".png":
         raise InputError(f"{out}: paintings are written as PNG: name a .png file")
     examples = [_example(text) for text in example]
-    painting = console.open_model(bundle, engine).paint(image, examples, task=task, labels=labels)
+    painting = console.open_model(bundle, engine, allow_fallback=allow_fallback).paint(
+        image, examples, task=task, labels=labels
+    )
     try:
         _picture(painting, labels).save(out)
     except OSError as error:

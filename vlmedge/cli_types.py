@@ -104,4 +104,8 @@ EngineName = Annotated[
 LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Close each component before the next one opens.")
 ]
+AllowFallback = Annotated[
+    bool,
+    typer.Option("--allow-fallback", help="Run on the CPU what a GPU's engine cannot run there."),
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Of the draw, when sampling.")]

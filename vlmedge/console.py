@@ -93,9 +93,11 @@ def load(path: Path) -> Bundle:
     return bundle
 
 
-def open_model(path: Path, engine: str, low_memory: bool = False) -> Model:
+def open_model(
+    path: Path, engine: str, low_memory: bool = False, allow_fallback: bool = False
+) -> Model:
     """Load a bundle to run it; warn when it has not passed the gate."""
-    return Model(load(path), engine, low_memory=low_memory)
+    return Model(load(path), engine, low_memory=low_memory, allow_fallback=allow_fallback)
 
 
 def warn(bundle: Bundle) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,15 @@ class Engine(Protocol):
 
     def open(self, bundle: Bundle, component: str) -> Graph:
         """Load one component, lowered to what is fastest here."""
+        ...
+
+
+@runtime_checkable
+class FallsBack(Protocol):
+    """An engine that is strict about where work runs, and need not be."""
+
+    def falling_back(self) -> Engine:
+        """Return this engine as one that leaves to the CPU what its device cannot run."""
         ...
 
 

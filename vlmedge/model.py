@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vlmedge import generate as loop
 from vlmedge.adapter import open_adapter
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Engine, Graph
+from vlmedge.contracts import Engine, FallsBack, Graph
 from vlmedge.errors import InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.image import Grid, ImageSource, is_images
@@ -119,11 +119,20 @@ class Model:
         *,
         session_mib: float = SESSION_MIB,
         low_memory: bool = False,
+        allow_fallback: bool = False,
     ) -> None:
         if not session_mib >= 0:
             raise InputError(f"session_mib is {session_mib}: it must be at least 0")
         self.bundle = bundle
-        self.graphs = Graphs(bundle, ENGINES[engine], low_memory=low_memory)
+        chosen = ENGINES[engine]
+        if allow_fallback:
+            if not isinstance(chosen, FallsBack):
+                raise InputError(
+                    f"{engine} has nothing to fall back to: leave allow_fallback "
+                    "(--allow-fallback) out"
+                )
+            chosen = chosen.falling_back()
+        self.graphs = Graphs(bundle, chosen, low_memory=low_memory)
         self._parts = Parts(bundle, self.graphs)
         self._kept = Kept(int(session_mib * 2**20))
         self._labels: tuple[list[list[str]], NDArray[np.float32]] | None = None
@@ -679,6 +688,7 @@ def load(
     *,
     session_mib: float = SESSION_MIB,
     low_memory: bool = False,
+    allow_fallback: bool = False,
 ) -> Model:
     """Open a bundle; its graphs open when they are first needed.
 
@@ -689,8 +699,16 @@ def load(
             that the decoder has read, in MiB; what was used longest ago goes first.
         low_memory: Whether a component is closed before the next one opens: the peak is then that
             of the largest, not of all together, and each picture or list costs their opening.
+        allow_fallback: Whether an engine of a GPU may leave to the CPU what it cannot run there;
+            without it, that is an error which names the node or the component.
     """
-    return Model(Bundle.load(path), engine, session_mib=session_mib, low_memory=low_memory)
+    return Model(
+        Bundle.load(path),
+        engine,
+        session_mib=session_mib,
+        low_memory=low_memory,
+        allow_fallback=allow_fallback,
+    )
 
 
 def _adapt(graph: Graph, factors: Factors) -> None:
