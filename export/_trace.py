@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -47,7 +48,7 @@ def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array
         if group:
             args.append([_example(spec) for spec in group])
             axes.append([_dynamic(spec) for spec in group])
-    with _quiet():
+    with _quiet(), _scalars_with_values():
         program = torch.onnx.export(
             module,
             tuple(args),
@@ -77,6 +78,28 @@ def _example(spec: TensorSpec) -> torch.Tensor:
 
 def _dynamic(spec: TensorSpec) -> dict[int, str]:
     return {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+
+
+@contextlib.contextmanager
+def _scalars_with_values() -> Iterator[None]:
+    """Make `torch.tensor(0.0, device=meta)` a node of the graph.
+
+    torch.export would lift it to a constant, whose value is lost with all others on that device;
+    transformers before 5.24 writes masks so.
+    """
+    plain: Any = torch.tensor
+
+    def tensor(data: Any, *, device: Any = None, dtype: Any = None, **more: Any) -> torch.Tensor:
+        if isinstance(data, bool | int | float) and device == torch.device("meta"):
+            dtype = dtype or plain(data, device="cpu").dtype
+            return torch.full((), data, dtype=dtype, device=device)
+        return plain(data, device=device, dtype=dtype, **more)
+
+    setattr(torch, "tensor", tensor)  # noqa: B010 - mypy refuses the assignment
+    try:
+        yield
+    finally:
+        setattr(torch, "tensor", plain)  # noqa: B010
 
 
 @contextlib.contextmanager
