@@ -89,7 +89,7 @@ def _scalars_with_values() -> Iterator[None]:
     """
     plain: Any = torch.tensor
 
-    def tensor(data: Any, *, device: Any = None, dtype: Any = None, **more: Any) -> torch.Tensor:
+    def tensor(data: Any, *, device: Any = None, dtype: Any = None, **more: Any) -> Any:
         if isinstance(data, bool | int | float) and device == torch.device("meta"):
             dtype = dtype or plain(data, device="cpu").dtype
             return torch.full((), data, dtype=dtype, device=device)
