@@ -147,7 +147,7 @@ class DeviceGraph(CheckedGraph):
     ) -> _Call:
         """Make the buffers of one shape; a run tells how large the outputs are."""
         opened = self._now()
-        device, session = opened.provider.device, opened.session
+        session = opened.session
         found = self._run_once({**feeds, **state_in}, state_out)
         inputs = {n: self._on_device(v) for n, v in feeds.items() if not _is_held(v)}
         outputs = {name: self._on_device(found[name]) for name in self._plain}
@@ -161,7 +161,6 @@ class DeviceGraph(CheckedGraph):
             options.add_run_config_entry("gpu_graph_id", str(len(self._calls) + 1))
         else:
             self._unrecorded(options)
-        assert device
         return _Call(binding, inputs, outputs, options)
 
     def _run_once(self, feeds: dict[str, Any], state_out: dict[str, Any]) -> dict[str, Array]:
@@ -225,6 +224,7 @@ class CachedGraph(DeviceGraph):
         self._specs = {i.name: i for i in component.inputs if i.name in self._became.values()}
         self._buffers: dict[str, ort.OrtValue] = {}
         self._version = 0  # of the buffers: a recording knows their addresses
+        self._newest = 0
         self._kept: list[tuple[int, dict[str, ort.OrtValue]]] = []  # for the next of their shape
         self._used = 0
         self._mask = self._mask_name(opened)
@@ -357,7 +357,7 @@ class CachedGraph(DeviceGraph):
         return None
 
     def _fresh_version(self) -> int:
-        self._newest = getattr(self, "_newest", 0) + 1
+        self._newest += 1
         return self._newest
 
 

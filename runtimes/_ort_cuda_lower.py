@@ -23,6 +23,7 @@ from ._half import halve, is_typed
 from ._ort_cuda_attention import CACHED, CONTRIB, MASK, Fused, fuse
 from ._ort_cuda_host import split
 from ._ort_cuda_pack import pack
+from ._ort_norm import fuse_norms
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -68,6 +69,7 @@ def lower(component: Component, model: ir.Model) -> Lowered:
         _keep_half(graph, component)
     elif small:
         halve(model, state)
+    fuse_norms(graph)  # one kernel sums the squares in float32; in float16 they do not fit
     _clean(model)
     fused = fuse(component, model)
     _clean(model)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -20,7 +23,7 @@ from vlmedge.errors import BundleError, InputError, UnknownNameError
 from vlmedge.exporting import export, quantize
 from vlmedge.portable import load_graph
 from vlmedge.recipe import Recipe, read_recipe
-from vlmedge.registry import SCHEMES
+from vlmedge.registry import ENGINES, SCHEMES
 from vlmedge.samples import calibration_folder
 from vlmedge.scenes import draw_scene
 from vlmedge.spec import Component, TensorSpec
@@ -113,6 +116,55 @@ def test_activations_that_reach_too_far_stay_float() -> None:
     kept = SCHEMES["int8"].rewrite(component, model, {"x": Stats(500.0, 1.0, rows[0], rows)})
     assert "500 times their rms" in kept[0].reason
     assert "QuantizeLinear" not in [node.op_type for node in model.graph]
+
+
+def test_sum_of_squares_that_float16_cannot_hold_is_added_in_float32() -> None:
+    """No tensor of the norm is near 65504, but the sum behind the mean is: 128 * 530."""
+    float_ = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", type=float_, shape=ir.Shape(["batch", 128]))
+    arrays = {
+        "axes": np.array([-1], np.int64),
+        "two": np.array(2, np.float32),
+        "small": np.array(1e-5, np.float32),
+        "weight": np.linspace(0.5, 2, 128, dtype=np.float32),
+    }
+    constants = []
+    for name, array in arrays.items():
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=tensor.shape, const_value=tensor)
+        value.type = ir.TensorType(tensor.dtype)
+        constants.append(value)
+    axes, two, small, weight = constants
+    nodes: list[ir.Node] = []
+
+    def add(name: str, op: str, *inputs: ir.Value) -> ir.Value:
+        nodes.append(ir.Node("", op, inputs, name=name))
+        out = nodes[-1].outputs[0]
+        out.name, out.type, out.shape = name, float_, ir.Shape(["batch", 128])
+        return out
+
+    mean = add("mean", "ReduceMean", add("square", "Pow", x, two), axes)
+    root = add("factor", "Reciprocal", add("root", "Sqrt", add("sum", "Add", mean, small)))
+    y = add("y", "Mul", weight, add("scaled", "Mul", x, root))
+    for node in nodes[1:5]:
+        node.outputs[0].shape = ir.Shape(["batch", 1])
+    graph = ir.Graph([x], [y], nodes=nodes, initializers=constants, opset_imports={"": 20})
+    model = ir.Model(graph, ir_version=10)
+    rows = np.random.default_rng(0).standard_normal((4, 128)).astype(np.float32)
+    rows *= np.float32(23) / np.sqrt((rows**2).mean(1, keepdims=True))
+    seen = {"square": float((rows**2).max()), "mean": 530.0, "sum": 530.0, "root": 23.1}
+    spec = TensorSpec("x", "float32", ("batch", 128))
+    component = Component("norm", inputs=(spec,), outputs=(TensorSpec("y", "float32", spec.shape),))
+    stats = {name: Stats(amax, 1.0) for name, amax in seen.items()}
+    kept = SCHEMES["fp16"].rewrite(component, model, stats)
+    assert [layer.layer for layer in kept] == ["mean"]
+    assert "values reach 6.78e+04" in kept[0].reason
+    expected = rows * np.linspace(0.5, 2, 128) / np.sqrt((rows**2).mean(1, keepdims=True) + 1e-5)
+    norms: Any = import_module(f"{type(ENGINES['ort']).__module__.rsplit('.', 1)[0]}._ort_norm")
+    assert norms.fuse_norms(model.graph) == 1
+    session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
+    (found,) = session.run(None, {"x": rows})
+    np.testing.assert_allclose(found, expected, rtol=4e-3, atol=4e-3)
 
 
 def test_float16_keeps_what_overflows_in_float32() -> None:
