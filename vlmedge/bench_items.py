@@ -58,7 +58,7 @@ def items(parts: Parts) -> dict[str, Item]:
 def _runs(task: object) -> tuple[str, ...]:
     """Name the components that tell a task from another of its kind; none: it has none itself."""
     if isinstance(task, GenerateTask):
-        return (task.decoder,)
+        return (*task.encode, *task.read, task.decoder)
     if isinstance(task, MatchTask | ScoreTask | InfillTask):
         return (*task.image, *task.text)
     if isinstance(task, LabelTask | EmbedTask):

@@ -63,7 +63,7 @@ def _panel(axis: Any, line: Line, result: BenchResult) -> None:
     for place, side in enumerate(result.sides):
         found = line.of(side)
         low = found.p50_ms / line.unit_ms if isinstance(found, Latency) else found
-        text = " -" if low is None else f" {low:.3g}"
+        text = " -" if low is None else f" {low:.4g}"
         if low is not None:
             axis.barh(place, low, color=THEIRS if place else OURS, height=0.7)
         if isinstance(found, Latency):

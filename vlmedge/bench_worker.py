@@ -94,7 +94,7 @@ class _Graphs(Mapping[str, Graph]):
         return len(self._names)
 
 
-class _Side:
+class Side:
     """A bundle's tasks, with an engine's graphs or PyTorch's."""
 
     def __init__(self, bundle: Bundle, checkpoint: str | None, how: str) -> None:
@@ -165,7 +165,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             if side is None:
-                side = _Side(Bundle.load(task["bundle"]), task["checkpoint"], task["how"])
+                side = Side(Bundle.load(task["bundle"]), task["checkpoint"], task["how"])
             answer = {"first": side.first, "item": side.item, "round": side.round}[line.strip()]()
         except VlmEdgeError as error:
             answer = {"error": str(error)}
