@@ -12,8 +12,7 @@ from pathlib import Path
 import jsonschema
 import msgspec
 import pytest
-from machines import orin_nano, seed
-from test_energy import ORIN_NANO
+from machines import ORIN_NANO_RAILS, orin_nano, seed
 
 from vlmedge import bench as benching
 from vlmedge import bench_result, bench_side, bench_start, machine
@@ -43,7 +42,7 @@ def plain(result: BenchResult) -> dict:
 def test_bench_measures_pytorch_beside_a_bundle(
     together: bool, blip2_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seed(tmp_path, orin_nano() | ORIN_NANO)
+    seed(tmp_path, orin_nano() | ORIN_NANO_RAILS)
     monkeypatch.setattr(benching, "_fit_at_once", lambda checkpoint: together)
     result = bench(Bundle.load(blip2_int8), "tiny-blip2", SILENT, root=tmp_path)
     assert [side.name for side in result.sides] == ["ort int8", "torch float32", "torch bfloat16"]

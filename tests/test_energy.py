@@ -7,23 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from machines import seed
+from machines import I2C, ORIN_NANO_RAILS, seed
 
 from vlmedge import energy
 from vlmedge.energy import NOT_TOLD, find_meter
 
 RAPL = "/sys/class/powercap"
-I2C = "/sys/bus/i2c/devices"
-ORIN_NANO = {
-    f"{I2C}/1-0040/name": "ina3221\n",
-    f"{I2C}/1-0040/hwmon/hwmon1/in1_label": "VDD_IN\n",
-    f"{I2C}/1-0040/hwmon/hwmon1/in1_input": "5000\n",
-    f"{I2C}/1-0040/hwmon/hwmon1/curr1_input": "1200\n",
-    f"{I2C}/1-0040/hwmon/hwmon1/in2_label": "VDD_CPU_GPU_CV\n",
-    f"{I2C}/1-0040/hwmon/hwmon1/in2_input": "5000\n",
-    f"{I2C}/1-0040/hwmon/hwmon1/curr2_input": "400\n",
-    f"{I2C}/1-0040/hwmon/hwmon1/in7_label": "sum of shunt voltages\n",
-}
 AGX_ORIN = {
     f"{I2C}/1-0040/name": "ina3221\n",
     f"{I2C}/1-0040/hwmon/hwmon3/in1_label": "VDD_GPU_SOC\n",
@@ -90,7 +79,7 @@ def test_counter_that_starts_again_is_no_negative_energy(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("files", "source", "watts"),
     [
-        (ORIN_NANO, "INA3221 VDD_IN", 6.0),
+        (ORIN_NANO_RAILS, "INA3221 VDD_IN", 6.0),
         (AGX_ORIN, "INA3221 VDD_GPU_SOC, VDDQ_VDD2_1V8AO", 4.5),
         (NANO, "INA3221 POM_5V_IN", 3.0),
     ],
@@ -108,7 +97,7 @@ def test_rails_are_added_up_over_time(
 
 
 def test_power_that_changes_is_followed(tmp_path: Path) -> None:
-    seed(tmp_path, ORIN_NANO)
+    seed(tmp_path, ORIN_NANO_RAILS)
     meter, _ = find_meter(tmp_path)
     assert meter is not None
     with meter.measure() as reading:
