@@ -1,4 +1,4 @@
-"""The plot of a benchmark, and what it refuses before anything is measured."""
+"""The table and the plot of a benchmark, and what is refused before anything is measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vlmedge.bench_plot import draw
 from vlmedge.bench_result import FORMAT, BenchResult, Board, Energy, Latency, Side
 from vlmedge.errors import InputError
 from vlmedge.machine import this_machine
+from vlmedge.tables_bench import show_bench
 
 
 def result() -> BenchResult:
@@ -29,6 +30,17 @@ def result() -> BenchResult:
         FORMAT, "0", "folder", "tiny", "int8", 2, 3, True, 9, 20, "INA3221 VDD_IN", None,
         this_machine(()), board, (ours, theirs, dead),
     )  # fmt: skip
+
+
+def test_table_tells_ratios_energy_and_what_died(capsys: pytest.CaptureFixture[str]) -> None:
+    show_bench(result())
+    rows = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert rows["caption, end to end, ms"].split("  ")[-1].strip() == "-"
+    assert "1.00 / 1.50 / 2.00" in rows["x, ms"] and "4.00 / 4.50 / 5.00 (4.0x)" in rows["x, ms"]
+    assert "9 (10.0x)" in rows["tokens/s"]
+    assert rows["energy an answer, J"].split()[-3:] == ["0.5", "-", "-"]
+    assert "torch bfloat16: killed by signal 9" in rows
+    assert "energy: INA3221 VDD_IN" in rows
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "PDF"])

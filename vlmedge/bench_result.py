@@ -25,7 +25,8 @@ class Latency(_Data, frozen=True):
     @classmethod
     def of(cls, times_ms: Sequence[float]) -> Latency:
         """Sum up samples, at least one."""
-        return cls(*map(float, np.percentile(times_ms, [50, 90, 99])), len(times_ms))
+        p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
+        return cls(p50, p90, p99, len(times_ms))
 
 
 class Energy(_Data, frozen=True):

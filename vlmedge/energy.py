@@ -194,15 +194,12 @@ def _rails(root: Path) -> list[Rail]:
         if "ina3221" not in _text(device / "name"):
             continue
         for label in sorted(device.glob("hwmon/hwmon*/in[123]_label")):  # JetPack 5 on: mV, mA
-            number = label.name[2]
-            files = (
-                label.with_name(f"in{number}_input"),
-                label.with_name(f"curr{number}_input"),
-            )
+            volts, amperes = (f"{kind}{label.name[2]}_input" for kind in ("in", "curr"))
+            files = label.with_name(volts), label.with_name(amperes)
             found.append(Rail(_text(label), files, 1e-6))
         for label in sorted(device.glob("iio:device*/rail_name_[012]")):  # JetPack 4: mW
-            files = (label.with_name(f"in_power{label.name[-1]}_input"),)
-            found.append(Rail(_text(label), files, 1e-3))
+            power = label.with_name(f"in_power{label.name[-1]}_input")
+            found.append(Rail(_text(label), (power,), 1e-3))
     return [
         rail
         for rail in found

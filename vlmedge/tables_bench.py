@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 from vlmedge.bench_result import BenchResult, Latency, Side
@@ -32,18 +33,17 @@ def lines(result: BenchResult) -> Iterator[Line]:
     """Yield what the first side has figures of."""
     ours = result.sides[0]
     for name in ours.components:
-        yield Line(f"{name}, ms", lambda side, name=name: side.components.get(name))
+        yield Line(f"{name}, ms", partial(_component, name=name))
     for name in ours.end_to_end:
-        title = f"{name}, end to end, ms"
-        yield Line(title, lambda side, name=name: side.end_to_end.get(name))
+        yield Line(f"{name}, end to end, ms", partial(_end_to_end, name=name))
     rest = (
         Line("first token, ms", lambda side: side.first_token),
         Line("tokens/s", lambda side: side.tokens_per_s, "more"),
         Line("start cold, s", lambda side: side.start_cold, unit_ms=SECONDS),
         Line("start warm, s", lambda side: side.start_warm, unit_ms=SECONDS),
         Line("peak memory, MiB", lambda side: side.peak_memory_mib),
-        Line("energy an answer, J", lambda side: side.energy and side.energy.joules_per_item),
-        Line("power, W", lambda side: side.energy and side.energy.watts),
+        Line("energy an answer, J", _joules),
+        Line("power, W", _watts),
     )
     for line in rest:
         if line.of(ours) is not None:
@@ -77,6 +77,22 @@ def show_bench(result: BenchResult) -> None:
     )
     versions = (f"{name} {value}" for name, value in machine.versions.items())
     print(f"{machine.system}, {', '.join((f'Python {machine.python}', *versions))}")
+
+
+def _component(side: Side, name: str) -> Latency | None:
+    return side.components.get(name)
+
+
+def _end_to_end(side: Side, name: str) -> Latency | None:
+    return side.end_to_end.get(name)
+
+
+def _joules(side: Side) -> float | None:
+    return None if side.energy is None else side.energy.joules_per_item
+
+
+def _watts(side: Side) -> float | None:
+    return None if side.energy is None else side.energy.watts
 
 
 def _cell(line: Line, side: Side, ours: Side) -> str:
