@@ -38,15 +38,14 @@ def plain(result: BenchResult) -> dict:
     return json.loads(msgspec.json.encode(result))
 
 
-@pytest.mark.parametrize("together", [True, False])
 def test_bench_measures_pytorch_beside_a_bundle(
-    together: bool, blip2_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blip2_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed(tmp_path, orin_nano() | ORIN_NANO_RAILS)
-    monkeypatch.setattr(benching, "_fit_at_once", lambda checkpoint: together)
+    monkeypatch.setattr(benching, "_fit_at_once", lambda checkpoint: True)
     result = bench(Bundle.load(blip2_int8), "tiny-blip2", SILENT, root=tmp_path)
     assert [side.name for side in result.sides] == ["ort int8", "torch float32", "torch bfloat16"]
-    assert result.alternated is together and result.rounds == 3
+    assert result.alternated and result.rounds == 3
     assert result.new_tokens is not None and result.new_tokens > 2
     for side in result.sides:
         assert list(side.components) == [
@@ -76,6 +75,18 @@ def test_bench_measures_pytorch_beside_a_bundle(
     assert result.sides[1].start_cold is None
     assert result.energy_source == "INA3221 VDD_IN" and result.board.jetpack == "6.2"
     jsonschema.validate(plain(result), json.loads(SCHEMA.read_text()))
+
+
+def test_sides_that_do_not_fit_at_once_run_one_after_the_other(
+    clip_int8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benching, "_fit_at_once", lambda checkpoint: False)
+    monkeypatch.setattr(benching, "measure_starts", lambda side, bundle: None)
+    result = bench(Bundle.load(clip_int8), "tiny-clip", SILENT)
+    assert not result.alternated and result.rounds == 3
+    for side in result.sides:
+        assert set(side.components) == {"vision_encoder", "text_encoder"}
+        assert side.error is None and side.first_token is None
 
 
 def test_schema_is_the_published_one() -> None:
