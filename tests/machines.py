@@ -46,6 +46,17 @@ MEMINFO = (
     "MemTotal:        7802876 kB\nMemFree:          512000 kB\nMemAvailable:    {} kB\n"
     "SwapTotal:       {} kB\nSwapFree:        {} kB\n"
 )
+I2C = "/sys/bus/i2c/devices"
+ORIN_NANO_RAILS = {
+    f"{I2C}/1-0040/name": "ina3221\n",
+    f"{I2C}/1-0040/hwmon/hwmon1/in1_label": "VDD_IN\n",
+    f"{I2C}/1-0040/hwmon/hwmon1/in1_input": "5000\n",
+    f"{I2C}/1-0040/hwmon/hwmon1/curr1_input": "1200\n",
+    f"{I2C}/1-0040/hwmon/hwmon1/in2_label": "VDD_CPU_GPU_CV\n",
+    f"{I2C}/1-0040/hwmon/hwmon1/in2_input": "5000\n",
+    f"{I2C}/1-0040/hwmon/hwmon1/curr2_input": "400\n",
+    f"{I2C}/1-0040/hwmon/hwmon1/in7_label": "sum of shunt voltages\n",
+}
 RTX_4090 = "NVIDIA GeForce RTX 4090, 8.9, 24564, 23028, 570.86.15\n"
 
 

@@ -24,6 +24,7 @@ from tiny import KINDS, tiny
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 import vlmedge
+from vlmedge.bench_worker import Side
 from vlmedge.errors import InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.recipe import Recipe
@@ -536,6 +537,13 @@ def test_scheme_keeps_every_component_close(
     record_property("cosine", json.dumps({c.component: c.cosine for c in parity.components}))
     for result in parity.components:
         assert result.cosine >= CLOSE[scheme], result
+
+
+def test_benchmark_runs_every_component(case: Case) -> None:
+    found = Side(case.model.bundle, None, "ort").round()
+    ran = {name.split()[0] for name in found["components_ms"]}
+    assert ran == {component.name for component in case.model.bundle.spec.components}
+    assert found["tasks_ms"].keys() <= case.model.bundle.spec.tasks.keys()
 
 
 def test_chat_is_transformers_with_its_cache_kept_or_lost(

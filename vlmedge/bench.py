@@ -1,99 +1,55 @@
-"""Speed and memory of a bundle, beside PyTorch's of the same components in the same run.
+"""Speed, memory, start and energy of a bundle, beside PyTorch's of the same in the same run.
 
-Every side is a process of its own (vlmedge/bench_worker.py), so its peak of memory is its own. The
-sides take turns, round by round, where all of them fit into memory at once; a machine that is
-slower for a while is then slower for all.
+    bench.py --spawns--> bench_side.py ==pipe== bench_worker.py --asks--> bench_items.py
+        '-- bench_start.py, energy.py                '-- times every component
+
+Every side is a process of its own, so its peak of memory is its own. The sides take turns, round by
+round, where all of them fit into memory at once; a machine that is slower for a while is then
+slower for all.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from vlmedge import __version__
+from vlmedge.bench_result import FORMAT, BenchResult, Board
+from vlmedge.bench_side import Worker
+from vlmedge.bench_start import measure_starts
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoint import family_of, resolve
-from vlmedge.errors import BundleError, VlmEdgeError
-from vlmedge.machine import Machine, free_bytes, this_machine
+from vlmedge.detect import Sources, detect
+from vlmedge.energy import find_meter
+from vlmedge.errors import BundleError
+from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Advance, Progress
 
-ENGINE = "ort"
 WARM_UPS = 2
 ROUNDS_MIN, ROUNDS_MAX = 3, 25
 SIDE_BUDGET_S = 8.0  # no new round after it, once ROUNDS_MIN are done
 REST_S = 0.02  # the idle side's threads stop spinning
+LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy")
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Times of one thing, over `samples` runs."""
-
-    p50_ms: float
-    p90_ms: float
-    samples: int
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One engine or PyTorch.
-
-    Attributes:
-        name: "ort int8", "torch float32", ...
-        components: Batch 1; a decoder has two, the prompt's run and one token's.
-        first_token: From a decoded picture to the first token, or none.
-        tokens_per_s: After the first token, greedy; or none.
-        peak_memory_mib: Of the whole process, or none where the system does not tell.
-        error: Why there are no figures, or none.
-    """
-
-    name: str
-    components: dict[str, Latency]
-    first_token: Latency | None = None
-    tokens_per_s: float | None = None
-    peak_memory_mib: float | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """What `bench` found; the bundle's own side is the first.
-
-    Attributes:
-        bundle: Its folder.
-        rounds: How often each side ran, after the warm-up.
-        alternated: Whether the sides took turns; otherwise one ran after the other.
-        prompt_tokens: Length of the decoder's prompt, soft prompt included, or none.
-        new_tokens: How many it wrote in each round, or none.
-        machine: What it ran on.
-        sides: One for each engine.
-    """
-
-    bundle: str
-    rounds: int
-    alternated: bool
-    prompt_tokens: int | None
-    new_tokens: int | None
-    machine: Machine
-    sides: tuple[Side, ...]
-
-
-def bench(bundle: Bundle, against: str | None, progress: Progress) -> BenchResult:
+def bench(
+    bundle: Bundle,
+    against: str | None,
+    progress: Progress,
+    *,
+    engine: str = "ort",
+    root: Path = Path("/"),
+) -> BenchResult:
     """Measure a bundle, and PyTorch in float32 and bfloat16 beside it if asked.
 
     Args:
         bundle: What to measure.
         against: The checkpoint that it came from, or none.
         progress: Watches.
+        engine: What runs the bundle.
+        root: The folder that stands for /, where the machine tells its board and its energy.
     """
     folder = None if against is None else resolve(against, progress).folder
     if folder is not None and family_of(folder) != bundle.spec.family:
@@ -101,14 +57,14 @@ def bench(bundle: Bundle, against: str | None, progress: Progress) -> BenchResul
             f"{bundle.path} is of family {bundle.spec.family}, {against} of {family_of(folder)}: "
             "compare it with the checkpoint that it came from"
         )
-    libraries = ("onnxruntime", "numpy") if folder is None else ("onnxruntime", "torch", "numpy")
-    machine = this_machine(libraries)
+    machine = this_machine(LIBRARIES if folder is None else (*LIBRARIES, "torch"))
+    meter, source = find_meter(root)
     sides = [
-        _Worker(f"{ENGINE} {bundle.manifest.scheme}", bundle.path, None, ENGINE, machine.threads)
+        Worker(f"{engine} {bundle.manifest.scheme}", bundle.path, None, engine, machine.threads)
     ]
     if folder is not None:
         for dtype in ("float32", "bfloat16"):
-            sides.append(_Worker(f"torch {dtype}", bundle.path, folder, dtype, machine.threads))
+            sides.append(Worker(f"torch {dtype}", bundle.path, folder, dtype, machine.threads))
     together = folder is None or _fit_at_once(folder)
     for turn in [sides] if together else [[side] for side in sides]:
         with ExitStack() as stack:
@@ -117,103 +73,35 @@ def bench(bundle: Bundle, against: str | None, progress: Progress) -> BenchResul
             title = f"running {', '.join(side.name for side in turn)}"
             with progress.step(title, ROUNDS_MAX + 1) as advance:
                 _take_turns(turn, advance)
+            if meter is not None:
+                for side in turn:
+                    with progress.step(f"measuring energy of {side.name}"):
+                        side.measure_energy(meter)
+    reasons = []
+    for side in sides:
+        with progress.step(f"starting {side.name}"):
+            reasons.append(measure_starts(side, bundle))
     ours = sides[0].rounds[0]
     return BenchResult(
+        format=FORMAT,
+        vlmedge=__version__,
         bundle=str(bundle.path),
+        checkpoint=bundle.manifest.checkpoint.id,
+        scheme=bundle.manifest.scheme,
+        warm_ups=WARM_UPS,
         rounds=len(sides[0].rounds),
         alternated=together,
         prompt_tokens=ours["prompt_tokens"],
         new_tokens=ours["new_tokens"],
+        energy_source=source,
+        no_cold_start=reasons[0],
         machine=machine,
+        board=_board(Sources(root)),
         sides=tuple(side.result() for side in sides),
     )
 
 
-class _Worker:
-    """One side's process, and what it has measured."""
-
-    def __init__(
-        self, name: str, bundle: Path, checkpoint: Path | None, how: str, threads: int
-    ) -> None:
-        self.name = name
-        self.rounds: list[dict[str, Any]] = []
-        self.error: str | None = None
-        self._ours = checkpoint is None
-        self._peak_mib: float | None = None
-        task = {
-            "bundle": str(bundle),
-            "checkpoint": None if checkpoint is None else str(checkpoint),
-            "how": how,
-        }
-        self._command = [sys.executable, "-m", "vlmedge.bench_worker", json.dumps(task)]
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Start the process, and end it whatever happens."""
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as self._log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env=self._environment,
-                text=True,
-                encoding="utf-8",
-            )
-            with self._process:
-                try:
-                    yield
-                finally:
-                    self._process.kill()
-
-    def round(self) -> dict[str, Any]:
-        """Run every component once, and one text; empty when the process has died."""
-        found = {} if self.error else self._ask()
-        self._peak_mib = found.get("peak_memory_mib", self._peak_mib)
-        return found
-
-    def result(self) -> Side:
-        """Sum up."""
-        if self.error is not None:
-            return Side(self.name, {}, error=self.error)
-        spans: dict[str, list[float]] = {}
-        for found in self.rounds:
-            for name, times in found["components_ms"].items():
-                spans.setdefault(name, []).extend(times)
-        writes = self.rounds[0]["first_token_ms"] is not None
-        return Side(
-            self.name,
-            {name: _latency(times) for name, times in spans.items()},
-            _latency([found["first_token_ms"] for found in self.rounds]) if writes else None,
-            float(np.median([r["tokens_per_s"] for r in self.rounds])) if writes else None,
-            self._peak_mib,
-        )
-
-    def _ask(self) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write("round\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        found: dict[str, Any] = json.loads(line) if line else {}
-        if "error" in found:
-            raise VlmEdgeError(f"{self.name}: {found['error']}")
-        if found:
-            return found
-        code = self._process.wait()
-        if code >= 0:  # a bug, with its traceback
-            self._log.seek(0)
-            raise RuntimeError(f"{self.name} has stopped:\n{self._log.read()}")
-        self.error = f"killed by signal {-code}: it may need more memory than there is"
-        if self._ours:
-            raise VlmEdgeError(f"{self.name} was {self.error}")
-        return {}
-
-
-def _take_turns(sides: Sequence[_Worker], advance: Advance) -> None:
+def _take_turns(sides: Sequence[Worker], advance: Advance) -> None:
     """Warm every side up, then run them round by round."""
     for side in sides:
         for _ in range(WARM_UPS):
@@ -232,9 +120,17 @@ def _take_turns(sides: Sequence[_Worker], advance: Advance) -> None:
         advance(1)
 
 
-def _latency(times_ms: Sequence[float]) -> Latency:
-    p50, p90 = np.percentile(times_ms, [50, 90])
-    return Latency(float(p50), float(p90), len(times_ms))
+def _board(sources: Sources) -> Board:
+    found = detect(sources)
+    mode = found.power.mode
+    gpus = (f"{gpu.name}, driver {gpu.driver}" for gpu in found.gpus)
+    return Board(
+        device=found.device,
+        model=found.model or None,
+        jetpack=None if found.jetpack is None else found.jetpack.name,
+        power_mode=None if mode is None else mode.name,
+        gpus=tuple(gpus),
+    )
 
 
 def _fit_at_once(checkpoint: Path) -> bool:

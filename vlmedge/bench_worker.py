@@ -1,8 +1,11 @@
-"""One side of a benchmark: `python -m vlmedge.bench_worker TASK` measures a round for each line.
+"""One side of a benchmark: `python -m vlmedge.bench_worker TASK` answers each line of stdin.
 
 TASK is {"bundle": folder, "checkpoint": folder or null, "how": engine, or PyTorch's dtype}. Each
-line on stdin is answered with one line of JSON on stdout: times of every component, first token,
-tokens a second, and the peak of memory so far.
+line is a command, and its answer one line of JSON on stdout:
+
+    first   run the first task up to its first token, and say no more than that
+    item    run it to its end; its name
+    round   run every task; times of tasks and components, and the peak of memory so far
 """
 
 from __future__ import annotations
@@ -12,28 +15,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge import generate as loop
+from vlmedge.bench_items import NEW_TOKENS, items
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import BundleError, VlmEdgeError
-from vlmedge.image import load_image
 from vlmedge.registry import ENGINES, FAMILIES
-from vlmedge.sampling import options
-from vlmedge.scenes import CLASSES, draw_scene
-from vlmedge.spec import Component, EmbedTask, GenerateTask, LabelTask, MatchTask, PaintTask
-from vlmedge.tasks import embed as embedding
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks import paint as painting
+from vlmedge.spec import Component
 from vlmedge.tasks._parts import Parts
 
-NEW_TOKENS = 20
+WRITING = ("first_token_ms", "tokens_per_s", "prompt_tokens", "new_tokens")
 
 
 class _Timed:
@@ -76,77 +73,63 @@ class _Timed:
         self._graph.close()
 
 
-class _Side:
+class _Graphs(Mapping[str, Graph]):
+    """The components of a bundle, timed; each is opened when it is first asked for."""
+
+    def __init__(self, bundle: Bundle, open_: Callable[[str], Graph]) -> None:
+        self._names = [component.name for component in bundle.spec.components]
+        self._open_one = open_
+        self._open: dict[str, _Timed] = {}
+        self.spans_ms: dict[str, list[float]] = {}
+
+    def __getitem__(self, name: str) -> Graph:
+        if name not in self._open:
+            self._open[name] = _Timed(self._open_one(name), self.spans_ms)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Side:
     """A bundle's tasks, with an engine's graphs or PyTorch's."""
 
     def __init__(self, bundle: Bundle, checkpoint: str | None, how: str) -> None:
-        self._spans_ms: dict[str, list[float]] = {}
         if checkpoint is None:
-            opened = {c.name: ENGINES[how].open(bundle, c.name) for c in bundle.spec.components}
+            engine = ENGINES[how]
+            self._graphs = _Graphs(bundle, lambda name: engine.open(bundle, name))
         else:
-            opened = _torch_graphs(bundle, checkpoint, how)
-        graphs: Mapping[str, Graph] = {
-            name: _Timed(graph, self._spans_ms) for name, graph in opened.items()
-        }
-        self._parts = Parts(bundle, graphs)
-        self._tasks = bundle.spec.tasks
-        self._image = load_image(draw_scene(0, "heldout").image)
+            self._graphs = _Graphs(bundle, _torch(bundle, checkpoint, how))
+        self._items = items(Parts(bundle, self._graphs))
+        self._main = next(iter(self._items))
+
+    def first(self) -> dict[str, Any]:
+        """Give the first token, or the first answer."""
+        self._items[self._main](1)
+        return {"task": self._main}
+
+    def item(self) -> dict[str, Any]:
+        """Give one answer of the first task."""
+        self._items[self._main](NEW_TOKENS)
+        return {"task": self._main}
 
     def round(self) -> dict[str, Any]:
-        """Run every component, and write one text."""
-        self._spans_ms.clear()
-        found: dict[str, Any] = dict.fromkeys(
-            ("first_token_ms", "tokens_per_s", "prompt_tokens", "new_tokens")
-        )
-        writing = [task for task in self._tasks.values() if isinstance(task, GenerateTask)]
-        if writing:
-            found |= self._write(writing[0])
-        for task in self._tasks.values():
-            if isinstance(task, MatchTask):
-                self._see(task.image, task.image_output)
-                self._read(task.text, task.text_output)
-            elif isinstance(task, LabelTask) or (
-                isinstance(task, EmbedTask) and task.modality == "image"
-            ):
-                self._see(task.encode, task.output)
-            elif isinstance(task, EmbedTask):
-                self._read(task.encode, task.output)
-            elif isinstance(task, PaintTask) and task.paint[-1] not in self._spans_ms:
-                self._parts.chain(task.paint, painting.trial(self._parts, [self._image], 0))
-        spans = {name: list(times) for name, times in self._spans_ms.items()}
-        return {**found, "components_ms": spans, "peak_memory_mib": peak_memory_mib()}
-
-    def _see(self, components: tuple[str, ...], output: str) -> None:
-        if components[-1] not in self._spans_ms:
-            embedding.embed_images(self._parts, components, output, [self._image])
-
-    def _read(self, components: tuple[str, ...], output: str) -> None:
-        if components[-1] not in self._spans_ms:
-            embedding.embed_texts(self._parts, components, output, [f"a photo of a {CLASSES[0]}"])
-
-    def _write(self, task: GenerateTask) -> dict[str, Any]:
-        """Write a text of fixed length, greedy, so that every side takes the same steps."""
-        defaults = self._parts.bundle.spec.generation
-        assert defaults is not None
-        count = max(2, min(NEW_TOKENS, defaults.max_tokens))
-        chosen = options(defaults, max_tokens=count, min_tokens=count, num_beams=1, do_sample=False)
-        start = time.perf_counter()
-        pictures = self._parts.pictures([self._image])
-        encoded = generating.encode(self._parts, task, pictures.pixel_values)
-        soft = generating.rows(encoded, pictures.grids)
-        question = "what is it?" if "{question}" in task.prompt else ""
-        text = generating.fill(task, question, pictures.grids)
-        prompt = generating.make_prompt(self._parts, task, soft, [text], chosen)
-        ids = loop.stream(self._parts.graphs[task.decoder], self._parts.embed, prompt, chosen)
-        next(ids)
-        first = time.perf_counter()
-        rest = sum(1 for _ in ids)
-        return {
-            "first_token_ms": 1000 * (first - start),
-            "tokens_per_s": rest / (time.perf_counter() - first),
-            "prompt_tokens": prompt.embeds.shape[1],
-            "new_tokens": 1 + rest,
-        }
+        """Give one answer of each task."""
+        self._graphs.spans_ms.clear()
+        found: dict[str, Any] = dict.fromkeys(WRITING)
+        tasks_ms = {}
+        for name, item in self._items.items():
+            start = time.perf_counter()
+            facts = item(NEW_TOKENS)
+            tasks_ms[name] = [1000 * (time.perf_counter() - start)]
+            if found["new_tokens"] is None:
+                found |= facts
+        spans = {name: list(times) for name, times in self._graphs.spans_ms.items()}
+        memory = peak_memory_mib()
+        return {**found, "tasks_ms": tasks_ms, "components_ms": spans, "peak_memory_mib": memory}
 
 
 def peak_memory_mib() -> float | None:
@@ -162,14 +145,14 @@ def peak_memory_mib() -> float | None:
     return found[0] / 1024 if found else None
 
 
-def _torch_graphs(bundle: Bundle, checkpoint: str, dtype: str) -> dict[str, Graph]:
-    """Open all components in PyTorch, through the family."""
+def _torch(bundle: Bundle, checkpoint: str, dtype: str) -> Callable[[str], Graph]:
+    """Return what opens a component in PyTorch, through the family."""
     export = FAMILIES[bundle.spec.family].open(Path(checkpoint))
     if export.spec.components != bundle.spec.bare():
         raise BundleError(
             f"{bundle.path} has other shapes than {checkpoint}: they do not belong together"
         )
-    return {c.name: export.open(c.name, dtype) for c in bundle.spec.components}
+    return lambda name: export.open(name, dtype)
 
 
 def main() -> None:
@@ -179,11 +162,11 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log
     task = json.loads(sys.argv[1])
     side = None
-    for _ in sys.stdin:
+    for line in sys.stdin:
         try:
             if side is None:
-                side = _Side(Bundle.load(task["bundle"]), task["checkpoint"], task["how"])
-            answer = side.round()
+                side = Side(Bundle.load(task["bundle"]), task["checkpoint"], task["how"])
+            answer = {"first": side.first, "item": side.item, "round": side.round}[line.strip()]()
         except VlmEdgeError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=answers, flush=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmedge import __version__, cli_build, cli_chat, cli_device, cli_model, cli_paint
+from vlmedge import __version__, cli_bench, cli_build, cli_chat, cli_device, cli_model, cli_paint
 from vlmedge.cli_types import (
     AllowUnverified,
     BudgetMib,
@@ -250,23 +250,7 @@ for _command in (
     app.command()(_command)
 app.command()(cli_device.plan)
 app.command()(cli_device.doctor)
-
-
-@app.command()
-def bench(
-    bundle: BundleFolder,
-    against: Annotated[
-        str | None, typer.Option(metavar="CHECKPOINT", help="Measure PyTorch beside it.")
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure speed and memory, beside PyTorch's if asked."""
-    from vlmedge import console, tables
-    from vlmedge.bench import bench as measure
-
-    result = measure(console.load(bundle), against, console.progress(quiet))
-    console.emit(result) if as_json else tables.show_bench(result)
+app.command()(cli_bench.bench)
 
 
 @app.command()

@@ -20,6 +20,9 @@ class Machine:
         threads: What engines take by default: hyperthreads count once.
         load: How many processes wanted a core before it began, or none.
         versions: Of libraries.
+        system: The operating system, its version and the kind of processor.
+        python: Its version.
+        memory_gib: What is built in; 0 where the system does not tell.
     """
 
     cpu: str
@@ -27,12 +30,22 @@ class Machine:
     threads: int
     load: float | None
     versions: dict[str, str]
+    system: str
+    python: str
+    memory_gib: float
 
 
 def this_machine(libraries: Iterable[str]) -> Machine:
     """Describe the machine, with the versions of `libraries` that are installed."""
     return Machine(
-        _cpu_name(), os.cpu_count() or 1, _physical_cores(), _load(), dict(_versions(libraries))
+        _cpu_name(),
+        os.cpu_count() or 1,
+        _physical_cores(),
+        _load(),
+        dict(_versions(libraries)),
+        platform.platform(),
+        platform.python_version(),
+        round(_memory_bytes("MemTotal") / 2**30, 1),
     )
 
 
@@ -79,9 +92,13 @@ def _quota(root: Path) -> float | None:
 
 def free_bytes() -> int:
     """Return how much memory is free; 0 where the system does not tell."""
+    return _memory_bytes("MemAvailable")
+
+
+def _memory_bytes(fact: str) -> int:
     for line in _lines("/proc/meminfo"):
         name, value = _fact(line)
-        if name == "MemAvailable":
+        if name == fact:
             return int(value.split()[0]) * 1024
     return 0
 

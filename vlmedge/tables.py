@@ -1,9 +1,9 @@
-"""Tables that people read: what the gate found, what a bundle holds, what a benchmark measured."""
+"""Tables that people read: what the gate found, what a bundle holds."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -14,9 +14,6 @@ from vlmedge import checkpoint, registry
 from vlmedge.bundle import Bundle
 from vlmedge.manifest import Parity
 from vlmedge.spec import TensorSpec
-
-if TYPE_CHECKING:
-    from vlmedge.bench import BenchResult, Latency, Side
 
 MIB = 2**20
 WIDE = 1000  # a file or a pipe has no edge to wrap at
@@ -134,48 +131,9 @@ def show_list() -> None:
         print(f"{name:<12} {', '.join(values) or 'none'}")
 
 
-def show_bench(result: BenchResult) -> None:
-    """Print one column a side; ours comes first, the others say how much slower they are."""
-    ours = result.sides[0]
-    table = _table("batch 1", *(side.name for side in result.sides), left=(0,))
-    for name in ours.components:
-        row = [_latency(side.components.get(name), ours.components[name]) for side in result.sides]
-        _row(table, f"{name}, ms", *row)
-    if ours.first_token is not None:
-        row = [_latency(side.first_token, ours.first_token) for side in result.sides]
-        _row(table, "first token, ms", *row)
-        _row(table, "tokens/s", *(_rate(side, ours) for side in result.sides))
-    memory = [s.peak_memory_mib for s in result.sides]
-    _row(table, "peak memory, MiB", *("-" if m is None else f"{m:.0f}" for m in memory))
-    _print(table)
-    for side in result.sides:
-        if side.error is not None:
-            print(f"{side.name}: {side.error}")
-    machine = result.machine
-    versions = ", ".join(f"{name} {value}" for name, value in machine.versions.items())
-    if machine.load is not None and machine.load > machine.cores / 4:
-        print(f"the machine was busy (load {machine.load:.1f}): the figures are worth little")
-    print("ms are p50 / p90; (x) is how many times slower than the first column, or faster below 1")
-    print(f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads a side; {versions}")
-
-
 def size_bytes(bundle: Bundle) -> int:
     """Return the size of all that a bundle ships."""
     return sum(file.bytes for file in bundle.manifest.files)
-
-
-def _latency(found: Latency | None, ours: Latency | None) -> str:
-    if found is None or ours is None:
-        return "-"
-    text = f"{found.p50_ms:.2f} / {found.p90_ms:.2f}"
-    return text if found is ours else f"{text} ({found.p50_ms / ours.p50_ms:.1f}x)"
-
-
-def _rate(side: Side, ours: Side) -> str:
-    if side.tokens_per_s is None or ours.tokens_per_s is None:
-        return "-"
-    text = f"{side.tokens_per_s:.1f}"
-    return text if side is ours else f"{text} ({ours.tokens_per_s / side.tokens_per_s:.1f}x)"
 
 
 def _table(*columns: str, left: tuple[int, ...]) -> Table:

@@ -1,0 +1,147 @@
+"""What a benchmark asks of a bundle: one answer of each task, from a decoded picture on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial, singledispatch
+from typing import Any
+
+import numpy as np
+
+from vlmedge import generate as loop
+from vlmedge.image import load_image
+from vlmedge.sampling import options
+from vlmedge.scenes import CLASSES, draw_scene
+from vlmedge.spec import (
+    EmbedTask,
+    GenerateTask,
+    InfillTask,
+    LabelTask,
+    MatchTask,
+    PaintTask,
+    ScoreTask,
+    VideoFrontEnd,
+)
+from vlmedge.tasks import embed as embedding
+from vlmedge.tasks import generate as generating
+from vlmedge.tasks import label as labelling
+from vlmedge.tasks import match as matching
+from vlmedge.tasks import paint as painting
+from vlmedge.tasks._parts import Parts
+from vlmedge.video import Video
+
+NEW_TOKENS = 20
+TEXT = f"a photo of a {CLASSES[0]}"
+PICTURE = load_image(draw_scene(0, "heldout").image)
+
+Facts = dict[str, Any]
+"""Of a task that writes: first_token_ms, tokens_per_s, prompt_tokens, new_tokens; else nothing."""
+
+
+Item = Callable[[int], Facts]
+"""Gives one answer; one that is written has so many tokens, or what the model can at most."""
+
+
+def items(parts: Parts) -> dict[str, Item]:
+    """Return each task by its name; of tasks that would run the same, the first."""
+    found: dict[str, Item] = {}
+    seen: set[tuple[type, tuple[str, ...]]] = set()
+    for name, task in parts.bundle.spec.tasks.items():
+        runs = _runs(task)
+        if runs and (type(task), runs) not in seen:
+            seen.add((type(task), runs))
+            found[name] = partial(_answer, task, parts)
+    return found
+
+
+def _runs(task: object) -> tuple[str, ...]:
+    """Name the components that tell a task from another of its kind; none: it has none itself."""
+    if isinstance(task, GenerateTask):
+        return (*task.encode, *task.read, task.decoder)
+    if isinstance(task, MatchTask | ScoreTask | InfillTask):
+        return (*task.image, *task.text)
+    if isinstance(task, LabelTask | EmbedTask):
+        return task.encode
+    return task.paint if isinstance(task, PaintTask) else ()
+
+
+@singledispatch
+def _answer(task: Any, parts: Parts, tokens: int) -> Facts:
+    raise NotImplementedError(f"no benchmark of a {type(task).__name__}")
+
+
+@_answer.register
+def _(task: GenerateTask, parts: Parts, tokens: int) -> Facts:
+    """Write a text of fixed length, greedy, so that every side takes the same steps."""
+    spec = parts.bundle.spec
+    assert spec.generation is not None
+    count = min(tokens, max(2, spec.generation.max_tokens))
+    chosen = options(
+        spec.generation, max_tokens=count, min_tokens=count, num_beams=1, do_sample=False
+    )
+    start = time.perf_counter()
+    source = _video(spec.video) if task.source == "video" and spec.video else PICTURE
+    soft, grids = generating.seen(parts, task, [parts.open(source)])
+    question = "what is it?" if "{question}" in task.prompt else ""
+    text = generating.fill(task, question, grids)
+    prompt = generating.make_prompt(parts, task, soft, [text], chosen)
+    ids = loop.stream(parts.graphs[task.decoder], parts.embed, prompt, chosen)
+    written = [next(ids)]
+    first = time.perf_counter()
+    written.extend(ids)
+    rest_s = time.perf_counter() - first
+    parts.tokenizer.decode(written)
+    return {
+        "first_token_ms": 1000 * (first - start),
+        "tokens_per_s": (len(written) - 1) / rest_s,
+        "prompt_tokens": prompt.embeds.shape[1],
+        "new_tokens": len(written),
+    }
+
+
+@_answer.register
+def _(task: MatchTask, parts: Parts, tokens: int) -> Facts:
+    image = embedding.embed_images(parts, task.image, task.image_output, [PICTURE])
+    text = embedding.embed_texts(parts, task.text, task.text_output, [TEXT])
+    embedding.probabilities(task, image, text)
+    return {}
+
+
+@_answer.register
+def _(task: LabelTask, parts: Parts, tokens: int) -> Facts:
+    labelling.probabilities(parts, task, parts.pixels([PICTURE]))
+    return {}
+
+
+@_answer.register
+def _(task: EmbedTask, parts: Parts, tokens: int) -> Facts:
+    if task.modality == "image":
+        embedding.embed_images(parts, task.encode, task.output, [PICTURE])
+    else:
+        embedding.embed_texts(parts, task.encode, task.output, [TEXT])
+    return {}
+
+
+@_answer.register
+def _(task: ScoreTask, parts: Parts, tokens: int) -> Facts:
+    matching.score(parts, task, [PICTURE], [TEXT])
+    return {}
+
+
+@_answer.register
+def _(task: InfillTask, parts: Parts, tokens: int) -> Facts:
+    matching.infill(parts, task, PICTURE, f"a photo of a {task.mask_text}", 1)
+    return {}
+
+
+@_answer.register
+def _(task: PaintTask, parts: Parts, tokens: int) -> Facts:
+    painting.paint(parts, task, [PICTURE], [(PICTURE, PICTURE)])
+    return {}
+
+
+def _video(front: VideoFrontEnd) -> Video:
+    """Show one picture for as many frames as the model is used to."""
+    count = min(front.frames, front.limit or front.frames)
+    return Video(np.stack([np.asarray(PICTURE)] * count), count)

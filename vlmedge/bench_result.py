@@ -1,0 +1,140 @@
+"""The words of what `vlmedge bench --json` prints; vlmedge/bench.schema.json is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vlmedge.machine import Machine
+from vlmedge.spec import _Data
+
+FORMAT = 1
+
+
+class Latency(_Data, frozen=True):
+    """Times of one thing; of fewer than 100 samples, p99 is close to the longest."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    samples: int
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Latency:
+        """Sum up samples, at least one."""
+        p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
+        return cls(p50, p90, p99, len(times_ms))
+
+
+class Energy(_Data, frozen=True):
+    """What the whole machine used, idle power included, while one side ran alone.
+
+    Attributes:
+        task: What was run, again and again.
+        joules_per_item: For one answer.
+        watts: The mean.
+        items: How many answers.
+    """
+
+    task: str
+    joules_per_item: float
+    watts: float
+    items: int
+
+
+class Side(_Data, frozen=True):
+    """One engine or PyTorch.
+
+    Attributes:
+        name: "ort int8", "torch float32", ...
+        components: Batch 1; a decoder has two, the prompt's run and one token's.
+        end_to_end: By task, from a decoded picture (and a text) to the answer; tasks that run the
+            same components are there once.
+        first_token: From a decoded picture to the first token, or none.
+        tokens_per_s: After the first token, greedy; or none.
+        start_cold: From the start of a process to its first answer, or first token, without what
+            the engine keeps of a bundle; or none. Files may be in the system's memory.
+        start_warm: The same, once the engine has it.
+        peak_memory_mib: Of the whole process, or none where the system does not tell.
+        energy: Or none where the machine does not tell.
+        error: Why there are no figures, or none.
+    """
+
+    name: str
+    components: dict[str, Latency]
+    end_to_end: dict[str, Latency]
+    first_token: Latency | None = None
+    tokens_per_s: float | None = None
+    start_cold: Latency | None = None
+    start_warm: Latency | None = None
+    peak_memory_mib: float | None = None
+    energy: Energy | None = None
+    error: str | None = None
+
+
+class Board(_Data, frozen=True):
+    """What kind of machine it is, beyond its processor.
+
+    Attributes:
+        device: Its name in `vlmedge list`, or none.
+        model: What the device tree calls it, or none.
+        jetpack: Its release, or none.
+        power_mode: Of a Jetson, or none.
+        gpus: As nvidia-smi names them, with their driver.
+    """
+
+    device: str | None
+    model: str | None
+    jetpack: str | None
+    power_mode: str | None
+    gpus: tuple[str, ...]
+
+
+class BenchResult(_Data, frozen=True):
+    """What `bench` found; the bundle's own side is the first.
+
+    Attributes:
+        format: Version of this layout.
+        vlmedge: Version that measured.
+        bundle: Its folder.
+        checkpoint: Where its weights came from.
+        scheme: How they are stored.
+        warm_ups: How often each side ran before it counted.
+        rounds: How often after that.
+        alternated: Whether the sides took turns; otherwise one ran after the other.
+        prompt_tokens: Length of the decoder's prompt, soft prompt included, or none.
+        new_tokens: How many it wrote in each round, or none.
+        energy_source: What tells energy, or why nothing does.
+        no_cold_start: Why the first side has no cold start, or none.
+        machine: What it ran on.
+        board: The same, as the catalogue has it.
+        sides: One for each engine.
+    """
+
+    format: int
+    vlmedge: str
+    bundle: str
+    checkpoint: str
+    scheme: str
+    warm_ups: int
+    rounds: int
+    alternated: bool
+    prompt_tokens: int | None
+    new_tokens: int | None
+    energy_source: str
+    no_cold_start: str | None
+    machine: Machine
+    board: Board
+    sides: tuple[Side, ...]
+
+
+def schema() -> dict[str, Any]:
+    """Make the JSON Schema that is published as vlmedge/bench.schema.json."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"vlmedge benchmark, format {FORMAT}",
+        **msgspec.json.schema(BenchResult),
+    }
