@@ -48,7 +48,7 @@ GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
 # What a graph holds that can be lowered: quantized weights, fp16's, attention.
 MARKS = (b"DequantizeLinear", b".float16", b"Softmax")
 CAPACITY_MIN = 64  # positions of a new cache
-LOWERING = 6  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
+LOWERING = 7  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 # What ONNX Runtime fuses to kernels that are slower than what they replace: at [197, 768] Add and
 # LayerNormalization take 0.16 ms, SkipLayerNormalization 0.76.

@@ -420,6 +420,18 @@ def test_towers_attention_and_gate_are_fused(tmp_path: Path, int8: bool, mask: s
     assert np.linalg.norm(found - expected) < allowed * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_long_rows_go_to_another_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    shelf = type(ENGINES["ort"]).__module__.rpartition(".")[0]
+    monkeypatch.setattr(import_module(f"{shelf}._ort_bidirectional"), "LONG", 5)
+    bundle, feeds = tower_bundle(tmp_path, tower(int8=False, packed=packed))
+    graph, expected = open_encoder(bundle), portable(bundle, feeds)
+    assert lowered(tmp_path)["MultiHeadAttention"] == 1
+    np.testing.assert_allclose(graph.run(feeds)["y"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_queries_keys_and_values_are_quantized_once(tmp_path: Path) -> None:
     open_encoder(tower_bundle(tmp_path, tower(int8=True))[0])
     kernels = lowered(tmp_path)
