@@ -145,8 +145,8 @@ def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lo
     dynamic = sum(linear.rounded for linear in linears)
     both = tuple(value for pair in packed.values() for value in pair)
     weight_only = len(linears) - dynamic
-    found = tuple(fusion for fusion in fusions if fusion.total)
-    return Lowered(dynamic, weight_only, attentions, both, len(groups), norms, found)
+    told = tuple(fusion for fusion in fusions if fusion.total)
+    return Lowered(dynamic, weight_only, attentions, both, len(groups), norms, told)
 
 
 def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
