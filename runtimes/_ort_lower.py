@@ -11,6 +11,10 @@ The integer forms that the schemes write become one contrib node each:
 The static step of x is dropped: the kernel takes x's own range at each call, which is as close or
 closer, and one kernel that quantizes, multiplies and restores is faster than three nodes. Left
 alone, ONNX Runtime fuses only some of the MatMuls and restores the others' weights to float32.
+What several of them read is quantized once (_ort_integer.py).
+
+What has no state gets its attentions as one node (_ort_bidirectional.py), and its float Linears
+with their biases (_ort_gemm.py); activations between Linears scale nothing (_ort_gate.py).
 
 A float16 graph is widened to float32, which is what a CPU computes in; its weights stay float16 on
 disk. FP8 stays as it is: ONNX Runtime restores its weights to float32 when it opens the graph.
@@ -18,8 +22,9 @@ disk. FP8 stays as it is: ONNX Runtime restores its weights to float32 when it o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +36,12 @@ from vlmedge.contracts import Array
 from vlmedge.spec import Component
 
 from ._ort_attention import fuse, unsplit
-from ._ort_match import producer
+from ._ort_bidirectional import fuse_bidirectional
+from ._ort_fusion import Fusion
+from ._ort_gate import gates, unscale
+from ._ort_gemm import fuse_linears
+from ._ort_integer import multiply, quantize_once
+from ._ort_match import producer, reader
 from ._ort_norm import fuse_norms
 
 CONTRIB = "com.microsoft"
@@ -47,12 +57,13 @@ class Lowered:
     """What became of a graph.
 
     Attributes:
-        dynamic: How many became DynamicQuantizeMatMul.
+        dynamic: How many multiply integers, x being quantized at each call.
         weight_only: How many became MatMulNBits.
         attentions: How many keep their cache in place; see _ort_attention.py.
         packed: Initializers whose tensors are made when asked for, and must be written.
         groups: How many MatMulNBits do the work of several that read the same.
         norms: How many RMS norms became one node.
+        fusions: What was looked for, and what became of it.
     """
 
     dynamic: int
@@ -61,6 +72,7 @@ class Lowered:
     packed: tuple[ir.Value, ...]
     groups: int
     norms: int
+    fusions: tuple[Fusion, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +88,45 @@ class _Linear:
     bias: ir.Value | None  # float32 [out]
 
 
-def lower(component: Component, model: ir.Model) -> Lowered:
-    """Replace quantized MatMuls and cached attentions, widen float16; no weight is read yet."""
+def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lowered:
+    """Replace quantized MatMuls and attentions, widen float16; no big weight is read yet.
+
+    Args:
+        component: Its spec.
+        model: The portable graph, changed in place.
+        version: Of ONNX Runtime.
+    """
     graph = model.graph
     _widen(graph)
     attentions = fuse(component, model)
+    if component.state:
+        fusions = [_cached(component, attentions)]
+    else:
+        fusions = [fuse_bidirectional(model, version)]
     packed: dict[str, tuple[ir.Value, ir.Value]] = {}
     linears = [found for node in graph if (found := _match(node)) is not None]
+    if not component.state:
+        linears, unscaled = _unscale(graph, linears)
+        floats, others = fuse_linears(model)
+        done, total = unscaled + others.done, unscaled + others.total
+        fusions += [floats, Fusion("gates", done, total, others.left)]
     groups = [group for group in _groups(linears) if len(group) > 1]
     for group in groups:
         joined = _join(graph, [_pack(graph, linear.weight, linear.scale) for linear in group])
         packed[" ".join(str(linear.weight.name) for linear in group)] = joined
         _replace_group(graph, group, *joined)
     together = {id(linear.product) for group in groups for linear in group}
+    sharing = Counter(id(linear.x) for linear in linears if linear.rounded)
+    once: dict[int, Sequence[ir.Value]] = {}
     for linear in linears:
         if id(linear.product) in together:
             continue
-        if linear.rounded:
+        if linear.rounded and sharing[id(linear.x)] > 1:
+            if id(linear.x) not in once:
+                once[id(linear.x)] = quantize_once(graph, linear.x, linear.product)
+            parts = once[id(linear.x)], linear.weight, linear.scale, linear.bias
+            _replace(graph, linear, multiply(*parts, str(linear.product.name)))
+        elif linear.rounded:
             _replace(graph, linear, _dynamic(linear))
         else:
             name = str(linear.weight.name)
@@ -110,7 +144,9 @@ def lower(component: Component, model: ir.Model) -> Lowered:
         del graph.initializers[name]
     dynamic = sum(linear.rounded for linear in linears)
     both = tuple(value for pair in packed.values() for value in pair)
-    return Lowered(dynamic, len(linears) - dynamic, attentions, both, len(groups), norms)
+    weight_only = len(linears) - dynamic
+    told = tuple(fusion for fusion in fusions if fusion.total)
+    return Lowered(dynamic, weight_only, attentions, both, len(groups), norms, told)
 
 
 def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
@@ -181,6 +217,56 @@ def _match(node: ir.Node) -> _Linear | None:
     total, bias = _bias(node, _size(weight)[1])
     source = _unrounded(x)
     return _Linear(node, total, source or x, source is not None, weight, scale, bias)
+
+
+def _cached(component: Component, done: int) -> Fusion:
+    """Tell how many caches are in place: all or none."""
+    total = sum(into.endswith(".key") for _, into in component.state)
+    why = "one of them does not look like the sketch in _ort_attention.py"
+    return Fusion("cached attentions", done, total, () if done == total else (why,))
+
+
+def _unscale(graph: ir.Graph, linears: list[_Linear]) -> tuple[list[_Linear], int]:
+    """Let the scales around activations do their scaling, where both Linears are integer ones.
+
+    Returns:
+        The Linears as they are then, and the number of activations.
+    """
+    linears, done = list(linears), 0
+    for gate in gates(graph):
+        out = gate.last.outputs[0]
+        before = [i for i, one in enumerate(linears) if _last(one).outputs[0] is gate.x]
+        behind = [i for i, one in enumerate(linears) if one.x is out]
+        around = before + behind
+        if len(before) != 1 or len(behind) != 1 or not all(linears[i].rounded for i in around):
+            continue
+        if reader(out) is None:
+            continue
+        linears[before[0]] = _times(graph, linears[before[0]], gate.factor)
+        divided = _times(graph, linears[behind[0]], 1 / gate.factor, bias=False)
+        linears[behind[0]] = replace(divided, x=unscale(graph, gate))
+        done += 1
+    return linears, done
+
+
+def _times(graph: ir.Graph, linear: _Linear, factor: float, *, bias: bool = True) -> _Linear:
+    """Multiply what a Linear makes, or all of it but its bias, by a number."""
+    scale = _scaled(graph, linear.scale, factor)
+    if linear.bias is None or not bias:
+        return replace(linear, scale=scale)
+    return replace(linear, scale=scale, bias=_scaled(graph, linear.bias, factor))
+
+
+def _scaled(graph: ir.Graph, vector: ir.Value, factor: float) -> ir.Value:
+    assert vector.const_value is not None
+    tensor = ir.tensor(_read(vector.const_value) * np.float32(factor), name=f"{vector.name}.times")
+    value = ir.Value(name=tensor.name, const_value=tensor, type=vector.type, shape=vector.shape)
+    graph.register_initializer(value)
+    return value
+
+
+def _last(linear: _Linear) -> ir.Node:
+    return linear.total or linear.product
 
 
 def _unrounded(x: ir.Value) -> ir.Value | None:
@@ -290,8 +376,7 @@ def _replace_group(
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(first.product, [node, split])
     for linear, new in zip(group, split.outputs, strict=True):
-        last = linear.total or linear.product
-        old = last.outputs[0]
+        old = _last(linear).outputs[0]
         new.name, new.type, new.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
@@ -385,7 +470,7 @@ def _promise(
 
 def _replace(graph: ir.Graph, linear: _Linear, node: ir.Node) -> None:
     """Put `node` in place of a MatMul and the Add behind it."""
-    last = linear.total or linear.product
+    last = _last(linear)
     old, new = last.outputs[0], node.outputs[0]
     new.name, new.type, new.shape = old.name, old.type, old.shape
     graph.insert_before(last, node)

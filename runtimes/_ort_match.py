@@ -15,3 +15,12 @@ def scalar(value: ir.Value | None) -> float | None:
     """Return a constant of one element, whatever its rank; none for all else."""
     tensor = value.const_value if value is not None else None
     return float(tensor.numpy().ravel()[0]) if tensor is not None and tensor.size == 1 else None
+
+
+def reader(value: ir.Value, op_type: str | None = None) -> ir.Node | None:
+    """Return the only node that reads a value, if it is of this kind; none for an output."""
+    users = {use.node for use in value.uses()}
+    if value.is_graph_output() or len(users) != 1:
+        return None
+    node = next(iter(users))
+    return node if op_type in (None, node.op_type) else None

@@ -1,10 +1,11 @@
 """ONNX Runtime on the CPU.
 
-Float encoders are opened as they are. Quantized graphs and decoders are lowered once to the kernels
-that ONNX Runtime has for them (_ort_lower.py, _ort_attention.py) and kept:
+Graphs with nothing to fuse are opened as they are. All else, which is quantized, has attentions or
+a cache, is lowered once to the kernels that ONNX Runtime has for it (_ort_lower.py) and kept:
 
     <bundle>/engines/ort-<key>/<component>.onnx   which points to the bundle's own weights
                                <component>.bin    what had to be repacked, if anything
+                               engine.json        what it was made for, what was fused and what not
 
 A bundle that cannot be written has its engines in $VLMEDGE_CACHE, else in $XDG_CACHE_HOME/vlmedge
 or ~/.cache/vlmedge.
@@ -16,11 +17,14 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vlmedge.building import engines_folder
+from vlmedge.building import SIDECAR, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
-from vlmedge.machine import allowed_cores
+from vlmedge.machine import allowed_cores, cpu_features
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component
 from vlmedge.writer import refuse_full_disk
@@ -41,10 +45,10 @@ from vlmedge.writer import refuse_full_disk
 KERNEL = "GroupQueryAttention"  # in a lowered graph: its cache is in place
 TURN = b"turn.0.row"  # in a lowered graph: the kernel counts positions by itself
 GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
-# What the graphs of the schemes hold and float32 ones do not: an operator, and fp16's weights.
-QUANTIZED = (b"DequantizeLinear", b".float16")
+# What a graph holds that can be lowered: quantized weights, fp16's, attention.
+MARKS = (b"DequantizeLinear", b".float16", b"Softmax")
 CAPACITY_MIN = 64  # positions of a new cache
-LOWERING = 4  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
+LOWERING = 7  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 # What ONNX Runtime fuses to kernels that are slower than what they replace: at [197, 768] Add and
 # LayerNormalization take 0.16 ms, SkipLayerNormalization 0.76.
@@ -56,8 +60,15 @@ ABANDONED_S = 3600  # an unfinished engine of this age has nobody working on it
 class OrtGraph(CheckedGraph):
     """One session; the state stays in ONNX Runtime's own memory from call to call."""
 
-    def __init__(self, component: Component, session: ort.InferenceSession) -> None:
+    def __init__(
+        self,
+        component: Component,
+        session: ort.InferenceSession,
+        fusions: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Wrap a session; `fusions` is what the lowering tells of it (_ort_fusion.py)."""
         super().__init__(component)
+        self.fusions = fusions
         self._session: ort.InferenceSession | None = session
         self._outputs = [spec.name for spec in component.outputs]
 
@@ -117,10 +128,15 @@ class InPlaceGraph(OrtGraph):
     """
 
     def __init__(
-        self, component: Component, session: ort.InferenceSession, *, counts: bool = False
+        self,
+        component: Component,
+        session: ort.InferenceSession,
+        fusions: Sequence[Mapping[str, Any]] = (),
+        *,
+        counts: bool = False,
     ) -> None:
         """Wrap a session; `counts` tells that its kernels count positions, padding included."""
-        super().__init__(component, session)
+        super().__init__(component, session, fusions)
         self._counts = counts
         self._specs = {i.name: i for i in component.inputs if i.name in self._became.values()}
         self._buffers: dict[str, Array] = {}
@@ -244,12 +260,12 @@ class Ort:
     """ONNX Runtime."""
 
     def open(self, bundle: Bundle, component: str) -> Graph:
-        """Open one session, on the lowered graph if the portable one is quantized."""
+        """Open one session, on the lowered graph if there is something to lower."""
         spec, portable = bundle.spec.component(component), bundle.graph_file(component)
         graph = portable.read_bytes()
-        if not spec.state and not any(mark in graph for mark in QUANTIZED):
+        if not spec.state and not any(mark in graph for mark in MARKS):
             return OrtGraph(spec, _session(portable, portable.parent, spec))
-        folder = _folder(bundle, _key(bundle, graph))
+        folder = _folder(bundle, _key(bundle, component, graph))
         file = folder / portable.name
         if file.is_file():
             try:
@@ -266,10 +282,10 @@ ENGINE = Ort()
 def _opened(component: Component, file: Path, root: Path) -> Graph:
     """Open a lowered graph; its kernels tell how it keeps its state."""
     session = _session(file, root, component)
-    graph = file.read_bytes()
+    graph, fusions = file.read_bytes(), read_sidecar(file.parent).get("fusions") or ()
     if KERNEL.encode() not in graph:
-        return OrtGraph(component, session)
-    return InPlaceGraph(component, session, counts=TURN in graph)
+        return OrtGraph(component, session, fusions)
+    return InPlaceGraph(component, session, fusions, counts=TURN in graph)
 
 
 def _session(file: Path, root: Path, component: Component) -> ort.InferenceSession:
@@ -306,11 +322,7 @@ def _overflows() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return True
-    return not words & {"avx512_vnni", "avx_vnni"}
+    return not {"avx512_vnni", "avx_vnni"}.intersection(cpu_features())
 
 
 def _held(value: Any) -> ort.OrtValue:
@@ -320,12 +332,23 @@ def _held(value: Any) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
 
 
-def _key(bundle: Bundle, graph: bytes) -> str:
-    """Digest all that an engine is made from: graph, weights, lowering, ONNX Runtime."""
+def _identity(component: str) -> dict[str, Any]:
+    """Return what an engine is made for; its graph and weights are in its key alone."""
+    return {
+        "component": component,
+        "onnxruntime": ort.__version__,
+        "machine": platform.machine(),
+        "cpu": cpu_features(),
+        "lowering": LOWERING,
+    }
+
+
+def _key(bundle: Bundle, component: str, graph: bytes) -> str:
+    """Digest all that an engine is made from and for."""
     weights = [f for f in bundle.manifest.files if f.path.endswith(".bin")]
     used = [f.sha256 for f in weights if Path(f.path).name.encode() in graph]
-    parts = [*used, str(LOWERING), ort.__version__, platform.machine()]
-    return hashlib.sha256(graph + " ".join(parts).encode()).hexdigest()[:16]
+    made_for = json.dumps([*used, _identity(component)])
+    return hashlib.sha256(graph + made_for.encode()).hexdigest()[:16]
 
 
 def _folder(bundle: Bundle, key: str) -> Path:
@@ -383,7 +406,8 @@ def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:
     from ._ort_lower import external, lower, refer, write
 
     spec = bundle.spec.component(component)
-    lowered, weights = lower(spec, model), f"{component}.bin"
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    lowered, weights = lower(spec, model, version), f"{component}.bin"
     if folder.is_relative_to(bundle.path):
         place = folder.relative_to(bundle.path)
         kept, repacked, location = external(model), lowered.packed, (place / weights).as_posix()
@@ -395,3 +419,6 @@ def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:
     if repacked:
         write(repacked, partial / weights, location)
     ir.save(model, partial / f"{component}.onnx")
+    fusions = [asdict(fusion) for fusion in lowered.fusions]
+    record = {"identity": _identity(component), "fusions": fusions}
+    (partial / SIDECAR).write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -15,8 +15,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 from tiny import tiny as tiny_checkpoint
 
+from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.contracts import Array, Graph
 from vlmedge.errors import BundleError, InputError
@@ -25,10 +27,12 @@ from vlmedge.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.portable import save_graph
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
+from vlmedge.tables import show_fusions
 from vlmedge.writer import stored_files, write_manifest
 
 ort: Any = import_module(type(ENGINES["ort"]).__module__)
 FLOAT = ir.DataType.FLOAT
+Feeds = dict[str, Array]
 
 
 class Writer:
@@ -49,9 +53,12 @@ class Writer:
         self.constants.append(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
         return self.constants[-1]
 
-    def add(self, kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def add(self, kind: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
         """Add a node; return its output."""
-        found = [ir.AttrInt64(name, value) for name, value in attributes.items()]
+        found = [
+            ir.AttrInt64s(name, value) if isinstance(value, list) else ir.AttrInt64(name, value)
+            for name, value in attributes.items()
+        ]
         node = ir.Node("", kind, list(inputs), found, name=f"n{len(self.nodes)}")
         node.outputs[0].name = f"v{len(self.nodes)}"
         self.nodes.append(node)
@@ -173,18 +180,22 @@ def test_lowered_equals_portable(tmp_path: Path, activations: bool, width: int) 
     assert error < 0.02  # two roundings to 8 bits, of four layers
 
 
-@pytest.mark.parametrize(
-    ("activations", "kernel"), [(True, "DynamicQuantizeMatMul"), (False, "MatMulNBits")]
-)
-def test_every_quantized_matmul_is_lowered(tmp_path: Path, activations: bool, kernel: str) -> None:
+# two linears share x, which is quantized once for both
+INTEGER = {"DynamicQuantizeLinear": 1, "MatMulIntegerToFloat": 2, "DynamicQuantizeMatMul": 2}
+
+
+@pytest.mark.parametrize(("activations", "kernels"), [(True, INTEGER), (False, {"MatMulNBits": 4})])
+def test_every_quantized_matmul_is_lowered(
+    tmp_path: Path, activations: bool, kernels: dict[str, int]
+) -> None:
     open_encoder(tiny(tmp_path, activations=activations))
     # of the Adds stay the sum of two linears, and the bias that is no vector
-    assert lowered(tmp_path) == {kernel: 4, "Add": 2, "Tanh": 2}
+    assert lowered(tmp_path) == {**kernels, "Add": 2, "Tanh": 2}
 
 
 def test_dynamic_engine_points_to_the_weights_of_the_bundle(tmp_path: Path) -> None:
     open_encoder(tiny(tmp_path))
-    assert engine_files(tmp_path) == ["encoder.onnx"]
+    assert engine_files(tmp_path) == ["encoder.onnx", "engine.json"]
 
 
 def test_float_graph_has_no_engine(tmp_path: Path) -> None:
@@ -301,6 +312,195 @@ def test_graph_that_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> N
     with pytest.raises(BundleError, match=r"encoder\.onnx cannot be opened by ONNX Runtime") as got:
         open_encoder(bundle)
     assert "\n" not in str(got.value)
+
+
+MASKS: dict[str, list[int | str] | None] = {
+    "none": None,
+    "square": ["batch", 1, 5, 5],
+    "row": ["batch", 1, 1, 5],  # which the kernel does not repeat
+}
+
+
+def tower(*, int8: bool, mask: str = "none", whole: bool = True, packed: bool = False) -> ir.Model:
+    """One layer of an image tower: attention of 2 heads, then two Linears around a gate.
+
+    Args:
+        int8: Its Linears' weights and activations are.
+        mask: Of `MASKS`.
+        whole: Queries are as they come, not changed after their heads are split.
+        packed: One Linear makes queries, keys and values.
+    """
+    shape = MASKS[mask]
+    masks = [] if shape is None else [("mask", FLOAT, shape)]
+    made = Writer(("x", FLOAT, ["batch", 5, 32]), *masks)
+
+    def linear(x: ir.Value, rows: int, columns: int) -> ir.Value:
+        if int8:
+            return made.linear(x, rows, columns, bias=True, zero=False)
+        weight = made.random.standard_normal((rows, columns)) / np.sqrt(rows)
+        bias = made.random.standard_normal(columns)
+        product = made.add("MatMul", x, made.constant(weight.astype(np.float32)))
+        return made.add("Add", product, made.constant(bias.astype(np.float32)))
+
+    def heads(value: ir.Value, *order: int) -> ir.Value:
+        split = made.add("Reshape", value, made.constant(np.array([0, 5, 2, 16])))
+        return made.add("Transpose", split, perm=list(order))
+
+    quantized = made.rounded if int8 else lambda value: value
+    shared = quantized(made.inputs["x"])
+    if packed:
+        thirds = made.constant(np.array([0, 5, 3, 2, 16]))
+        parts = made.add("Reshape", linear(shared, 32, 96), thirds)
+        parts = made.add("Transpose", parts, perm=[2, 0, 3, 1, 4])
+        query, key, value = (
+            made.add("Gather", parts, made.constant(np.array(i)), axis=0) for i in range(3)
+        )
+        key = made.add("Transpose", key, perm=[0, 1, 3, 2])
+    else:
+        query, key, value = (
+            heads(linear(shared, 32, 32), *order)
+            for order in ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3))
+        )
+    if not whole:
+        query = made.add("Tanh", query)
+    scores = made.add("MatMul", query, key)
+    scores = made.add("Mul", scores, made.constant(np.array(0.25, np.float32)))
+    if masks:
+        scores = made.add("Add", scores, made.inputs["mask"])
+    mixed = made.add("MatMul", made.add("Softmax", scores, axis=-1), value)
+    joined = made.add("Transpose", mixed, perm=[0, 2, 1, 3])
+    flat = made.add("Reshape", joined, made.constant(np.array([0, 5, 32])))
+    hidden = linear(quantized(flat), 32, 64)
+    factor = made.constant(np.array(1.702, np.float32))
+    gate = made.add("Mul", hidden, made.add("Sigmoid", made.add("Mul", hidden, factor)))
+    return ShapeInferencePass()(made.model(y=(linear(quantized(gate), 64, 40), FLOAT))).model
+
+
+def tower_bundle(folder: Path, model: ir.Model, mask: str = "none") -> tuple[Bundle, Feeds]:
+    shape, random = MASKS[mask], np.random.default_rng(2)
+    inputs = [TensorSpec("x", "float32", ("batch", 5, 32))]
+    feeds = {"x": random.standard_normal((3, 5, 32)).astype(np.float32).clip(-4, 4)}
+    if shape is not None:
+        inputs.append(TensorSpec("mask", "float32", tuple(shape)))
+        seen = random.random([3 if size == "batch" else int(size) for size in shape]) > 0.3
+        feeds["mask"] = np.where(seen, 0, np.finfo(np.float32).min).astype(np.float32)
+    outputs = (TensorSpec("y", "float32", ("batch", 5, 40)),)
+    return bundle_of(folder, model, Component("encoder", tuple(inputs), outputs)), feeds
+
+
+def fusions(graph: Graph) -> dict[str, str]:
+    """Return how many of each kind were fused, as `1/1`."""
+    found: Any = graph
+    return {one["kind"]: f"{one['done']}/{one['total']}" for one in found.fusions}
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_queries_keys_and_values_of_one_linear_are_parted_once(tmp_path: Path, int8: bool) -> None:
+    bundle, feeds = tower_bundle(tmp_path, tower(int8=int8, packed=True))
+    graph, expected = open_encoder(bundle), portable(bundle, feeds)
+    assert fusions(graph)["attentions"] == "1/1"
+    kernels = lowered(tmp_path)
+    assert (kernels["Split"], kernels["Gather"], kernels["Transpose"]) == (1, 0, 0)
+    error = np.linalg.norm(graph.run(feeds)["y"] - expected)
+    assert error < (0.03 if int8 else 1e-6) * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("mask", ["none", "square"])
+@pytest.mark.parametrize("int8", [True, False])
+def test_towers_attention_and_gate_are_fused(tmp_path: Path, int8: bool, mask: str) -> None:
+    bundle, feeds = tower_bundle(tmp_path, tower(int8=int8, mask=mask), mask)
+    graph, expected = open_encoder(bundle), portable(bundle, feeds)
+    found = graph.run(feeds)["y"]
+    kinds = {"attentions": "1/1", "gates": "1/1"}
+    assert fusions(graph) == (kinds if int8 else {**kinds, "float linears": "5/5"})
+    kernels = lowered(tmp_path)
+    assert kernels["Attention"] == kernels["QuickGelu"] == 1
+    assert not kernels.keys() & {"Softmax", "Sigmoid", "MatMul", "Transpose"}
+    allowed = 0.03 if int8 else 1e-6
+    assert np.linalg.norm(found - expected) < allowed * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_long_rows_go_to_another_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    shelf = type(ENGINES["ort"]).__module__.rpartition(".")[0]
+    monkeypatch.setattr(import_module(f"{shelf}._ort_bidirectional"), "LONG", 5)
+    bundle, feeds = tower_bundle(tmp_path, tower(int8=False, packed=packed))
+    graph, expected = open_encoder(bundle), portable(bundle, feeds)
+    assert lowered(tmp_path)["MultiHeadAttention"] == 1
+    np.testing.assert_allclose(graph.run(feeds)["y"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_queries_keys_and_values_are_quantized_once(tmp_path: Path) -> None:
+    open_encoder(tower_bundle(tmp_path, tower(int8=True))[0])
+    kernels = lowered(tmp_path)
+    assert (kernels["DynamicQuantizeLinear"], kernels["MatMulIntegerToFloat"]) == (1, 3)
+    assert kernels["DynamicQuantizeMatMul"] == 2
+
+
+@pytest.mark.parametrize(
+    ("mask", "whole", "reason"),
+    [
+        ("row", True, "it must have a row for every query"),
+        ("none", False, "changed after their heads are split"),
+    ],
+)
+def test_attention_that_is_left_is_named_with_its_reason(
+    tmp_path: Path, mask: str, whole: bool, reason: str
+) -> None:
+    bundle, feeds = tower_bundle(tmp_path, tower(int8=False, mask=mask, whole=whole), mask)
+    graph: Any = open_encoder(bundle)
+    (attentions,) = [one for one in graph.fusions if one["kind"] == "attentions"]
+    assert (attentions["done"], attentions["total"]) == (0, 1)
+    assert reason in attentions["left"][0]
+    expected = portable(bundle, feeds)
+    assert np.allclose(graph.run(feeds)["y"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gate_with_a_second_reader_is_left(tmp_path: Path) -> None:
+    made = tower(int8=False)
+    (sigmoid,) = [node for node in made.graph if node.op_type == "Sigmoid"]
+    hidden = sigmoid.inputs[0].producer().inputs[0]
+    last = made.graph.outputs[0].producer()
+    sums = ir.Node("", "ReduceSum", [hidden], [ir.AttrInt64("keepdims", 1)], name="sum")
+    sums.outputs[0].name = "sum.out"
+    spread = ir.Node("", "Add", [last.outputs[0], sums.outputs[0]], name="spread")
+    spread.outputs[0].name, spread.outputs[0].type = "y2", ir.TensorType(FLOAT)
+    made.graph.extend([sums, spread])
+    made.graph.outputs[0] = spread.outputs[0]
+    last.outputs[0].name, spread.outputs[0].name = "y1", "y"
+    bundle, feeds = tower_bundle(tmp_path, made)
+    graph = open_encoder(bundle)
+    assert "gates" not in fusions(graph)
+    np.testing.assert_allclose(graph.run(feeds)["y"], portable(bundle, feeds), rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["cpu_features", "LOWERING"])
+def test_engine_is_made_for_a_processor_and_a_lowering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    bundle = tiny(tmp_path)
+    open_encoder(bundle)
+    (before,) = tmp_path.glob("engines/ort-*")
+    monkeypatch.setattr(ort, change, 0 if change.isupper() else lambda: ("avx2",))
+    open_encoder(bundle)
+    (after,) = tmp_path.glob("engines/ort-*")
+    assert before != after
+
+
+def test_engines_tell_what_was_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tower(int8=False, whole=False)
+    bundle, _ = tower_bundle(tmp_path, model)
+    open_encoder(bundle)
+    show_fusions(bundle)
+    printed = capsys.readouterr().out
+    assert "0/1 attentions, 5/5 float linears, 1/1 gates" in printed
+    assert "changed after their heads are split" in printed
+    (engine,) = stored_engines(tmp_path)
+    assert engine.identity["component"] == "encoder"
+    assert engine.identity["onnxruntime"] == onnxruntime.__version__
+    assert {one["kind"] for one in engine.fusions} == {"attentions", "float linears", "gates"}
 
 
 HEADS, WIDTH = 2, 4

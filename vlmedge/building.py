@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -140,23 +140,24 @@ class StoredEngine:
         name: The folder's.
         bytes: Its size.
         identity: What it was made from and for; empty for engines that keep no record.
+        fusions: What the engine's own kernels replaced, of how many, and what they did not and why.
     """
 
     name: str
     bytes: int
     identity: Mapping[str, Any]
+    fusions: Sequence[Mapping[str, Any]] = ()
 
 
 def stored_engines(bundle: Path) -> list[StoredEngine]:
     """List the engines of a bundle."""
-    return [
-        StoredEngine(
-            folder.name,
-            sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
-            read_sidecar(folder).get("identity") or {},
-        )
-        for folder in _folders(bundle)
-    ]
+    found = []
+    for folder in _folders(bundle):
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        record = read_sidecar(folder)
+        fusions = record.get("fusions") or ()
+        found.append(StoredEngine(folder.name, size, record.get("identity") or {}, fusions))
+    return found
 
 
 def clean_engines(bundle: Path) -> list[StoredEngine]:

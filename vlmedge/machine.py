@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+# What kernels are chosen by, as /proc/cpuinfo names it.
+FEATURES = {
+    *("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16"),
+    *("avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),  # of Arm
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -63,6 +70,14 @@ def cores(root: Path = Path("/")) -> int:
     """
     allowed, quota = allowed_cores(), _quota(root)
     return allowed if quota is None else max(1, min(allowed, round(quota)))
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Return those of `FEATURES` that the processor has; none where it does not say."""
+    for name, value in map(_fact, _lines("/proc/cpuinfo")):
+        if name in ("flags", "Features"):
+            return tuple(sorted(FEATURES.intersection(value.split())))
+    return ()
 
 
 def _quota(root: Path) -> float | None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmedge import checkpoint, registry
+from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle
 from vlmedge.manifest import Parity
 from vlmedge.spec import TensorSpec
@@ -98,8 +99,22 @@ def show_info(bundle: Bundle) -> None:
         for layer in manifest.kept:
             _row(table, layer.layer, layer.component, layer.reason)
         _print(table)
+    show_fusions(bundle)
     if manifest.parity is not None:
         show_parity(manifest.parity)
+
+
+def show_fusions(bundle: Bundle) -> None:
+    """Print what the engines that were built so far have fused, and what they left and why."""
+    engines = [engine for engine in stored_engines(bundle.path) if engine.fusions]
+    if not engines:
+        return
+    table = _table("engine of", "fused", "left as it is", left=(0, 1, 2))
+    for engine in engines:
+        done = [f"{one['done']}/{one['total']} {one['kind']}" for one in engine.fusions]
+        left = [f"{one['kind']}: {line}" for one in engine.fusions for line in one["left"]]
+        _row(table, str(engine.identity.get("component")), ", ".join(done), "; ".join(left))
+    _print(table)
 
 
 def shelves() -> dict[str, Any]:
