@@ -9,6 +9,7 @@ soft_prompt, text -> text_encoder -> text_states -> cross_kv -> cross.{i}.key, c
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +359,7 @@ class Florence2:
         return HubExport(
             folder,
             spec,
-            {name: lambda build=build: build(config) for name, build in BUILDS.items()},
+            {name: partial(build, config) for name, build in BUILDS.items()},
             weights,
             tokenizer,
             TIED,
@@ -368,8 +369,11 @@ class Florence2:
         )
 
     def tiny(self, name: str, folder: Path) -> transformers.Florence2ForConditionalGeneration:
-        """Write a random Florence-2: two stages, of which the first one's windows need padding."""
-        marks = (*(f"<loc_{i}>" for i in range(1000)), "<poly>", "</poly>", "<sep>")
+        """Write a random Florence-2: two stages, whose windows need padding.
+
+        It knows every fourth place, so that its texts have words too.
+        """
+        marks = (*(f"<loc_{i}>" for i in range(0, 1000, 4)), "<poly>", "</poly>", "<sep>")
         config = transformers.Florence2Config(
             vision_config={
                 "depths": (1, 2),
@@ -404,15 +408,21 @@ class Florence2:
         options.forced_bos_token_id, options.forced_eos_token_id = 0, 2
         options.decoder_start_token_id = 2
         options.no_repeat_ngram_size, options.num_beams, options.early_stopping = 2, 3, True
-        options.max_new_tokens = 12
+        options.min_new_tokens, options.max_new_tokens = 6, 12
         images = transformers.CLIPImageProcessor(
             size={"height": 32, "width": 32}, do_center_crop=False, image_mean=MEAN, image_std=STD
         )
         images.image_seq_length = 1 + 4 * 4
 
         def processor(tokenizer: Any) -> transformers.Florence2Processor:
-            tokenizer.image_token, tokenizer.image_token_id = "<image>", 4
-            return transformers.Florence2Processor(images, tokenizer)
+            marked = transformers.PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer.backend_tokenizer,
+                bos_token="<s>",
+                eos_token="</s>",
+                pad_token="<pad>",
+                extra_special_tokens={"image_token": "<image>"},
+            )
+            return transformers.Florence2Processor(images, marked)
 
         save(
             model,
