@@ -69,7 +69,7 @@ WORDS = {
     "caption": "What does the image describe?",
     "detailed_caption": "Describe in detail what is shown in the image.",
     "more_detailed_caption": "Describe with a paragraph what is shown in the image.",
-    "read": "What is the text in the image?",
+    "ocr": "What is the text in the image?",
     "ask": "{question}",
 }
 BOXES = {

@@ -302,8 +302,14 @@ class Model:
         The pieces joined and stripped are what `caption` or `ask` return. Options are theirs too,
         except beams, whose text is known only at the end.
         """
-        name = self._about(task if question is None else "ask", image)
-        wiring, chosen = self._task(name, GenerateTask), self._options(options)
+        name, chosen = (
+            self._about(task if question is None else "ask", image),
+            self._options(options),
+        )
+        if question is None:
+            wiring = generating.caption_task(self._parts, prompt, name)
+        else:
+            wiring = generating.ask_task(self._parts, question, name=name)
         soft, grids = generating.seen(self._parts, wiring, [self._parts.open(image)])
         text = generating.fill(wiring, prompt if question is None else question, grids)
         return generating.stream(self._parts, wiring, soft, text, chosen, seed)
