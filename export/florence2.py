@@ -410,9 +410,12 @@ class Florence2:
         options.no_repeat_ngram_size, options.num_beams, options.early_stopping = 2, 3, True
         options.min_new_tokens, options.max_new_tokens = 6, 12
         images = transformers.CLIPImageProcessor(
-            size={"height": 32, "width": 32}, do_center_crop=False, image_mean=MEAN, image_std=STD
+            size={"height": 32, "width": 32},
+            do_center_crop=False,
+            image_mean=MEAN,
+            image_std=STD,
+            image_seq_length=1 + 4 * 4,
         )
-        images.image_seq_length = 1 + 4 * 4
 
         def processor(tokenizer: Any) -> transformers.Florence2Processor:
             marked = transformers.PreTrainedTokenizerFast(
