@@ -118,6 +118,8 @@ def read_generation(folder: Path, text_config: Any) -> Generation:
             "top_p": "top_p",
             "repetition_penalty": "repetition_penalty",
             "length_penalty": "length_penalty",
+            "no_repeat_ngram_size": "no_repeat_ngram_size",
+            "forced_eos_id": "forced_eos_token_id",
         }.items()
         if config.get(theirs) is not None
     }

@@ -60,6 +60,7 @@ REQUESTS = {
     "detect": "detect {question}",
     "segment": "segment {question}",
 }
+LOCATE = ("detect", "segment")
 
 
 class VisionEncoder(torch.nn.Module):
@@ -107,7 +108,8 @@ def describe(
             prompt=f"{{image}}{bos}{REQUESTS[name]}\n",
             image_token_id=config.image_token_id,
             image_text=ImageText(placeholder, placeholder),
-            answer="locations" if name in ("detect", "segment") else "text",
+            answer="locations" if name in LOCATE else "text",
+            several=" ; " if name in LOCATE else None,
         )
 
     return ModelSpec(

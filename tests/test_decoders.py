@@ -124,12 +124,16 @@ def test_tasks_refuse_what_a_model_does_not_do(originals: Path, tmp_path: Path) 
     model, image = vlmedge.load(path), draw_scene(0, "heldout").image
     with pytest.raises(InputError, match="leave the prompt out"):
         model.caption(image, "a")
+    for other in ("ask", "detect"):
+        with pytest.raises(InputError, match=f"task '{other}' describes no picture: use ask or"):
+            model.caption(image, task=other)
     with pytest.raises(InputError, match="takes no examples"):
         model.ask(image, "what?", examples=[Example(image, "a star", "what?")])
     with pytest.raises(InputError, match="answers in words"):
         model.detect(image, "cat", task="ask")
-    with pytest.raises(InputError, match="nothing to look for"):
-        model.detect(image, " ")
+    for nothing in (" ", " ; "):
+        with pytest.raises(InputError, match="nothing to look for"):
+            model.detect(image, nothing)
     assert isinstance(model.detect(image, "cat", max_tokens=4), list)
 
 

@@ -329,6 +329,9 @@ def given(processor: Any, image: Image.Image, task: GenerateTask, text: str) -> 
     if token:  # it marks the picture's place
         text = text.replace("{image}", token)
         _, layout, *_ = processor.prepare_inputs_layout(images=image, text=[f"{token}PROBE"])
+        if layout[0].count(token) > 1:  # it puts the mark there by itself
+            _, layout, *_ = processor.prepare_inputs_layout(images=image, text=["PROBE"])
+            token = ""
         before, after = layout[0].split("PROBE")
     else:  # a picture comes before its text
         text = text.replace("{image}", task.image_text.alone)

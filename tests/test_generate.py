@@ -133,6 +133,8 @@ def reference(
         repetition_penalty=given.repetition_penalty,
         length_penalty=given.length_penalty,
         early_stopping=given.early_stopping,
+        no_repeat_ngram_size=given.no_repeat_ngram_size,
+        forced_eos_token_id=given.forced_eos_id,
         eos_token_id=list(given.eos_ids) or None,
         pad_token_id=given.pad_id,
         **(sampling if given.do_sample else {}),
@@ -207,6 +209,37 @@ def test_generate_repetition_penalty_equals_transformers(model, prompt, num_beam
     got = check(model, prompt, given)
     plain = generate(Opt(model), Opt(model).embed, prompt, options(given, repetition_penalty=1.0))
     assert got != plain
+
+
+@pytest.mark.parametrize("num_beams", [1, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_generate_without_repeated_runs_equals_transformers(model, prompt, num_beams, size):
+    """Each row without its padding: transformers counts that among the runs."""
+    given = options(
+        DEFAULTS, num_beams=num_beams, no_repeat_ngram_size=size, eos_ids=EOS_IDS, min_tokens=3
+    )
+    got = []
+    for row, mask in enumerate(prompt.attention_mask):
+        part = np.s_[row : row + 1, int((mask == 0).sum()) :]
+        alone = Prompt(prompt.embeds[part], prompt.attention_mask[part], prompt.history[part])
+        got += check(model, alone, given)
+    assert generate(Opt(model), Opt(model).embed, prompt, given) == got
+    plain = generate(Opt(model), Opt(model).embed, prompt, options(given, no_repeat_ngram_size=0))
+    assert got != plain or size == 3
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("num_beams", [1, 3, 5])
+def test_generate_forced_end_equals_transformers(model, prompt, num_beams, early_stopping):
+    given = options(
+        DEFAULTS,
+        num_beams=num_beams,
+        early_stopping=early_stopping,
+        forced_eos_id=EOS_IDS[0],
+        eos_ids=EOS_IDS,
+        max_tokens=6,
+    )
+    assert max(map(len, check(model, prompt, given))) == 5
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

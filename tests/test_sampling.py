@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from transformers.generation import (
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -51,6 +54,36 @@ def test_repetition_penalty_ignores_padding_and_ids_outside_the_vocabulary(score
     seen[np.arange(40) < padding[:, None]] = -1
     got = process(scores, seen, 0, options(DEFAULTS, repetition_penalty=1.5))
     assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 40, 41])
+def test_no_repeat_ngram_equals_transformers(scores, size):
+    seen = np.random.default_rng(2).integers(0, 3, (ROWS, 40))  # so few that runs come again
+    seen[:, 7] = VOCABULARY + 3
+    seen[0] = 5
+    got = process(scores, seen, 0, options(DEFAULTS, no_repeat_ngram_size=size))
+    assert np.array_equal(got, apply(NoRepeatNGramLogitsProcessor(size), scores, seen))
+    assert np.isinf(got[0]).any() == (size < 41)
+
+
+def test_no_repeat_ngram_passes_over_padding(scores, seen):
+    seen[:, -3:] = [4, 5, 4]
+    alone = process(scores, seen, 0, options(DEFAULTS, no_repeat_ngram_size=2))
+    padded = np.concatenate([np.full((ROWS, 4), -1), seen], axis=1)
+    padded[:, 3] = -1
+    assert np.isinf(alone[:, 5]).all()
+    given = options(DEFAULTS, no_repeat_ngram_size=2)
+    assert np.array_equal(process(scores, padded, 0, given), alone)
+
+
+@pytest.mark.parametrize("made", [0, 1, 6, 7, 8])
+def test_forced_tokens_equal_transformers(scores, made):
+    given = options(DEFAULTS, forced_bos_id=3, forced_eos_id=2, max_tokens=8, min_tokens=8)
+    ids = np.zeros((ROWS, 1 + made), np.int64)  # after the decoder's one start token
+    wanted = apply(MinNewTokensLengthLogitsProcessor(1, 8, [2, 7]), scores, ids)
+    wanted = apply(ForcedBOSTokenLogitsProcessor(3), wanted, ids)
+    wanted = apply(ForcedEOSTokenLogitsProcessor(9, 2), wanted, ids)
+    assert np.array_equal(process(scores, None, made, given), wanted)
 
 
 @pytest.mark.parametrize("made", [0, 2, 3, 4])

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmedge import __version__, cli_bench, cli_build, cli_chat, cli_device, cli_model, cli_paint
+from vlmedge import (
+    __version__,
+    cli_bench,
+    cli_build,
+    cli_chat,
+    cli_detect,
+    cli_device,
+    cli_model,
+    cli_paint,
+)
 from vlmedge.cli_types import (
     AllowUnverified,
     BudgetMib,
@@ -245,6 +254,7 @@ for _command in (
     cli_model.index,
     cli_model.search,
     cli_chat.chat,
+    cli_detect.detect,
     cli_paint.paint,
 ):
     app.command()(_command)

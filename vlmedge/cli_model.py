@@ -43,6 +43,9 @@ def caption(
         list[str], typer.Argument(metavar="IMAGE...", help="Image files, or videos.")
     ],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="How the caption begins.")] = "",
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="Another one of the bundle, as detailed_caption.")
+    ] = "caption",
     frames: Frames = None,
     max_tokens: MaxTokens = None,
     num_beams: NumBeams = None,
@@ -61,7 +64,7 @@ def caption(
     from vlmedge import console
 
     model = console.open_model(bundle, engine, low_memory, allow_fallback)
-    console.write(model, images, prompt, None, as_json, frames, **_sampling(context))
+    console.write(model, images, prompt, None, as_json, frames, task, **_sampling(context))
 
 
 def ask(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -19,9 +19,13 @@ from rich.progress import Progress as Bars
 
 from vlmedge.bundle import Bundle, replace_file
 from vlmedge.errors import InputError
+from vlmedge.locations import Box
 from vlmedge.model import Model
 from vlmedge.progress import SILENT, Advance, Progress
 from vlmedge.video import Video, is_video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FIRST_FIGURES = 4  # of a vector, printed
 
@@ -119,6 +123,7 @@ def write(
     question: str | None,
     as_json: bool,
     frames: int | None,
+    task: str = "caption",
     **options: Any,
 ) -> None:
     """Print captions, or answers to `question`; as they come for one picture on a terminal."""
@@ -129,15 +134,17 @@ def write(
     defaults = model.bundle.spec.generation
     beams = options["num_beams"] or (1 if defaults is None else defaults.num_beams)
     if len(images) == 1 and beams == 1 and not as_json and sys.stdout.isatty():
-        for piece in trimmed(model.stream(sources[0], prompt, question=question, **options)):
+        for piece in trimmed(
+            model.stream(sources[0], prompt, question=question, task=task, **options)
+        ):
             print(piece, end="", flush=True)
         print()
         return
     if question is None and len(images) > 1 and pictures:
-        _caption_each(model, images, prompt, as_json, options)
+        _caption_each(model, images, prompt, as_json, {"task": task, **options})
         return
     if question is None:
-        texts = model.caption(sources, prompt, **options)
+        texts = model.caption(sources, prompt, task=task, **options)
     else:
         texts = model.ask(sources, question, **options)
     if as_json:
@@ -270,6 +277,31 @@ def infill(model: Model, image: str, text: str, top: int, as_json: bool) -> None
         print(", ".join(f"{word} {p:.1%}" for word, p in gap))
 
 
+def detect(
+    image: str,
+    size: tuple[int, int],
+    boxes: Sequence[Box],
+    drawing: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Print boxes of a picture of this size, a line each: left, top, right, bottom in pixels."""
+    if as_json:
+        rows = [
+            {"label": box.label, "box": box.pixels(*size)}
+            | ({"codes": box.codes} if box.codes else {})
+            | ({"polygons": box.outlines(*size)} if box.polygons else {})
+            for box in boxes
+        ]
+        table = {"image": _name(image), "width": size[0], "height": size[1], "boxes": rows}
+        emit(table | ({} if drawing is None else {"drawing": _name(str(drawing))}))
+        return
+    for box in boxes:
+        print(",".join(f"{side:.0f}" for side in box.pixels(*size)), _line(box.label))
+    if drawing is not None and not quiet:
+        print(drawing)
+
+
 def index(model: Model, folder: Path, out: Path, as_json: bool, quiet: bool) -> None:
     """Write the index of a folder of pictures."""
     notes: list[str] = []
@@ -303,6 +335,17 @@ def _save(vectors: Any, out: Path) -> None:
     """Write a .npy file whole or not at all."""
     data = io.BytesIO()
     np.save(data, vectors)
+    _replace(out, data)
+
+
+def save(picture: Image, out: Path) -> None:
+    """Write a PNG whole or not at all."""
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    _replace(out, data)
+
+
+def _replace(out: Path, data: io.BytesIO) -> None:
     try:
         replace_file(out, data.getvalue())
     except OSError as error:

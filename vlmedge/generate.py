@@ -33,7 +33,7 @@ class Prompt:
     Attributes:
         embeds: Soft prompt and text, float32 [batch, tokens, width].
         attention_mask: 0 where a row is padding, int64 [batch, tokens].
-        history: Ids that the repetition penalty sees, image placeholders included as in
+        history: Ids that penalties for repetition see, image placeholders included as in
             transformers, int64 [batch, tokens]; -1 hides a position.
         before: The history of what the decoder has read and written already and still has in its
             cache, int64 [batch, earlier]; none starts with an empty cache.
@@ -286,7 +286,7 @@ def _steps(
     loop = _Loop(decoder, embed, prompt, options)
     tokens = prompt.tokens
     rows = np.arange(len(prompt.embeds))
-    seen = prompt.seen(options.max_tokens) if options.repetition_penalty != 1.0 else None
+    seen = prompt.seen(options.max_tokens) if options.looks_back else None
     logits = loop.read(prompt.embeds)
     for made in range(options.max_tokens):
         known = None if seen is None else seen[:, : tokens + made]
@@ -343,7 +343,9 @@ class _Beams:
         lengthwise = (sums / divisor).tolist()
         last = made + 1 == options.max_tokens
         ends = np.isin(ids, options.eos_ids)
-        for i in np.flatnonzero((ends | last)[: options.num_beams]).tolist():
+        # a token that was ruled out may stand among the best when few are left: it ends no text
+        over = (ends & (sums > -np.inf)) | last
+        for i in np.flatnonzero(over[: options.num_beams]).tolist():
             text = self._ids[parents[i], self._tokens : end].tolist()
             text += [] if ends[i] else [int(ids[i])]
             self._finished.append((lengthwise[i], text))

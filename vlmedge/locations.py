@@ -1,21 +1,34 @@
-"""Places in a text: PaliGemma's location and segment tokens, parsed to boxes.
+"""Places in a text: location and segment tokens, parsed to boxes and outlines.
 
-A box is four tokens <loc0000> to <loc1023>, y0 x0 y1 x1 in 1023rds of the picture's sides, and the
-name of what is there; things are parted by " ; ". A segment is 16 tokens <seg000> to <seg127> more:
-codes of a mask whose decoder is no part of any checkpoint, so they stay numbers. Source: Beyer et
-al. 2024, arXiv 2407.07726, section 3.2.
+"locations" are PaliGemma's. A box is four tokens <loc0000> to <loc1023>, y0 x0 y1 x1 in 1023rds of
+the picture's sides, and the name of what is there; things are parted by " ; ". A segment is 16
+tokens <seg000> to <seg127> more: codes of a mask whose decoder is no part of any checkpoint, so
+they stay numbers. Source: Beyer et al. 2024, arXiv 2407.07726, section 3.2.
+
+"boxes" and "polygons" are Florence-2's: a name, which may be empty, and then its tokens <loc_0> to
+<loc_999>, each the middle of a 1000th of a side. A box is x0 y0 x1 y1, and a name may have several.
+A polygon is x y of its corners; <sep> parts those of one thing, and <poly> </poly> stand around
+them where a name has several things. Source: Xiao et al. 2023, arXiv 2311.06242, and transformers'
+Florence2PostProcessor.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-STEPS = 1023  # that a side is cut into
+STEPS = 1023  # that a side is cut into by PaliGemma
+BINS = 1000  # and by Florence-2
 _THING = re.compile(
     r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*((?:<seg\d{3}>){16})?\s*([^;<]*)"
 )
 _CODE = re.compile(r"<seg(\d{3})>")
+_NAMED = re.compile(r"([^<]*)((?:<loc_\d+>|<sep>|</?poly>){4,})")
+_PLACE = re.compile(r"<loc_(\d+)>")
+_THINGS = re.compile(r"<poly>(.*?)</poly>")
+
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,7 @@ class Box:
         right: As left.
         bottom: As top.
         codes: 16 numbers of its mask, or none.
+        polygons: Outlines (x, y) of its parts, 0 to 1 of width and height, or none.
     """
 
     label: str
@@ -37,25 +51,78 @@ class Box:
     right: float
     bottom: float
     codes: tuple[int, ...] = ()
+    polygons: tuple[tuple[Point, ...], ...] = ()
 
     def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom in pixels of a picture of this size."""
         return self.left * width, self.top * height, self.right * width, self.bottom * height
 
+    def outlines(self, width: int, height: int) -> list[list[Point]]:
+        """Return the corners (x, y) of each polygon in pixels."""
+        return [[(x * width, y * height) for x, y in polygon] for polygon in self.polygons]
 
-def parse(text: str) -> list[Box]:
-    """Find every box of a text, in its order; what is no whole box is passed over."""
+
+def parse(text: str, kind: str = "locations") -> list[Box]:
+    """Find every box of a text, in its order; what is no whole box is passed over.
+
+    Args:
+        text: With its location tokens.
+        kind: How it is written: `GenerateTask.answer`, but "text".
+    """
+    return _PARSERS[kind](text)
+
+
+def _locations(text: str) -> list[Box]:
     found = []
     for *corners, codes, label in _THING.findall(text):
         top, left, bottom, right = (min(int(corner), STEPS) / STEPS for corner in corners)
-        found.append(
-            Box(
-                label.strip(),
-                min(left, right),
-                min(top, bottom),
-                max(left, right),
-                max(top, bottom),
-                tuple(int(code) for code in _CODE.findall(codes)),
-            )
-        )
+        numbers = tuple(int(code) for code in _CODE.findall(codes))
+        found.append(_box(label, (left, right), (top, bottom), codes=numbers))
     return found
+
+
+def _boxes(text: str) -> list[Box]:
+    found = []
+    for label, tokens in _NAMED.findall(text):
+        places = _places(tokens)
+        for i in range(0, len(places) - 3, 4):
+            x0, y0, x1, y1 = places[i : i + 4]
+            found.append(_box(label, (x0, x1), (y0, y1)))
+    return found
+
+
+def _polygons(text: str) -> list[Box]:
+    found = []
+    for label, tokens in _NAMED.findall(text):
+        for thing in _THINGS.findall(tokens) or [tokens]:
+            parts = (_places(part) for part in thing.split("<sep>"))
+            outlines = tuple(
+                tuple(zip(part[::2], part[1::2], strict=False)) for part in parts if len(part) >= 6
+            )
+            if outlines:
+                xs, ys = zip(*(point for outline in outlines for point in outline), strict=True)
+                found.append(_box(label, xs, ys, polygons=outlines))
+    return found
+
+
+_PARSERS: Mapping[str, Callable[[str], list[Box]]] = {
+    "locations": _locations,
+    "boxes": _boxes,
+    "polygons": _polygons,
+}
+
+
+def _places(tokens: str) -> list[float]:
+    return [(min(int(number), BINS - 1) + 0.5) / BINS for number in _PLACE.findall(tokens)]
+
+
+def _box(
+    label: str,
+    xs: tuple[float, ...],
+    ys: tuple[float, ...],
+    *,
+    codes: tuple[int, ...] = (),
+    polygons: tuple[tuple[Point, ...], ...] = (),
+) -> Box:
+    """Make the box around some places."""
+    return Box(label.strip(), min(xs), min(ys), max(xs), max(ys), codes, polygons)

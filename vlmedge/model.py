@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard, overload
 
@@ -16,7 +17,7 @@ from vlmedge.contracts import Engine, FallsBack, Graph
 from vlmedge.errors import InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.image import Grid, ImageSource, is_images
-from vlmedge.locations import Box, parse
+from vlmedge.locations import Box
 from vlmedge.registry import ENGINES
 from vlmedge.slots import Factors, fill
 from vlmedge.spec import (
@@ -30,6 +31,7 @@ from vlmedge.spec import (
     PaintTask,
     ScoreTask,
 )
+from vlmedge.tasks import detect as detecting
 from vlmedge.tasks import embed as embedding
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import label as labelling
@@ -174,6 +176,7 @@ class Model:
         images: Images,
         prompt: str = "",
         *,
+        task: str = "caption",
         examples: Sequence[Example] = (),
         seed: int | None = None,
         **options: Any,
@@ -185,6 +188,7 @@ class Model:
         images: ImageSource | Video,
         prompt: str = "",
         *,
+        task: str = "caption",
         examples: Sequence[Example] = (),
         seed: int | None = None,
         **options: Any,
@@ -196,6 +200,7 @@ class Model:
         images: Iterator[ImageSource],
         prompt: str = "",
         *,
+        task: str = "caption",
         examples: Sequence[Example] = (),
         seed: int | None = None,
         on_error: None = None,
@@ -208,6 +213,7 @@ class Model:
         images: Iterator[ImageSource],
         prompt: str = "",
         *,
+        task: str = "caption",
         examples: Sequence[Example] = (),
         seed: int | None = None,
         on_error: OnError,
@@ -219,6 +225,7 @@ class Model:
         images: ImageSource | Video | Images | Iterator[ImageSource],
         prompt: str = "",
         *,
+        task: str = "caption",
         examples: Sequence[Example] = (),
         seed: int | None = None,
         on_error: OnError | None = None,
@@ -229,6 +236,7 @@ class Model:
         Args:
             images: What to look at.
             prompt: How the caption begins ("a photo of"); not repeated in the answer.
+            task: Another one of the bundle's, such as "detailed_caption".
             examples: Pictures with their right captions, read first (few-shot).
             seed: Of the draw, when sampling.
             on_error: Of a stream: is told (image, error) of one that cannot be used, whose caption
@@ -236,8 +244,8 @@ class Model:
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
-        task = generating.caption_task(self._parts, prompt, self._about("caption", images))
-        return self._write(task, images, prompt, seed, options, examples, on_error)
+        wiring = generating.caption_task(self._parts, prompt, self._about(task, images))
+        return self._write(wiring, images, prompt, seed, options, examples, on_error)
 
     @overload
     def ask(
@@ -294,19 +302,26 @@ class Model:
         prompt: str = "",
         *,
         question: str | None = None,
+        task: str = "caption",
         seed: int | None = None,
         **options: Any,
     ) -> Iterator[str]:
-        """Caption one image, or answer `question`, in pieces as they come.
+        """Caption one image by `task`, or answer `question`, in pieces as they come.
 
         The pieces joined and stripped are what `caption` or `ask` return. Options are theirs too,
         except beams, whose text is known only at the end.
         """
-        name = self._about("caption" if question is None else "ask", image)
-        task, chosen = self._task(name, GenerateTask), self._options(options)
-        soft, grids = generating.seen(self._parts, task, [self._parts.open(image)])
-        text = generating.fill(task, prompt if question is None else question, grids)
-        return generating.stream(self._parts, task, soft, text, chosen, seed)
+        name, chosen = (
+            self._about(task if question is None else "ask", image),
+            self._options(options),
+        )
+        if question is None:
+            wiring = generating.caption_task(self._parts, prompt, name)
+        else:
+            wiring = generating.ask_task(self._parts, question, name=name)
+        soft, grids = generating.seen(self._parts, wiring, [self._parts.open(image)])
+        text = generating.fill(wiring, prompt if question is None else question, grids)
+        return generating.stream(self._parts, wiring, soft, text, chosen, seed)
 
     def session(self, image: ImageSource) -> Session:
         """Open one picture to be asked several times: it is encoded and its prefix read once.
@@ -316,32 +331,50 @@ class Model:
         """
         return Session(self._parts, self._kept, image)
 
+    @overload
+    def detect(
+        self, images: Images, what: str | None = None, *, task: str | None = None, **options: Any
+    ) -> list[list[Box]]: ...
+
+    @overload
+    def detect(
+        self,
+        images: ImageSource,
+        what: str | None = None,
+        *,
+        task: str | None = None,
+        **options: Any,
+    ) -> list[Box]: ...
+
     def detect(
         self,
         images: ImageSource | Images,
-        what: str,
+        what: str | None = None,
         *,
-        task: str = "detect",
+        task: str | None = None,
         **options: Any,
-    ) -> list[Box] | list[list[Box]]:
+    ) -> Any:
         """Find things on one picture, or on each of several.
 
         Args:
             images: Where to look.
-            what: What to look for, as "cat" or "cat ; dog".
-            task: "segment" asks for masks too.
+            what: What to look for: "cat", or several things as "cat; dog"; none: all that the
+                model knows, where it has been trained for that.
+            task: Another one of the bundle's: "segment" asks for masks too.
             **options: As of `caption`.
 
         Returns:
             Boxes in parts of the picture's sides, in the model's order.
         """
-        wiring = self._task(task, GenerateTask)
-        if wiring.answer != "locations":
-            raise InputError(f"task {task!r} answers in words: use ask, or detect")
-        if not what.strip():
-            raise InputError("nothing to look for: name it")
-        texts = self._write(wiring, images, what, None, options)
-        return parse(texts) if isinstance(texts, str) else [parse(text) for text in texts]
+        name = detecting.usual(self._parts, what) if task is None else task
+        wiring = detecting.detect_task(self._parts, name)
+        read = partial(detecting.boxes, self._parts, wiring)
+        found: list[list[Box]] = []
+        for text in detecting.requests(wiring, name, what):
+            answers = self._write(wiring, images, text, None, options, read=read)
+            rows = answers if is_images(images) else [answers]
+            found = [a + b for a, b in zip(found, rows, strict=True)] if found else rows
+        return found if is_images(images) else found[0]
 
     def chat(self, system: str | None = None, **options: Any) -> Chat:
         """Begin a conversation: turns, pictures in any of them, and the cache kept between them.
@@ -650,17 +683,18 @@ class Model:
         given: dict[str, Any],
         examples: Sequence[Example] = (),
         on_error: OnError | None = None,
+        read: Callable[[list[int]], Any] | None = None,
     ) -> Any:
-        """Write about one image, several, or a stream of them."""
+        """Write about one image, several, or a stream of them; `read` makes sense of the ids."""
         chosen = self._options(given)
         before, shown = self._shown(task, examples)
 
-        def answer(opened: Sequence[Opened]) -> list[str]:
+        def answer(opened: Sequence[Opened]) -> list[Any]:
             seen, grids = generating.seen(self._parts, task, opened)
             soft = [[*shown, *each] for each in seen]
             prompts = [generating.fill(task, text, [grid], before) for grid in grids]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
-            return [self._parts.tokenizer.decode(row).strip() for row in ids]
+            return [(read or self._parts.tokenizer.text)(row) for row in ids]
 
         return self._answer(images, answer, on_error)
 

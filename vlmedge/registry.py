@@ -47,7 +47,10 @@ class Registry(Generic[T]):
             if file.is_file():
                 for node in ast.parse(file.read_text(encoding="utf-8")).body:
                     match node:
-                        case ast.Assign(targets=[ast.Name(id=found)], value=value):
+                        case (
+                            ast.Assign(targets=[ast.Name(id=found)], value=value)
+                            | ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value)
+                        ):
                             if found == constant:
                                 return ast.literal_eval(value)
         raise UnknownNameError(f"{self.folder}/{name}.py: it has no literal {constant}")

@@ -1,7 +1,8 @@
 """From one step's logits to the next token, in numpy, as transformers 5.23 does it.
 
-The order is that of `GenerationMixin._get_logits_processor`: repetition penalty, end tokens held
-back, then (for sampling) temperature, top-k, top-p. Scores are float32 [rows, vocabulary].
+The order is that of `GenerationMixin._get_logits_processor`: repetition penalty, runs of tokens
+that were seen, end tokens held back, forced tokens, then (for sampling) temperature, top-k, top-p.
+Scores are float32 [rows, vocabulary].
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "repetition_penalty": (lambda x: 0 < x < math.inf, "above 0 (1 is none)"),
     "length_penalty": (math.isfinite, "finite (0 is none)"),
+    "no_repeat_ngram_size": (lambda n: n >= 0, "at least 0 (0 allows all)"),
 }
 
 
@@ -84,34 +86,67 @@ def options(defaults: Generation, **given: Any) -> Generation:
 
 
 def process(scores: Scores, seen: Ids | None, made: int, options: Generation) -> Scores:
-    """Apply what greedy, sampling and beams share: repetition penalty, then minimum length.
+    """Apply what greedy, sampling and beams share, in the order that this module's head names.
 
     Args:
         scores: Logits, or log-probabilities for beams, float32 [rows, vocabulary].
-        seen: Ids that the penalty sees, int64 [rows, n]; those outside the vocabulary (-1 for
-            padding) are ignored. None when `options` has no penalty.
+        seen: Ids of prompt and new text, int64 [rows, n]; those outside the vocabulary (-1 for
+            padding) are ignored. None when `options` looks back at nothing.
         made: New tokens so far.
         options: The call's.
 
     Returns:
         Scores float32 [rows, vocabulary]; the same array when there was nothing to do.
     """
-    penalized = seen is not None and options.repetition_penalty != 1.0
-    held_back = made < options.min_tokens
-    if not (penalized or held_back):
-        return scores
-    scores = scores.copy()
     vocabulary = scores.shape[-1]
-    if seen is not None and penalized:
-        row, column = np.nonzero((seen >= 0) & (seen < vocabulary))
-        token = seen[row, column]
-        score = scores[row, token]
-        # CTRL, https://arxiv.org/abs/1909.05858, section 4.1; once a token, however often seen:
-        # all its copies read the score before any of them writes it
-        penalty = options.repetition_penalty
-        scores[row, token] = np.where(score < 0, score * penalty, score / penalty)
-    if held_back:
+    forced = _forced(made, options)
+    if forced is not None:  # whatever comes before it
+        only = np.full_like(scores, -np.inf)
+        only[:, forced] = 0
+        return only
+    if seen is not None and options.repetition_penalty != 1.0:
+        scores = _penalized(scores, seen, options.repetition_penalty)
+    if seen is not None and 0 < options.no_repeat_ngram_size <= seen.shape[1]:
+        scores = _unrepeated(scores, seen, options.no_repeat_ngram_size)
+    if made < options.min_tokens:
+        scores = scores.copy()
         scores[:, [token for token in options.eos_ids if token < vocabulary]] = -np.inf
+    return scores
+
+
+def _forced(made: int, options: Generation) -> int | None:
+    """Return the token that must come, if one must; the last one wins."""
+    if options.forced_eos_id is not None and made + 1 == options.max_tokens:
+        return options.forced_eos_id
+    return options.forced_bos_id if made == 0 else None
+
+
+def _penalized(scores: Scores, seen: Ids, penalty: float) -> Scores:
+    """Make tokens that were seen less likely.
+
+    CTRL, https://arxiv.org/abs/1909.05858, section 4.1; once a token, however often seen: all its
+    copies read the score before any of them writes it.
+    """
+    row, column = np.nonzero((seen >= 0) & (seen < scores.shape[-1]))
+    token = seen[row, column]
+    scores = scores.copy()
+    score = scores[row, token]
+    scores[row, token] = np.where(score < 0, score * penalty, score / penalty)
+    return scores
+
+
+def _unrepeated(scores: Scores, seen: Ids, size: int) -> Scores:
+    """Rule out what would end a run of `size` tokens that was seen; one with padding is none.
+
+    Paulus et al. 2017, arXiv 1705.04304, section 2.5.
+    """
+    runs = np.lib.stride_tricks.sliding_window_view(seen, size, axis=1)  # [rows, runs, size]
+    begun = seen[:, None, seen.shape[1] + 1 - size :]  # [rows, 1, size - 1]
+    last = runs[:, :, -1]
+    again = (runs[:, :, :-1] == begun).all(-1) & (runs >= 0).all(-1) & (last < scores.shape[-1])
+    row, column = np.nonzero(again)
+    scores = scores.copy()
+    scores[row, last[row, column]] = -np.inf
     return scores
 
 

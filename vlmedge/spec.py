@@ -182,6 +182,9 @@ class Generation(_Data, frozen=True):
         repetition_penalty: > 1 makes tokens that were seen less likely.
         length_penalty: Exponent of the length that divides a beam's score.
         early_stopping: Stop when num_beams candidates are finished.
+        no_repeat_ngram_size: No run of so many tokens comes twice, prompt included; 0 allows it.
+        forced_bos_id: The first new token, whatever the model says (forced_bos_token_id), or none.
+        forced_eos_id: The last one, at max_tokens (forced_eos_token_id), or none.
         bos_id: First token of a decoder's text, or none.
         eos_ids: Tokens that end a text.
         pad_id: Fills rows that have ended.
@@ -200,6 +203,14 @@ class Generation(_Data, frozen=True):
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
     early_stopping: bool = False
+    no_repeat_ngram_size: int = 0
+    forced_bos_id: int | None = None
+    forced_eos_id: int | None = None
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a token's score depends on the tokens before it, beside what the model says."""
+        return self.repetition_penalty != 1.0 or self.no_repeat_ngram_size > 0
 
 
 class EmbeddingTable(_Data, frozen=True):
@@ -261,7 +272,10 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
             `prompt` has it, `{text}` the right answer; none where the model takes no examples.
         media: The decoder's input that takes the pictures, where it looks at them beside the text
             and not among it; placeholders are tokens then. None puts them among the text.
-        answer: "text", or "locations": words among tokens that say where things are.
+        answer: "text", or words among tokens that say where things are, as `vlmedge.locations` has
+            them: "locations" are PaliGemma's; "boxes" and "polygons" are Florence-2's.
+        several: What stands between the things that are looked for, where they are named in one
+            prompt; none asks for one after the other.
         read: Components from the picture and the text to what the decoder is fed throughout.
         start_ids: With `read`: what the decoder begins with, before the text that no component of
             `read` has taken.
@@ -279,7 +293,8 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     image_text: ImageText | None = None
     example: str | None = None
     media: str | None = None
-    answer: Literal["text", "locations"] = "text"
+    answer: Literal["text", "locations", "boxes", "polygons"] = "text"
+    several: str | None = None
     read: tuple[str, ...] = ()
     start_ids: tuple[int, ...] = ()
     special_tokens: bool = True

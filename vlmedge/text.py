@@ -106,10 +106,19 @@ class Tokenizer:
             attention_mask[row, start : start + len(ids)] = 1
         return input_ids, attention_mask
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids` without special tokens, as transformers' batch_decode does."""
-        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Return the text of `ids`, as transformers' batch_decode does.
+
+        Args:
+            ids: Of tokens.
+            special: Whether special tokens are written too.
+        """
+        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=not special)
         return text.replace(self._suffix, " ").strip() if self._suffix else text
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids` without special tokens, and without space around it."""
+        return self.decode(ids).strip()
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         """Decode while the ids come in.

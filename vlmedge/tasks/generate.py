@@ -27,6 +27,8 @@ Soft = Sequence[NDArray[np.float32]]
 def caption_task(parts: Parts, prompt: str, name: str = "caption") -> GenerateTask:
     """Return the wiring of a caption that begins with `prompt`."""
     task = parts.task(name, GenerateTask)
+    if "{question}" in task.prompt or task.answer != "text":
+        raise InputError(f"task {name!r} describes no picture: use ask or detect")
     if prompt and "{prompt}" not in task.prompt:
         raise InputError("this model begins its captions by itself: leave the prompt out")
     return task

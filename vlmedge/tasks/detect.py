@@ -1,0 +1,51 @@
+"""Image and the names of things in, where they are out: what is asked for, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlmedge.errors import InputError
+from vlmedge.locations import Box, parse
+from vlmedge.spec import GenerateTask
+
+from ._parts import Parts
+
+
+def detect_task(parts: Parts, name: str) -> GenerateTask:
+    """Return the wiring of a task that says where things are."""
+    known = parts.bundle.spec.tasks
+    found = [n for n, t in known.items() if isinstance(t, GenerateTask) and t.answer != "text"]
+    if not found:
+        raise InputError(
+            f"{parts.bundle.path} says of nothing where it is: its tasks are {', '.join(known)}"
+        )
+    task = parts.task(name, GenerateTask)
+    if task.answer == "text":
+        raise InputError(f"task {name!r} answers in words: use ask, or {' or '.join(found)}")
+    return task
+
+
+def usual(parts: Parts, what: str | None) -> str:
+    """Name the task that is meant: without anything to look for one that finds all, if there is."""
+    return "detect_all" if what is None and "detect_all" in parts.bundle.spec.tasks else "detect"
+
+
+def requests(task: GenerateTask, name: str, what: str | None) -> list[str]:
+    """Make what stands for `{question}`: one text, or one for each thing of "cat; dog"."""
+    if "{question}" not in task.prompt:
+        if what is not None:
+            raise InputError(f"task {name!r} finds all that it knows: leave {what!r} out")
+        return [""]
+    things = [thing.strip() for thing in (what or "").split(";") if thing.strip()]
+    if not things:
+        raise InputError("nothing to look for: name it")
+    return things if task.several is None else [task.several.join(things)]
+
+
+def boxes(parts: Parts, task: GenerateTask, ids: Sequence[int]) -> list[Box]:
+    """Read where things are out of an answer; its location tokens may be special ones."""
+    generation = parts.bundle.spec.generation
+    assert generation is not None
+    around = {generation.bos_id, generation.pad_id, *generation.eos_ids}
+    text = parts.tokenizer.decode([i for i in ids if i not in around], special=True)
+    return parse(text, task.answer)
