@@ -68,6 +68,7 @@ from ._pali_model import (
 )
 from ._respell import VIT, respell
 from ._tiny import save
+from ._torch import Build
 from ._weights import Renamed, Together, Weights, open_weights
 
 ARCHITECTURES = ("PaLIForConditionalGeneration",)
@@ -148,11 +149,11 @@ def read_part(folder: Path, raw: Mapping[str, Any], name: str) -> Part:
         return Part(config, inside)
     preset = raw.get("preset")
     if inline is None and preset is not None:
-        if preset not in PRESETS:
+        if str(preset) not in PRESETS:
             raise CheckpointError(
                 f"{folder / 'config.json'}: preset is {preset!r}: choose from {', '.join(PRESETS)}"
             )
-        inline = PRESETS[preset][name]
+        inline = PRESETS[str(preset)][name]
     if not isinstance(inline, Mapping):
         raise CheckpointError(
             f"{folder / 'config.json'} says nothing of its {name} part: "
@@ -278,7 +279,7 @@ class Pali:
         shown = seeing.holder(folder, "preprocessor_config.json", "processor_config.json")
         generation = read_generation(writing.holder(folder, "generation_config.json"), text)
         image = read_image_front_end(shown, default_image(pair(vision.image_size)))
-        builds = {
+        builds: dict[str, Build] = {
             "vision_encoder": partial(Tower, vision),
             "projector": partial(Projector, vision.hidden_size, text.d_model),
             **{name: partial(build, text) for name, build in _t5.BUILDS.items()},
@@ -312,16 +313,16 @@ class Pali:
             eager_float32(config)
         model = PaliModel(*configs)
         size = {"height": 32, "width": 32}
-        images = transformers.SiglipImageProcessor(size=size)
-        if not inside:
-            images = transformers.ViTImageProcessor(size=size)
+        kind = transformers.SiglipImageProcessor if inside else transformers.ViTImageProcessor
+        images: Any = kind(size=size)
 
         def processor(tokenizer: Any) -> Any:
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
             return transformers.VisionTextDualEncoderProcessor(images, tokenizer)
 
+        saved: Any = model  # none of transformers' models, and saved like one
         save(
-            model,
+            saved,
             folder,
             bos="</s>",
             template="$A </s>",
