@@ -38,7 +38,7 @@ _MT5: Mapping[str, Any] = {"model_type": "mt5", "vocab_size": 250112, "d_kv": 64
 _MT5_LARGE = {**_MT5, "d_model": 1024, "d_ff": 2816, "num_heads": 16}
 _MT5_XXL = {**_MT5, "d_model": 4096, "d_ff": 10240, "num_heads": 64}
 
-# section 3.1 of the paper; the towers' widths are those of Zhai et al. 2021, arXiv 2106.04560
+# ViT-G is of Zhai et al. 2021 (arXiv 2106.04560); ViT-e, PaLI's own, is as open_clip writes it down
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "3B": {"vision": _VIT_G, "text": _MT5_LARGE},
     "15B": {"vision": _VIT_G, "text": _MT5_XXL},

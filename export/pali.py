@@ -77,7 +77,7 @@ TINY = ("pali", "pali-parts")
 
 ENCODE = ("vision_encoder", "projector")
 KINDS = {"vision": tuple(LEADING), "text": ("mt5",)}
-# what the paper asks in; EN is any of its languages
+# the paper's (recalled); EN is any of its languages
 PROMPTS = {
     "caption": "Generate the alt_text in EN at 0:",
     "ask": "Answer in EN: {question}",

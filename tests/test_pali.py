@@ -26,7 +26,7 @@ from vlmedge.scenes import draw_scene
 
 FAMILY = FAMILIES["pali"]
 WEIGHTS = "model.safetensors"
-# section 3.1 and table 6 of the paper, in thousands of millions: ViT, mT5
+# of the paper, in thousands of millions of parameters: ViT, mT5
 SIZES = {"3B": (1.8, 1.2), "15B": (1.8, 13), "17B": (3.9, 13)}
 WIDTHS = {"3B": (1664, 1024), "15B": (1664, 4096), "17B": (1792, 4096)}
 SMALL = {
