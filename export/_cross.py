@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlmedge.spec import TensorSpec
+from vlmedge.spec import Component, TensorSpec
+
+from ._family import state_pairs
 
 
 def cross_specs(
@@ -23,6 +25,48 @@ def cross_specs(
         TensorSpec(f"cross.{i}.{part}", "float32", ("batch", heads, states, head_width))
         for i in range(layers)
         for part in ("key", "value")
+    )
+
+
+def encoder_decoder(
+    width: int, heads: int, layers: int, head_width: int, vocabulary: int
+) -> tuple[Component, ...]:
+    """Name the graphs of an encoder and a decoder behind a soft prompt.
+
+    Args:
+        width: Of the states of both.
+        heads: Of the decoder's keys and values.
+        layers: Of the decoder.
+        head_width: Of its heads.
+        vocabulary: How many tokens it chooses from.
+    """
+    states = TensorSpec("text_states", "float32", ("batch", "states", width))
+    cross, state = cross_specs(layers, heads, "states", head_width), state_pairs(layers)
+    past = [TensorSpec(i, "float32", ("batch", heads, "past", head_width)) for _, i in state]
+    present = [TensorSpec(o, "float32", ("batch", heads, "total", head_width)) for o, _ in state]
+    embeds = TensorSpec("inputs_embeds", "float32", ("batch", "tokens", width))
+    return (
+        Component(
+            "text_encoder",
+            inputs=(embeds, TensorSpec("attention_mask", "int64", ("batch", "tokens"))),
+            outputs=(TensorSpec("text_states", "float32", ("batch", "tokens", width)),),
+        ),
+        Component("cross_kv", inputs=(states,), outputs=cross),
+        Component(
+            "decoder",
+            inputs=(
+                embeds,
+                TensorSpec("attention_mask", "int64", ("batch", "total")),
+                TensorSpec("encoder_attention_mask", "int64", ("batch", "states")),
+                *cross,
+                *past,
+            ),
+            outputs=(
+                TensorSpec("logits", "float32", ("batch", "tokens", vocabulary)),
+                *present,
+            ),
+            state=state,
+        ),
     )
 
 

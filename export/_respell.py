@@ -18,6 +18,16 @@ from ._weights import Weights
 Rules = Sequence[tuple[str, str]]
 """Regular expression -> replacement, applied one after the other, each wherever it fits."""
 
+VIT: Rules = (  # transformers.conversion_mapping 5.23, "ViT-style vision models"
+    (r"\.encoder\.layer\.", ".layers."),
+    (r"attention\.attention\.query", "attention.q_proj"),
+    (r"attention\.attention\.key", "attention.k_proj"),
+    (r"attention\.attention\.value", "attention.v_proj"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+)
+
 
 class Respelled:
     """Tensors on disk under the names of the modules that need them."""

@@ -19,10 +19,10 @@ import torch
 from transformers.activations import ACT2FN
 
 from vlmedge.errors import CheckpointError
-from vlmedge.spec import Component, TensorSpec
+from vlmedge.spec import Component
 
-from ._cross import cross_specs, nest, padding_mask, split_heads
-from ._family import causal_mask, state_pairs
+from ._cross import encoder_decoder, nest, padding_mask, split_heads
+from ._family import causal_mask
 from ._tiny import VOCABULARY
 from ._weights import Weights
 
@@ -300,34 +300,12 @@ BUILDS = {"text_encoder": TextEncoder, "cross_kv": CrossKV, "decoder": Decoder}
 
 def components(config: Any) -> tuple[Component, ...]:
     """Name the graphs of a T5 behind a soft prompt."""
-    width, heads, layers = config.d_model, config.num_heads, config.num_decoder_layers
-    states = TensorSpec("text_states", "float32", ("batch", "states", width))
-    cross, state = cross_specs(layers, heads, "states", config.d_kv), state_pairs(layers)
-    past = [TensorSpec(i, "float32", ("batch", heads, "past", config.d_kv)) for _, i in state]
-    present = [TensorSpec(o, "float32", ("batch", heads, "total", config.d_kv)) for o, _ in state]
-    embeds = TensorSpec("inputs_embeds", "float32", ("batch", "tokens", width))
-    return (
-        Component(
-            "text_encoder",
-            inputs=(embeds, TensorSpec("attention_mask", "int64", ("batch", "tokens"))),
-            outputs=(TensorSpec("text_states", "float32", ("batch", "tokens", width)),),
-        ),
-        Component("cross_kv", inputs=(states,), outputs=cross),
-        Component(
-            "decoder",
-            inputs=(
-                embeds,
-                TensorSpec("attention_mask", "int64", ("batch", "total")),
-                TensorSpec("encoder_attention_mask", "int64", ("batch", "states")),
-                *cross,
-                *past,
-            ),
-            outputs=(
-                TensorSpec("logits", "float32", ("batch", "tokens", config.vocab_size)),
-                *present,
-            ),
-            state=state,
-        ),
+    return encoder_decoder(
+        config.d_model,
+        config.num_heads,
+        config.num_decoder_layers,
+        config.d_kv,
+        config.vocab_size,
     )
 
 

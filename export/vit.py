@@ -13,7 +13,7 @@ from vlmedge.spec import ImageFrontEnd
 from ._checkpoint import read_config, read_image_front_end
 from ._family import HubExport
 from ._labels import describe, label_file, read_labels
-from ._respell import respell
+from ._respell import VIT, respell
 from ._tiny import save
 from ._weights import open_weights
 
@@ -29,15 +29,6 @@ ALIASES = {
 TINY = ("vit", "deit", "deit-teacher")
 
 HALF = (0.5, 0.5, 0.5)
-RULES = (  # transformers.conversion_mapping 5.23, "ViT-style vision models"
-    (r"\.encoder\.layer\.", ".layers."),
-    (r"attention\.attention\.query", "attention.q_proj"),
-    (r"attention\.attention\.key", "attention.k_proj"),
-    (r"attention\.attention\.value", "attention.v_proj"),
-    (r"attention\.output\.dense", "attention.o_proj"),
-    (r"intermediate\.dense", "mlp.fc1"),
-    (r"output\.dense", "mlp.fc2"),
-)
 
 
 class VisionEncoder(torch.nn.Module):
@@ -78,7 +69,7 @@ class Vit:
         front = read_image_front_end(folder, default)
         spec = describe("vit", config, front, size, config.hidden_size)
         builds = {"vision_encoder": lambda: VisionEncoder(config)}
-        weights = respell(open_weights(folder, allow_pickle=allow_pickle), RULES, builds)
+        weights = respell(open_weights(folder, allow_pickle=allow_pickle), VIT, builds)
         return HubExport(folder, spec, builds, weights, files=label_file(labels))
 
     def tiny(self, name: str, folder: Path) -> transformers.PreTrainedModel:

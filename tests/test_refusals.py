@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny import tiny
 
 from vlmedge.errors import CheckpointError, InputError
@@ -23,6 +24,30 @@ def test_mask_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"its tokenizer has no mask token '\[MASK\]'"):
         export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_tokenizer_that_names_no_picture_is_refused(tmp_path: Path) -> None:
+    tiny("t5gemma2", tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["boi_token"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not name what begins, fills and ends a pict"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_table_without_its_end_row_is_refused(tmp_path: Path) -> None:
+    tiny("t5gemma2", tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "model.safetensors"
+    weights = load_file(file)
+    kept = {
+        n: w for n, w in weights.items() if not n.endswith("encoder.embed_tokens.eoi_embedding")
+    }
+    assert len(kept) == len(weights) - 1
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"embed_tokens.eoi_embedding' is missing"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
 
 
 def test_tokenizer_without_a_fast_form_is_refused(tmp_path: Path) -> None:
