@@ -31,11 +31,11 @@ VERSIONS = ("8.6", "10.3", "10.13", "10.16", "11.x")
 HEAD = """# What TensorRT's parsers take
 
 Made by `python benchmarks/lint_table.py`; not written by hand. Each kind is the smallest random
-checkpoint of an architecture, exported and quantized to {schemes}, with every layer that the
-scheme can take. Each of these bundles is lowered and judged as `vlmedge build --check-only
---tensorrt VERSION` does it, in float16 and float32: by NVIDIA's own tables of what each parser
-reads and by its rules on Q/DQ (`runtimes/_trt_operators.py`, `runtimes/_trt_lint.py`). It takes no
-GPU, and proves no engine: that a version takes a graph is one thing, that it builds another.
+checkpoint of an architecture, exported and quantized to {schemes},
+with every layer that the scheme can take. Each of these bundles is lowered and judged as
+`vlmedge build --check-only --tensorrt VERSION` does it, in float16 and float32: by NVIDIA's own
+tables of what each parser reads and by its rules on Q/DQ (`runtimes/_trt_operators.py`,
+`runtimes/_trt_lint.py`). It takes no GPU, and proves no engine: that a version takes a graph is one thing, that it builds another.
 
 """
 
