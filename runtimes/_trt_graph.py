@@ -97,7 +97,8 @@ class TrtGraph(CheckedGraph):
         self._dtypes = {n: api.dtype_of(trt, engine.get_tensor_dtype(n)) for n in names}
         self._stream = cuda.stream()
         self._profile = 0
-        self._resident: dict[str, Array] = {}  # of adapters: fed at every call, sent up once
+        self._resident: dict[str, Array] = {}  # fed at every call, sent up once
+        self._kept = self._fed_again(component)
         turns = {into: out for out, into in self._became.items()}
         self._buffers = {name: _Buffer(cuda) for name in names if name not in turns.values()}
         self._twins = {name: _Buffer(cuda) for name in turns}
@@ -177,6 +178,22 @@ class TrtGraph(CheckedGraph):
         self._context = None
         self._owners = ()
 
+    def reset(self) -> None:
+        """Forget the state, and what was looked at."""
+        super().reset()
+        for name in self._kept:
+            self._resident.pop(name, None)
+
+    @staticmethod
+    def _fed_again(component: Component) -> frozenset[str]:
+        """Name what a decoder is fed unchanged: keys and values of the picture, its mask."""
+        state = {into for _, into in component.state}
+        return frozenset(
+            spec.name
+            for spec in component.inputs
+            if state and spec.name not in state and not {"tokens", "total"} & set(spec.shape)
+        )
+
     def _is_split_by_rows(self) -> bool:
         specs = (*self.component.inputs, *self.component.outputs)
         return not self.component.state and all(s.shape[:1] == ("batch",) for s in specs)
@@ -206,7 +223,7 @@ class TrtGraph(CheckedGraph):
             address = (self._turn(name, 0) if state else self._buffers[name]).hold(array.nbytes)
             if self._resident.get(name) is not array:
                 self._cuda.upload(address, array, self._stream)
-            if name not in self._inputs:
+            if name in self._kept or name not in self._inputs:  # or an adapter's
                 self._resident[name] = array
         if not self._context.set_input_shape(name, tuple(value.shape)):
             raise VlmEdgeError(f"{self.component.name}: {name}: {self._last_words()}")

@@ -2,6 +2,7 @@
 
     Gelu                  below 10.6    x * (1 + Erf(x / sqrt 2)) / 2, or tanh's approximation
     CumSum of integers    always        Cast -> CumSum -> Cast: it sums floats alone
+    Clip of integers      always        Max -> Min: it clips floats alone
     opset 18 and above    8.6           opset 17: axes of reductions become attributes
 
 float16 is written into the graph, since TensorRT 11 knows no other way (and 10 takes it); a graph
@@ -24,6 +25,7 @@ from ._half import cast, halve, is_typed
 from ._trt_operators import Version, names, operators
 
 _FLOAT = ir.DataType.FLOAT
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 _REDUCTIONS = names(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
     "ReduceSum ReduceSumSquare"
@@ -47,14 +49,16 @@ def lower(
     table = operators(version)
     changed = False
     for node in list(model.graph):
+        dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
         if node.op_type == "Gelu" and "Gelu" not in table.types:
             _replace(node, _gelu(model.graph, node))
-            changed = True
-        elif node.op_type == "CumSum" and node.inputs[0] is not None:
-            dtype = node.inputs[0].dtype
-            if dtype in (ir.DataType.INT64, ir.DataType.INT32):
-                _sum_in_float(model.graph, node, dtype)
-                changed = True
+        elif node.op_type == "CumSum" and dtype in _INTEGERS:
+            _sum_in_float(model.graph, node, dtype)
+        elif node.op_type == "Clip" and dtype in _INTEGERS:
+            _replace(node, _bounds(node))
+        else:
+            continue
+        changed = True
     if version < (10, 0):  # it computes in float16 by a flag, which strong typing has replaced
         changed = _to_opset_17(model) or changed
     elif precision == "float16" and not is_typed(model):
@@ -115,6 +119,26 @@ def _sum_in_float(graph: ir.Graph, node: ir.Node, dtype: ir.DataType) -> None:
     after.replace_input_with(0, old)
     old.type = ir.TensorType(_FLOAT)
     graph.insert_after(node, after)
+
+
+def _bounds(clip: ir.Node) -> list[ir.Node]:
+    """Write a Clip as x -> Max with its lower bound -> Min with its upper bound; either may lack.
+
+    Where the bounds cross, both give the upper one (ONNX's Clip, opset 13).
+    """
+    x = clip.inputs[0]
+    assert x is not None
+    prefix = str(clip.name or clip.outputs[0].name)
+    nodes: list[ir.Node] = []
+    for kind, bound in zip(("Max", "Min"), list(clip.inputs)[1:], strict=False):
+        if bound is None:
+            continue
+        node = ir.Node("", kind, [x, bound], name=f"{prefix}.{kind}")
+        x = node.outputs[0]
+        x.name, x.type = f"{prefix}.{kind}.value", clip.outputs[0].type
+        x.shape = clip.outputs[0].shape
+        nodes.append(node)
+    return nodes or [ir.Node("", "Identity", [x], name=f"{prefix}.Identity")]
 
 
 def _to_opset_17(model: ir.Model) -> bool:

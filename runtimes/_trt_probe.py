@@ -6,18 +6,19 @@ what makes activations large, so each component gets what it will get.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Graph
-from vlmedge.spec import GenerateTask, MatchTask, TensorSpec
+from vlmedge.prompt_rows import writing
+from vlmedge.spec import Component, MatchTask, TensorSpec
 from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.embed import fill
 
 _TOKENS = 4  # of a sequence that nobody gave
 _LABELS = ("a red circle", "a cat")
+_QUESTION = "what color is the circle?"
+_FIRST = ("media_index",)  # numbers of things, of which there is one: 0
 
 
 class Probe:
@@ -25,20 +26,25 @@ class Probe:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
+        self._parts = Parts(bundle, {})
         self._pool: dict[str, Array] | None = None
 
     def steps(self, graph: Graph) -> list[dict[str, Array]]:
         """Return what to feed: once, or a prompt and one token more for a graph with state."""
-        pool = self._known()
         component = graph.component
-        state = {into for _, into in component.state}
-        specs = [spec for spec in component.inputs if spec.name not in state]
-        prompt = self._prompt(pool)
-        tokens = prompt.shape[1] if prompt is not None else _TOKENS
-        first = {s.name: self._feed(s, pool, prompt, 0, tokens) for s in specs}
+        pool = self._known() | self._looked_at(component)
+        sizes = _sizes(component, pool)
+        prompt = self._prompt(component, pool)
+        if prompt is not None:
+            pool["inputs_embeds"], sizes["tokens"] = prompt, prompt.shape[1]
+        tokens = sizes.setdefault("tokens", _TOKENS)
+        first = _feeds(component, pool, sizes | {"past": 0, "total": tokens})
         if not component.state:
             return [first]
-        return [first, {s.name: self._feed(s, pool, prompt, tokens, 1) for s in specs}]
+        if prompt is not None:
+            pool["inputs_embeds"] = prompt[:, -1:]
+        one = {"tokens": 1, "past": tokens, "total": tokens + 1}
+        return [first, _feeds(component, pool, sizes | one)]
 
     def learn(self, outputs: dict[str, Array]) -> None:
         """Keep what a component gave, for those that come after it."""
@@ -52,38 +58,68 @@ class Probe:
     def _front_ends(self) -> dict[str, Array]:
         from vlmedge.samples import drawn
 
-        spec, parts = self._bundle.spec, Parts(self._bundle, {})
+        spec, parts = self._bundle.spec, self._parts
         pool: dict[str, Array] = {}
         if spec.image is not None:
             pool["pixel_values"] = parts.pixels(drawn(1, "calibration", labelled=False).images)
-        matches = [t for t in spec.tasks.values() if isinstance(t, MatchTask)]
-        if matches and spec.text is not None:
-            ids, mask = parts.tokenizer.encode(fill(matches[0].template, _LABELS))
-            pool["input_ids"], pool["attention_mask"] = ids[:1], mask[:1]
+        if any(tensor.name == "input_ids" for c in spec.components for tensor in c.inputs):
+            matches = [t for t in spec.tasks.values() if isinstance(t, MatchTask)]
+            texts = fill(matches[0].template, _LABELS) if matches else [_QUESTION]
+            pool["input_ids"], pool["attention_mask"] = parts.tokenizer.encode(texts)
         return pool
 
-    def _prompt(self, pool: dict[str, Array]) -> Array | None:
-        tasks = self._bundle.spec.tasks.values()
-        names = [t.soft_prompt for t in tasks if isinstance(t, GenerateTask)]
-        return next((pool[name] for name in names if name in pool), None)
+    def _looked_at(self, component: Component) -> dict[str, Array]:
+        """Return what a decoder looks at beside its text, under the decoder's own name for it."""
+        tasks = [t for t in writing(self._bundle.spec) if t.decoder == component.name and t.media]
+        pool = self._known()
+        return {str(t.media): pool[t.soft_prompt] for t in tasks if t.soft_prompt in pool}
 
-    def _feed(
-        self, spec: TensorSpec, pool: dict[str, Array], prompt: Array | None, past: int, new: int
-    ) -> Array:
-        """Make one input: `new` positions after `past`."""
-        if spec.name == "inputs_embeds" and prompt is not None:
-            return np.ascontiguousarray(prompt[:1, -new:].astype(spec.dtype))
-        sizes: dict[str, int] = {"batch": 1, "tokens": new, "past": past, "total": past + new}
-        shape = tuple(s if isinstance(s, int) else sizes.get(s, 1) for s in spec.shape)
+    def _prompt(self, component: Component, pool: dict[str, Array]) -> Array | None:
+        """Return the embeddings that a component reads, float32 [1, tokens, width].
+
+        They are the picture's rows, or what texts begin with where another reads the picture.
+        """
+        if "inputs_embeds" not in {spec.name for spec in component.inputs}:
+            return None
+        for task in writing(self._bundle.spec):
+            if task.decoder == component.name and task.read:
+                return self._parts.embed(np.array([task.start_ids], np.int64))
+            if task.media is None and task.soft_prompt in pool:
+                return pool[task.soft_prompt][:1]
+        return None
+
+
+def _sizes(component: Component, pool: dict[str, Array]) -> dict[str, int]:
+    """Return the sizes of the axes that are settled by what was given."""
+    sizes = {"batch": 1}
+    for spec in component.inputs:
         given = pool.get(spec.name)
-        if given is not None and past == 0 and _fits(given, spec):
-            return np.ascontiguousarray(given[:1])
-        if spec.name == "position_ids":
-            return np.broadcast_to(np.arange(past, past + new, dtype=spec.dtype), shape).copy()
-        dtype: np.dtype[Any] = np.dtype(spec.dtype)
-        if dtype.kind == "f":
-            return np.random.default_rng(0).standard_normal(shape).astype(dtype)
-        return np.ones(shape, dtype)
+        of_text = spec.name == "input_ids" or np.dtype(spec.dtype).kind == "f"
+        if given is None or given.ndim != len(spec.shape) or not of_text:
+            continue
+        for axis, size in zip(spec.shape, given.shape, strict=True):
+            if isinstance(axis, str):
+                sizes.setdefault(axis, size)
+    return sizes
+
+
+def _feeds(component: Component, pool: dict[str, Array], sizes: dict[str, int]) -> dict[str, Array]:
+    state = {into for _, into in component.state}
+    return {s.name: _feed(s, pool, sizes) for s in component.inputs if s.name not in state}
+
+
+def _feed(spec: TensorSpec, pool: dict[str, Array], sizes: dict[str, int]) -> Array:
+    """Give one input: what is known if it fits, else numbers that stand for it."""
+    shape = tuple(s if isinstance(s, int) else sizes.get(s, 1) for s in spec.shape)
+    given = pool.get(spec.name)
+    if given is not None and given.dtype == spec.dtype and given[: sizes["batch"]].shape == shape:
+        return np.ascontiguousarray(given[: sizes["batch"]])
+    if spec.name == "position_ids":
+        past, new = sizes["past"], sizes["tokens"]
+        return np.broadcast_to(np.arange(past, past + new, dtype=spec.dtype), shape).copy()
+    if np.dtype(spec.dtype).kind == "f":
+        return np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
+    return np.full(shape, spec.name not in _FIRST, spec.dtype)
 
 
 def not_finite(graph: Graph, probe: Probe) -> str:
@@ -99,9 +135,3 @@ def not_finite(graph: Graph, probe: Probe) -> str:
     if not graph.component.state:
         probe.learn(outputs)
     return ""
-
-
-def _fits(array: Array, spec: TensorSpec) -> bool:
-    sizes = zip(array.shape, spec.shape, strict=False)
-    same = all(isinstance(wanted, str) or got == wanted for got, wanted in sizes)
-    return array.dtype == spec.dtype and array.ndim == len(spec.shape) and same

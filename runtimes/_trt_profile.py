@@ -1,8 +1,9 @@
 """Which sizes an engine is built for: optimization profiles, from what the manifest says.
 
 A component without state has one profile. A decoder has two, since TensorRT picks kernels for the
-`opt` sizes: `prefill` reads a prompt into an empty cache, `decode` goes on by one token.
-`total` is always past + tokens.
+`opt` sizes: `prefill` reads a prompt, into an empty cache or after what a chat has said before;
+`decode` goes on by one token. `total` is always past + tokens, `states` what a reader before the
+decoder has read (T5's encoder, BLIP's for questions), `media` what it knows of all pictures.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from vlmedge.building import AxisRange
 from vlmedge.errors import InputError
-from vlmedge.spec import Component, GenerateTask, ModelSpec
+from vlmedge.prompt_rows import picture_rows, piece_rows, writing
+from vlmedge.spec import Component, ModelSpec
+from vlmedge.tasks.generate import reads_text
 
 Profile = Mapping[str, AxisRange]
 Shape = tuple[int, ...]
@@ -21,6 +24,8 @@ BEAMS = 5  # rows that a prompt may become: beams are made after it was read, so
 # Activations and cache take memory for the longest text, which few captions need.
 CONTEXT_LIMIT = 1024
 TEXT = 16  # tokens of a usual prompt
+TEXT_ROOM = 256  # tokens of text that have room beside the largest picture
+PICTURES = 8  # that one text looks at, where they do not stand in it
 
 
 def profiles(
@@ -35,20 +40,26 @@ def profiles(
     """
     named = _named(component)
     if not component.state or "past" not in named:
-        return ({axis: overrides.get(axis) or _default(spec, axis) for axis in named},)
+        return ({axis: _range(spec, component, axis, overrides) for axis in named},)
     batch = overrides.get("batch", BATCH)
-    soft, room = _soft_prompt(spec), _context(spec)
+    prompt, room = _prompt(spec, component)
+    prompt = overrides.get("tokens", prompt)
     written = spec.generation.max_tokens if spec.generation else TEXT
-    usual = min(soft + TEXT, room)
-    prompt = overrides.get("tokens", AxisRange(1, usual, room))
-    cache = overrides.get("past", AxisRange(1, min(usual + written // 2, room - 1), room - 1))
-    empty, one = AxisRange(0, 0, 0), AxisRange(1, 1, 1)
+    usual = max(1, min(prompt.opt + written // 2, room - 1))
+    cache = overrides.get("past", AxisRange(1, usual, max(1, room - 1)))
     cache = AxisRange(max(1, cache.min), max(1, cache.opt), max(1, cache.max))
-    found = []
+    before, one = AxisRange(0, 0, cache.max), AxisRange(1, 1, 1)
     beams = AxisRange(batch.min, batch.opt, BEAMS * batch.max)
-    for rows, tokens, past in ((batch, prompt, empty), (beams, one, cache)):
-        known = {"batch": rows, "tokens": tokens, "past": past, "total": _sum(tokens, past)}
-        found.append({a: known.get(a) or overrides.get(a) or _default(spec, a) for a in named})
+    found = []
+    for rows, tokens, past in ((batch, prompt, before), (beams, one, cache)):
+        known = {"batch": rows, "tokens": tokens, "past": past}
+        longest = max(prompt.max, cache.max + 1)
+        known["total"] = AxisRange(
+            tokens.min + past.min,
+            tokens.opt + past.opt,
+            min(tokens.max + past.max, longest),
+        )
+        found.append({a: known.get(a) or _range(spec, component, a, overrides) for a in named})
     return tuple(found)
 
 
@@ -79,12 +90,14 @@ def shapes(component: Component, profile: Profile) -> dict[str, tuple[Shape, Sha
 
 
 def choose(component: str, built: Sequence[Profile], sizes: Mapping[str, int]) -> int:
-    """Return the number of the first profile that covers the sizes of all axes.
+    """Return the number of the last profile that covers the sizes of all axes.
+
+    One token more fits both of a decoder's, and the last is made for it.
 
     Raises:
         InputError: None does; it names the axis, its size and the range.
     """
-    for number, profile in enumerate(built):
+    for number, profile in reversed(list(enumerate(built))):
         if all(r.min <= sizes[axis] <= r.max for axis, r in profile.items() if axis in sizes):
             return number
     # the profile that nearly fits tells most: the one with the fewest axes outside of it
@@ -112,27 +125,60 @@ def _named(component: Component) -> list[str]:
     return list(dict.fromkeys(axes))
 
 
-def _default(spec: ModelSpec, axis: str) -> AxisRange:
+def _range(
+    spec: ModelSpec, component: Component, axis: str, overrides: Mapping[str, AxisRange]
+) -> AxisRange:
+    """Return the sizes of an axis that is no decoder's own."""
+    if axis in overrides:
+        return overrides[axis]
+    if axis == "tokens":
+        return _text(spec, component)
+    if axis == "states":  # all that the reader has read
+        readers = _readers(spec)
+        return _range(spec, readers[0], "tokens", overrides) if readers else BATCH
+    if axis == "media":
+        each = max((piece_rows(spec, task) for task in writing(spec)), default=1)
+        return AxisRange(each, each, PICTURES * each)
+    if axis == "frames" and spec.video is not None:
+        most = spec.video.limit or spec.video.frames
+        return AxisRange(1, min(spec.video.frames, most), most)
+    return BATCH
+
+
+def _text(spec: ModelSpec, component: Component) -> AxisRange:
+    """Return how long the texts of an encoder are; a reader of embeddings has the picture too."""
     text = spec.text
-    if axis != "tokens" or text is None:
+    if text is None:
         return BATCH
     if text.pad_to is not None:
         return AxisRange(text.pad_to, text.pad_to, text.pad_to)
-    return AxisRange(1, min(TEXT, text.max_tokens), text.max_tokens)
+    soft = 0
+    if any(tensor.name == "inputs_embeds" for tensor in component.inputs):
+        soft = max((piece_rows(spec, task) for task in writing(spec)), default=0)
+    return AxisRange(1, soft + min(TEXT, text.max_tokens), soft + text.max_tokens)
 
 
-def _context(spec: ModelSpec) -> int:
-    """Return how many positions prompt and text may take together."""
+def _prompt(spec: ModelSpec, decoder: Component) -> tuple[AxisRange, int]:
+    """Return how long a decoder's prompt is, and how many positions it has, prompt included."""
+    tasks = [task for task in writing(spec) if task.decoder == decoder.name]
     longest = spec.text.max_tokens if spec.text else CONTEXT_LIMIT
-    return min(longest + _soft_prompt(spec), CONTEXT_LIMIT)
+    soft, begins = 0, 0
+    for task in tasks:
+        if task.read:  # the picture is looked at, and the text perhaps read, by somebody else
+            begins = max(begins, len(task.start_ids))
+        elif task.media is None:
+            soft = max(soft, picture_rows(spec, task))
+    if any(task.image_text is None for task in tasks):  # its text is counted alone
+        longest += soft
+    soft = min(soft, longest - 1)
+    room = min(longest, max(CONTEXT_LIMIT, soft + TEXT_ROOM))
+    if tasks and all(task.read and reads_text(spec, task) for task in tasks):
+        return AxisRange(1, max(1, begins), max(1, begins)), room
+    return AxisRange(1, min(begins + soft + TEXT, room), room), room
 
 
-def _soft_prompt(spec: ModelSpec) -> int:
-    """Return how many positions a picture takes before the text."""
-    names = {t.soft_prompt for t in spec.tasks.values() if isinstance(t, GenerateTask)}
-    sizes = [o.shape[1] for c in spec.components for o in c.outputs if o.name in names]
-    return max((size for size in sizes if isinstance(size, int)), default=0)
-
-
-def _sum(a: AxisRange, b: AxisRange) -> AxisRange:
-    return AxisRange(a.min + b.min, a.opt + b.opt, a.max + b.max)
+def _readers(spec: ModelSpec) -> list[Component]:
+    """Return what reads a text for a decoder to look at."""
+    names = dict.fromkeys(name for task in writing(spec) for name in task.read)
+    found = [spec.component(name) for name in names]
+    return [c for c in found if {t.name for t in c.inputs} & {"input_ids", "inputs_embeds"}]

@@ -124,6 +124,23 @@ def test_llava_on_an_orin_nano_is_int4_with_swap(llava: Path) -> None:
     assert decoder.cache_bytes == 2 * 32 * 4096 * (576 + 64 + 64) * 2 * 2
 
 
+def test_what_a_decoder_looks_at_is_kept_too(tmp_path: Path) -> None:
+    """BLIP base: 12 layers' keys and values of 577 rows, once, beside those of the text, twice."""
+    config = {"text_config": {}, "vision_config": {}, "model_type": "blip"}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"architectures": ["BlipForConditionalGeneration"], **config}))
+    decoder = planned(file, "jetson-orin-nano-8gb").scheme("fp16").parts[-1]
+    assert decoder.cache_bytes == 2 * 12 * 768 * (2 * (64 + 64) + 577) * 2
+
+
+def test_classifier_is_planned_without_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    plan = planned(file, "jetson-orin-nano-8gb")
+    assert plan.recommended is not None and plan.profile == {}
+    assert plan.scheme("fp16").tokens_per_s is None
+
+
 def test_shared_memory_leaves_less_than_a_card_has(llava: Path) -> None:
     board, card = planned(llava, "jetson-orin-nano-8gb"), planned(llava, "rtx-4060")
     assert board.free_bytes < 6 * GIB < 7 * GIB < card.free_bytes

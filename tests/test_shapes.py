@@ -98,7 +98,8 @@ def test_llava_counts_as_torch_does(tmp_path: Path) -> None:
     config = transformers.LlavaConfig.from_dict(LLAVA)
     model = on_meta(transformers.LlavaForConditionalGeneration, config)
     vision, projector, _decoder = shape.parts
-    assert vision.parameters == count(model.model.vision_tower)
+    tower = model.model.vision_tower  # of which the layer before the last one is looked at
+    assert vision.parameters == count(tower) - count(tower.encoder.layers[-1], tower.post_layernorm)
     assert projector.parameters == count(model.model.multi_modal_projector)
     assert shape.parameters == count(model)
     assert shape.soft_rows == 576
@@ -113,8 +114,9 @@ def test_llava_next_counts_as_torch_does(tmp_path: Path) -> None:
     config = transformers.LlavaNextConfig.from_dict({**raw, "model_type": "llava_next"})
     model = on_meta(transformers.LlavaNextForConditionalGeneration, config)
     vision, projector, _decoder = shape.parts
-    assert vision.parameters == count(model.model.vision_tower)
-    assert projector.parameters == count(model.model.multi_modal_projector)
+    assert vision.parameters + shape.extra == count(model.model.vision_tower)
+    newline = model.model.image_newline.numel()
+    assert projector.parameters == count(model.model.multi_modal_projector) + newline
     assert shape.parameters == count(model)
     assert (vision.runs, projector.runs) == (5, 5)
     assert shape.soft_rows == 5 * 576 + 48
@@ -158,8 +160,9 @@ def test_smaller_models_count_as_torch_does(tmp_path: Path) -> None:
         ({"text_config": None}, "config.json has no 'text_config': it is needed to plan"),
         ({"vision_config": {"hidden_size": "wide"}}, "hidden_size is 'wide': it must be a whole"),
         ({"vision_config": {"patch_size": 0}}, "patch_size is 0: it must be a whole number of 1"),
-        ({"vision_config": {"model_type": "siglip"}}, "'siglip' is not planned: llava has 'clip_"),
-        ({"text_config": {"model_type": "qwen2"}}, "'qwen2' is not planned: llava has 'llama' or"),
+        ({"vision_feature_layer": "last"}, "vision_feature_layer has 'last': it must be a number"),
+        ({"vision_config": {"model_type": "vit"}}, "'vit' is not planned: llava has 'clip_"),
+        ({"text_config": {"model_type": "phi"}}, "'phi' is not planned: llava has 'llama' or"),
     ],
 )
 def test_config_with_a_fault_is_refused_by_name(
@@ -170,11 +173,54 @@ def test_config_with_a_fault_is_refused_by_name(
         read_shape(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depths": [2, 0]}, "depths has 0: it must be a whole number of 1 or more"),
+        ({"depths": [2, True]}, "depths has True: it must be a whole number of 1 or more"),
+        ({"mlp_ratio": "wide"}, "mlp_ratio is 'wide': it must be above 0"),
+        ({"mlp_ratio": 0}, "mlp_ratio is 0: it must be above 0"),
+    ],
+)
+def test_swin_with_a_fault_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    config = {"architectures": ["SwinForImageClassification"], "model_type": "swin", **change}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        read_shape(tmp_path)
+
+
+# Configs as their hubs have them: what is left out must be filled as transformers fills it
+DEFAULTS = {
+    "ViTForImageClassification": transformers.ViTConfig,
+    "SwinForImageClassification": transformers.SwinConfig,
+    "Swinv2ForImageClassification": transformers.Swinv2Config,
+    "SiglipModel": transformers.SiglipConfig,
+    "SegGptForImageSegmentation": transformers.SegGptConfig,
+    "BlipForConditionalGeneration": transformers.BlipConfig,
+    "BlipForQuestionAnswering": transformers.BlipConfig,
+    "BlipForImageTextRetrieval": transformers.BlipConfig,
+}
+
+
+@pytest.mark.parametrize("architecture", DEFAULTS)
+def test_gaps_are_filled_as_transformers_fills_them(architecture: str, tmp_path: Path) -> None:
+    config = DEFAULTS[architecture]()
+    bare: dict[str, Any] = {"architectures": [architecture], "model_type": config.model_type}
+    for part in ("text_config", "vision_config"):
+        if hasattr(config, part):
+            bare[part] = {}
+    (tmp_path / "config.json").write_text(json.dumps(bare))
+    shape = read_shape(tmp_path)
+    assert shape.parameters == count(on_meta(getattr(transformers, architecture), config))
+
+
 def test_blip2_with_another_language_model_is_refused(tmp_path: Path) -> None:
     config = {"architectures": ["Blip2ForConditionalGeneration"], "text_config": {}}
-    config["text_config"] = {"model_type": "t5"}
+    config["text_config"] = {"model_type": "bart"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="'t5': blip2 is planned with 'opt'"):
+    with pytest.raises(CheckpointError, match="'bart': blip2 is planned with 'opt' or 't5'"):
         read_shape(tmp_path)
 
 

@@ -7,6 +7,7 @@ can is every name that is used, profiles, types, state, the cache, the lock and 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -23,21 +25,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import building
+from vlmedge import building, exporting
 from vlmedge.building import AxisRange, BuildOptions
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Graph
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
 from vlmedge.model import Model
 from vlmedge.progress import SILENT
+from vlmedge.prompt_rows import writing
 from vlmedge.registry import ENGINES
 
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
 package = engine.__package__
-api, builder, cache, cuda, graphs = (
-    import_module(f"{package}._trt_{name}") for name in ("api", "build", "cache", "cuda", "graph")
+api, builder, cache, cuda, graphs, profile = (
+    import_module(f"{package}._trt_{name}")
+    for name in ("api", "build", "cache", "cuda", "graph", "profile")
 )
 STANDINS = Path(__file__).parent / "standins"
 VERSIONS = {"trt86": "8.6.1", "trt103": "10.3.0", "trt110": "11.0.0"}
@@ -430,6 +435,104 @@ def test_range_of_an_unknown_axis_is_refused(use: Use, clip: Bundle) -> None:
     options = BuildOptions(axes={"bach": AxisRange(1, 1, 2)})
     with pytest.raises(InputError, match="no axis 'bach': give a range of batch"):
         build(clip, options)
+
+
+# What has an axis of its own: a cross cache, media that is looked at
+QUICK = ("blip-vqa", "flamingo")
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", [*QUICK, *SLOW])
+def test_every_kind_fits_its_profiles(
+    case: str, use: Use, tmp_path: Path, pictures: list[Path]
+) -> None:
+    """Probing and writing stay in the ranges of the axes, and the texts are ONNX Runtime's."""
+    tiny(case, tmp_path / "checkpoint")
+    bundle = exporting.export(str(tmp_path / "checkpoint"), tmp_path / "bundle", check=False)
+    use("trt103")
+    build(bundle)
+    writes_the_same(bundle, pictures)
+
+
+def writes_the_same(bundle: Bundle, pictures: list[Path]) -> None:
+    there, here = Model(bundle), Model(bundle, "tensorrt")
+    clip = vlmedge.Video(np.random.default_rng(0).integers(0, 256, (11, 40, 52, 3), np.uint8))
+    shown: dict[str, Any] = {"image": [str(picture) for picture in pictures], "video": [clip]}
+    for task, beams in itertools.product(writing(bundle.spec), (1, 3)):
+        more: Any = {"max_tokens": 6, "num_beams": beams}
+        if "{question}" in task.prompt:
+            more["question"] = "what color is the star?"
+        texts = [
+            (model.ask if "question" in more else model.caption)(shown[task.source], **more)
+            for model in (there, here)
+        ]
+        assert texts[0] == texts[1]
+    here.graphs.close()
+
+
+def test_encoder_and_decoder_write_what_onnx_runtime_does(
+    use: Use, t5: Bundle, pictures: list[Path]
+) -> None:
+    use("trt103")
+    build(t5)
+    writes_the_same(t5, pictures)
+
+
+def test_states_are_what_a_reader_has_read(t5: Bundle) -> None:
+    """T5's encoder reads the picture's rows and the text, and the decoder looks at all of it."""
+    spec = t5.spec
+    assert spec.text is not None
+    read = AxisRange(1, 6 + 16, 6 + spec.text.max_tokens)
+    (encoder,) = profile.profiles(spec, spec.component("text_encoder"), {})
+    (cross,) = profile.profiles(spec, spec.component("cross_kv"), {})
+    prefill, decode = profile.profiles(spec, spec.component("decoder"), {})
+    assert encoder["tokens"] == cross["states"] == prefill["states"] == decode["states"] == read
+    assert prefill["tokens"] == AxisRange(1, 1, 1)  # the start id: the text is read elsewhere
+    wider = {"tokens": AxisRange(1, 30, 60)}
+    for part in ("cross_kv", "decoder"):
+        found = profile.profiles(spec, spec.component(part), wider)
+        assert [one["states"] for one in found] == [AxisRange(1, 30, 60)] * len(found)
+
+
+def test_states_beyond_the_profile_are_named(use: Use, t5: Bundle) -> None:
+    use("trt103")
+    build(t5, only("cross_kv", axes={"states": AxisRange(1, 8, 9)}))
+    graph = ENGINES["tensorrt"].open(t5, "cross_kv")
+    states = np.zeros((1, 10, 32), np.float32)
+    with pytest.raises(
+        InputError, match=r"cross_kv: states is 10: its engine takes 1 to 9: .*--axis states=1:9:10"
+    ):
+        graph.run({"text_states": states})
+    graph.close()
+
+
+def test_cross_cache_goes_up_once(use: Use, t5: Bundle, pictures: list[Path]) -> None:
+    gpu = use("trt103")
+    build(t5)
+    model = Model(t5, "tensorrt")
+    sent = []
+    for tokens in (2, 6):
+        gpu.copied_bytes["up"] = 0
+        model.caption(str(pictures[0]), max_tokens=tokens, min_tokens=tokens)
+        sent.append(gpu.copied_bytes["up"])
+    cross = 4 * 4 * 8 * 4 * 8  # 2 layers' keys and values, 4 heads, more than 8 states, float32
+    assert 0 < sent[1] - sent[0] < cross
+    model.graphs.close()
+
+
+@pytest.fixture(scope="module")
+def t5_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("t5")
+    tiny("blip2-flan-t5", root / "checkpoint")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's and transformers' own
+        return exporting.export(str(root / "checkpoint"), root / "bundle", check=False).path
+
+
+@pytest.fixture
+def t5(t5_bundle: Path, tmp_path: Path) -> Bundle:
+    return copied(t5_bundle, tmp_path)
 
 
 # ---- the cache

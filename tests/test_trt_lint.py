@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from tiny import KINDS
 
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array
@@ -98,6 +100,26 @@ def test_built_in_bundles_pass(
         assert ran.code == 0, ran.err
         assert ran.out == f"{bundle}: tensorrt {version} takes it\n"
         assert json.loads(vlmedge("build", bundle, *how, "--json").out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_passes_in_every_scheme(kind: str, tmp_path: Path) -> None:
+    """8.6 has neither INT4 nor FP8; all that later versions lack is in the lowering."""
+    _, found = table().refusals(kind, tmp_path)
+    assert {scheme for scheme, _ in found.pop("8.6")} <= {"int4", "fp8"}
+    assert found == {version: set() for version in VERSIONS if version != "8.6"}
+
+
+def table() -> Any:
+    """Return benchmarks/lint_table.py, which makes docs/tensorrt_lint.md."""
+    file = Path(__file__).parent.parent / "benchmarks" / "lint_table.py"
+    spec = spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_portable_decoder_has_what_the_lowering_is_for(blip2_bundle: Path) -> None:
@@ -381,6 +403,20 @@ def test_sum_of_integers_is_exact() -> None:
     (found,) = run(model, x=x)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, x.cumsum(axis=1))
+    assert problems(model, V11) == ""
+
+
+@pytest.mark.parametrize("bounds", [(-3, 5), (-3, None), (None, 5), (5, -3), (None, None)])
+def test_integers_are_clipped_exactly(bounds: tuple[int | None, int | None]) -> None:
+    draft = _Draft(dtype=ir.DataType.INT64)
+    ends = [None if b is None else draft.constant(b, np.int64) for b in bounds]
+    model = draft.model(draft.add("Clip", draft.x, *ends, dtype=ir.DataType.INT64))
+    assert "Clip: it does not take int64" in problems(model, V11)
+    x = np.arange(-8, 8).reshape(2, 8) + 2**40  # a float would round them
+    x[0] -= 2**40
+    (expected,) = run(model, x=x)
+    assert lower.lower(model, V11, "float32")
+    np.testing.assert_array_equal(run(model, x=x)[0], expected)
     assert problems(model, V11) == ""
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from vlmedge.bundle import graph_path
 from vlmedge.manifest import Manifest
 from vlmedge.portable import load_graph
+from vlmedge.prompt_rows import picture_rows, writing
 from vlmedge.shape import Part, Shape
-from vlmedge.spec import Component, GenerateTask
+from vlmedge.spec import Component
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -135,13 +136,10 @@ def _width(tensors: tuple[Any, ...], name: str) -> int:
 
 
 def _soft_rows(manifest: Manifest) -> int:
-    """Return the picture's rows in the prompt."""
-    for task in manifest.spec.tasks.values():
-        if isinstance(task, GenerateTask):
-            outputs = [t for c in manifest.spec.components for t in c.outputs]
-            rows = next((t.shape[1] for t in outputs if t.name == task.soft_prompt), 0)
-            return rows if isinstance(rows, int) else 0
-    return 0
+    """Return the picture's rows in the prompt: of the picture that has most of them."""
+    spec = manifest.spec
+    among = [t for t in writing(spec) if t.source == "image" and not t.media and not t.read]
+    return max((picture_rows(spec, task) for task in among), default=0)
 
 
 def _positions(manifest: Manifest) -> int | None:
@@ -149,4 +147,5 @@ def _positions(manifest: Manifest) -> int | None:
     text = manifest.spec.text
     if text is None or not any(c.state for c in manifest.spec.components):
         return None
-    return text.max_tokens + _soft_rows(manifest)
+    alone = any(task.image_text is None for task in writing(manifest.spec))
+    return text.max_tokens + (_soft_rows(manifest) if alone else 0)

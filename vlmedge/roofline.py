@@ -196,7 +196,7 @@ def cost(
     cache_rows = work.total_rows
     if does.doubles_cache:
         cache_rows = max(CACHE_ROWS_MIN, 1 << (cache_rows - 1).bit_length())
-    cache = cache_token * cache_rows * does.cache_copies
+    cache = cache_token * cache_rows * does.cache_copies + part.held * how.float_bytes
     batch = min(part.runs, BATCH)
     activations = batch * _activations(part, rows, rows, how.float_bytes)
     workspace = batch * KERNEL_BYTES * rows * max(part.inner, part.width)
@@ -205,7 +205,7 @@ def cost(
     start_ms = max(1, part.layers) * does.layer_us / 1000
     step_ms = None
     if part.writes:
-        step_bytes = weights_bytes + cache_token * work.total_rows
+        step_bytes = weights_bytes + cache_token * work.total_rows + part.held * how.float_bytes
         step = _compute_ms(part, device, how, does, 1, work.total_rows, cores)
         step_ms = max(step, step_bytes / bandwidth) + start_ms
     build_host = build = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmedge.errors import CheckpointError
@@ -29,6 +29,7 @@ class Part:
         source_linear: Those of `linear` that work on what is looked at, not on its own rows.
         source_rows: How many rows that has.
         runs: How often a prompt takes it, at most: for each tile of a picture, or frame of a video.
+        held: Numbers that it is fed unchanged at every step: keys and values of what it looks at.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Part:
     source_linear: int = 0
     source_rows: int = 0
     runs: int = 1
+    held: int = 0
 
     @property
     def parameters(self) -> int:
@@ -70,6 +72,7 @@ class Shape:
         host_table: Numbers of the token embedding table, which the host reads row by row.
         tied: Whether that table and the vocabulary's projection are one tensor.
         extra: Parameters that are in no graph.
+        shared: Parameters that are in two graphs.
     """
 
     kind: str
@@ -79,12 +82,13 @@ class Shape:
     host_table: int = 0
     tied: bool = False
     extra: int = 0
+    shared: int = 0
 
     @property
     def parameters(self) -> int:
         """Count the checkpoint's parameters, each tensor once."""
-        shared = self.host_table if self.tied else 0
-        return sum(p.parameters for p in self.parts) + self.host_table + self.extra - shared
+        twice = self.shared + (self.host_table if self.tied else 0)
+        return sum(p.parameters for p in self.parts) + self.host_table + self.extra - twice
 
     @property
     def decoder(self) -> Part | None:
@@ -122,6 +126,46 @@ class Fields:
             )
         return found
 
+    def whole(self, name: str, default: int) -> int:
+        """Return a count that may be 0."""
+        return 0 if self._config.get(name) == 0 else self.size(name, default or None)
+
+    def sizes(self, name: str, default: Sequence[int]) -> list[int]:
+        """Return several counts; one number stands for a list of it."""
+        found = self._config.get(name)
+        if found is None:
+            return list(default)
+        listed = found if isinstance(found, list) else [found]
+        for number in listed:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise CheckpointError(
+                    f"{self._where}: {name} has {number!r}: it must be a whole number of 1 or more"
+                )
+        return listed
+
+    def places(self, name: str, default: int) -> list[int]:
+        """Return positions in a list, one or several; those below 0 count from its end."""
+        found = self._config.get(name)
+        listed = [default] if found is None else found if isinstance(found, list) else [found]
+        for place in listed:
+            if isinstance(place, bool) or not isinstance(place, int):
+                raise CheckpointError(f"{self._where}: {name} has {place!r}: it must be a number")
+        return listed
+
+    def ratio(self, name: str, default: float) -> float:
+        """Return a factor."""
+        found = self._config.get(name)
+        if found is None:
+            return default
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or found <= 0:
+            raise CheckpointError(f"{self._where}: {name} is {found!r}: it must be above 0")
+        return float(found)
+
+    def entries(self, name: str, default: int) -> int:
+        """Count what a nested object has, such as the names of labels."""
+        found = self._config.get(name)
+        return len(found) if isinstance(found, dict) else default
+
     def pairs(self, name: str, default: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return sizes, each of a height and a width."""
         found = self._config.get(name)
@@ -137,6 +181,10 @@ class Fields:
     def text(self, name: str, default: str) -> str:
         """Return a word."""
         return str(self._config.get(name) or default)
+
+    def names(self, name: str) -> list[str]:
+        """Return a list of words."""
+        return [str(word) for word in self._config.get(name) or []]
 
     def flag(self, name: str, default: bool) -> bool:
         """Return a yes or no."""
@@ -156,8 +204,17 @@ def transformer(layers: int, width: int, inner: int) -> tuple[int, int]:
     return layers * sum(w for w, _ in parts), layers * (sum(b for _, b in parts) + norms)
 
 
-def vision_tower(fields: Fields, name: str, *, conv_bias: bool, norms: int, out: int = 0) -> Part:
-    """Count a ViT with a class token.
+def vision_tower(
+    fields: Fields,
+    name: str,
+    *,
+    conv_bias: bool,
+    norms: int,
+    out: int = 0,
+    class_tokens: int = 1,
+    layers: int | None = None,
+) -> Part:
+    """Count a ViT.
 
     Args:
         fields: Its config, gaps filled.
@@ -165,12 +222,26 @@ def vision_tower(fields: Fields, name: str, *, conv_bias: bool, norms: int, out:
         conv_bias: Whether the patch convolution has one.
         norms: LayerNorms outside of the layers.
         out: Width of the projection without bias that follows; 0 for none.
+        class_tokens: Rows before the patches; DeiT has two, SigLIP none.
+        layers: How many are used, or none: all.
     """
     width, inner = fields.size("hidden_size", None), fields.size("intermediate_size", None)
-    layers, patch = fields.size("num_hidden_layers", None), fields.size("patch_size", None)
-    rows = (fields.size("image_size", None) // patch) ** 2 + 1
+    patch = fields.size("patch_size", None)
+    layers = fields.size("num_hidden_layers", None) if layers is None else layers
+    rows = (fields.size("image_size", None) // patch) ** 2 + class_tokens
     weights, rest = transformer(layers, width, inner)
+    if not fields.flag("qkv_bias", True):
+        rest -= layers * 3 * width
     convolution = 3 * patch * patch * width + (width if conv_bias else 0)
-    rest += convolution + width + rows * width + norms * 2 * width
+    rest += convolution + class_tokens * width + rows * width + norms * 2 * width
     heads = fields.size("num_attention_heads", None)
     return Part(name, weights + width * out, rest, width, inner, layers, heads, rows)
+
+
+def followed(part: Part, *layers: tuple[int, int]) -> Part:
+    """Return a part with more linear layers, each (weights, bias), behind it."""
+    return replace(
+        part,
+        linear=part.linear + sum(weights for weights, _ in layers),
+        other=part.other + sum(bias for _, bias in layers),
+    )

@@ -1,9 +1,10 @@
-"""BLIP-2 with OPT: a ViT, a Q-Former that looks at it, a projection, a decoder."""
+"""BLIP-2: a ViT, a Q-Former that looks at it, a projection, then OPT or T5."""
 
 from __future__ import annotations
 
 from vlmedge.errors import CheckpointError
 from vlmedge.shape import Fields, Part, Shape, linear, transformer, vision_tower
+from vlmedge.shapes import _t5
 
 ARCHITECTURES = ("Blip2ForConditionalGeneration",)
 
@@ -37,26 +38,33 @@ OFFSET = 2  # OPT's positions begin at 2
 
 
 def count(config: Fields) -> Shape:
-    """Count a Blip2ForConditionalGeneration whose language model is OPT."""
+    """Count a Blip2ForConditionalGeneration, whose language model is OPT or a T5."""
     text = config.part("text_config")
     model = text.text("model_type", "opt")
-    if model != "opt":
-        raise CheckpointError(f"the language model is {model!r}: blip2 is planned with 'opt'")
-    text = text.filled(OPT)
+    if model != "opt" and model not in _t5.DEFAULTS:
+        known = " or ".join(map(repr, ("opt", *_t5.DEFAULTS)))
+        raise CheckpointError(f"the language model is {model!r}: blip2 is planned with {known}")
     vision = config.part("vision_config").filled(VISION)
     tower = vision_tower(vision, "vision_encoder", conv_bias=True, norms=1)
     queries = config.size("num_query_tokens", QUERIES)
     qformer = _qformer(config.part("qformer_config").filled(QFORMER), queries, tower)
-    decoder = _opt(text)
-    projection = linear(qformer.width, decoder.width)
-    projector = Part("projector", *projection, width=decoder.width, rows=queries)
+    if model == "opt":
+        text = text.filled(OPT)
+        written: tuple[Part, ...] = (_opt(text),)
+        positions, tied = text.size("max_position_embeddings", None), True
+    else:
+        text = _t5.filled(text)
+        written = _t5.parts_of(text, queries)
+        positions, tied = text.size("n_positions", _t5.POSITIONS), not _t5.gated(text)
+    projection = linear(qformer.width, written[0].width)
+    projector = Part("projector", *projection, width=written[0].width, rows=queries)
     return Shape(
         "blip2",
-        (tower, qformer, projector, decoder),
+        (tower, qformer, projector, *written),
         soft_rows=queries,
-        max_positions=text.size("max_position_embeddings", None),
-        host_table=decoder.vocabulary,
-        tied=True,
+        max_positions=positions,
+        host_table=written[-1].vocabulary,
+        tied=tied,
     )
 
 

@@ -1,38 +1,22 @@
-"""LLaVA with Llama or Vicuna: CLIP's picture tower, two projections, a decoder."""
+"""LLaVA: CLIP's or SigLIP's picture tower, two projections, a decoder."""
 
 from __future__ import annotations
 
 from vlmedge.errors import CheckpointError
 from vlmedge.shape import Fields, Part, Shape, linear, vision_tower
-from vlmedge.shapes import clip
+from vlmedge.shapes import _language, _siglip, clip
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
 
-# What transformers' LlamaConfig takes for a field that is not there
-LLAMA = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "vocab_size": 32000,
-}
-
-
-# And MistralConfig, where that is another number
-MISTRAL = {
-    **LLAMA,
-    "intermediate_size": 14336,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 4096 * 32,
-}
-LANGUAGE_MODELS = {"llama": LLAMA, "mistral": MISTRAL}
+LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
+TOWERS = {"clip_vision_model": clip.VISION, "siglip_vision_model": _siglip.VISION}
+LAYER = -2  # of the tower, that is looked at
 
 
 def count(config: Fields) -> Shape:
     """Count a LlavaForConditionalGeneration.
 
-    The tower counts whole, although the layers after vision_feature_layer need not be kept.
+    The first LLaVA has one projection, which its config does not tell: two are counted.
     """
     parts = _, projector, _ = parts_of(config, "llava")
     assert projector.rows is not None
@@ -40,34 +24,60 @@ def count(config: Fields) -> Shape:
 
 
 def parts_of(config: Fields, kind: str) -> tuple[Part, Part, Part]:
-    """Count what LLaVA's line has: a tower, a projector and a decoder."""
-    text, vision = config.part("text_config"), config.part("vision_config")
-    for part, known in ((text, tuple(LANGUAGE_MODELS)), (vision, ("clip_vision_model",))):
-        if (found := part.text("model_type", known[0])) not in known:
-            names = " or ".join(map(repr, known))
-            raise CheckpointError(f"its model_type {found!r} is not planned: {kind} has {names}")
-    tower = vision_tower(vision.filled(clip.VISION), "vision_encoder", conv_bias=False, norms=2)
-    decoder = _llama(_filled(text))
+    """Count what LLaVA's line has: a tower, a projector and a decoder.
+
+    Of the tower only the layers up to the last one that is looked at are exported.
+    """
+    text = _language.filled(config.part("text_config"), kind, LANGUAGE_MODELS)
+    vision = config.part("vision_config")
+    model = tower_kind(vision, kind)
+    layers = feature_layers(config)
+    tower = _tower(vision, model, max(layers))
+    decoder = _language.decoder(text)
     bias = config.flag("multimodal_projector_bias", True)
-    pair = linear(tower.width, decoder.width, bias), linear(decoder.width, decoder.width, bias)
+    pair = (
+        linear(tower.width * len(layers), decoder.width, bias),
+        linear(decoder.width, decoder.width, bias),
+    )
     assert tower.rows is not None
-    keeps_class = config.text("vision_feature_select_strategy", "default") == "full"
+    drops_class = (
+        model == "clip_vision_model"
+        and config.text("vision_feature_select_strategy", "default") == "default"
+    )
     projector = Part(
         "projector",
         sum(weights for weights, _ in pair),
         sum(biases for _, biases in pair),
         width=decoder.width,
         inner=decoder.width,
-        rows=tower.rows if keeps_class else tower.rows - 1,
+        rows=tower.rows - 1 if drops_class else tower.rows,
     )
     return tower, projector, decoder
 
 
+def tower_kind(vision: Fields, kind: str) -> str:
+    """Return the model_type of a tower; refuse one that is not of this line."""
+    found = vision.text("model_type", next(iter(TOWERS)))
+    if found not in TOWERS:
+        names = " or ".join(map(repr, TOWERS))
+        raise CheckpointError(f"its model_type {found!r} is not planned: {kind} has {names}")
+    return found
+
+
+def feature_layers(config: Fields) -> list[int]:
+    """Return how many layers of the tower each output that is looked at has behind it."""
+    vision = config.part("vision_config")
+    known = TOWERS[vision.text("model_type", next(iter(TOWERS)))]
+    count = vision.filled(known).size("num_hidden_layers", None)
+    places = config.places("vision_feature_layer", LAYER)
+    return [place if place >= 0 else count + 1 + place for place in places]
+
+
 def whole(
-    config: Fields, kind: str, parts: tuple[Part, ...], soft_rows: int, extra: int = 0
+    config: Fields, kind: str, parts: tuple[Part, ...], soft_rows: int, shared: int = 0
 ) -> Shape:
     """Put the parts of a model of LLaVA's line together; the decoder is the last."""
-    text = _filled(config.part("text_config"))
+    text = _language.filled(config.part("text_config"), kind, LANGUAGE_MODELS)
     return Shape(
         kind,
         parts,
@@ -75,34 +85,27 @@ def whole(
         max_positions=text.size("max_position_embeddings", None),
         host_table=parts[-1].vocabulary,
         tied=text.flag("tie_word_embeddings", False),
-        extra=extra,
+        extra=unseen(config),
+        shared=shared,
     )
 
 
-def _filled(text: Fields) -> Fields:
-    return text.filled(LANGUAGE_MODELS[text.text("model_type", "llama")])
+def unseen(config: Fields) -> int:
+    """Count the tower's parameters behind what is looked at: layers, the last norm, a head."""
+    vision = config.part("vision_config")
+    model = vision.text("model_type", next(iter(TOWERS)))
+    whole, seen = _tower(vision, model, None), _tower(vision, model, max(feature_layers(config)))
+    head = 0
+    if model == "siglip_vision_model" and vision.flag("vision_use_head", True):
+        head = _siglip.head(whole).parameters - whole.parameters
+    return whole.parameters - seen.parameters + 2 * whole.width + head
 
 
-def _llama(fields: Fields) -> Part:
-    """Count Llama without its token table, which the host reads."""
-    width, inner = fields.size("hidden_size", None), fields.size("intermediate_size", None)
-    layers, words = fields.size("num_hidden_layers", None), fields.size("vocab_size", None)
-    heads = fields.size("num_attention_heads", None)
-    head_width = fields.size("head_dim", width // heads)
-    kept = fields.size("num_key_value_heads", heads) * head_width
-    attention = 2 * width * heads * head_width + 2 * width * kept
-    return Part(
-        "decoder",
-        layers * (attention + 3 * width * inner),
-        layers * 2 * width + width,
-        width,
-        inner,
-        layers,
-        heads,
-        vocabulary=words * width,
-        logits=words,
-        cache_width=2 * layers * kept,
-    )
+def _tower(vision: Fields, model: str, layers: int | None) -> Part:
+    fields = vision.filled(TOWERS[model])
+    if model == "siglip_vision_model":
+        return _siglip.tower(fields, norms=0, layers=layers)
+    return vision_tower(fields, "vision_encoder", conv_bias=False, norms=1, layers=layers)
 
 
 SHAPE = count

@@ -1,0 +1,46 @@
+"""How many positions a picture or a video takes in a prompt, from what the manifest says."""
+
+from __future__ import annotations
+
+from vlmedge.spec import AnyRes, GenerateTask, ImageFrontEnd, ModelSpec
+
+
+def writing(spec: ModelSpec) -> list[GenerateTask]:
+    """Return the tasks that write."""
+    return [task for task in spec.tasks.values() if isinstance(task, GenerateTask)]
+
+
+def piece_rows(spec: ModelSpec, task: GenerateTask) -> int:
+    """Return how many rows one piece of a picture, or one frame, becomes."""
+    sizes = [o.shape[1] for c in spec.components for o in c.outputs if o.name == task.soft_prompt]
+    return max((size for size in sizes if isinstance(size, int)), default=0)
+
+
+def picture_rows(spec: ModelSpec, task: GenerateTask) -> int:
+    """Return how many rows the picture with most tiles becomes, or the longest video."""
+    each = piece_rows(spec, task)
+    if task.source == "video":
+        whole = any(spec.component(name).takes_clips for name in task.encode)
+        frames = spec.video.limit or spec.video.frames if spec.video else 1
+        return each if whole else frames * each
+    rows, columns = _grid(spec.image)
+    if rows * columns == 1:
+        return each
+    tiling = spec.image.tiling if spec.image else None
+    if isinstance(tiling, AnyRes):  # one row ends each line of the tiles; see tiling.joined
+        patches = tiling.patches
+        return (1 + rows * columns) * patches**2 + rows * patches
+    return (1 + rows * columns) * each
+
+
+def _grid(front: ImageFrontEnd | None) -> tuple[int, int]:
+    """Return the (rows, columns) of tiles that a picture is cut into at most."""
+    tiling = front.tiling if front else None
+    if isinstance(tiling, AnyRes):
+        side = tiling.tile_size
+        grids = [(high // side, wide // side) for high, wide in tiling.sizes]
+        return max(grids, key=lambda grid: (grid[0] * grid[1], grid[0]))
+    if tiling is not None and tiling.split:
+        tiles = -(-tiling.longest_edge // tiling.tile_size)
+        return tiles, tiles
+    return 1, 1
