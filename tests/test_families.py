@@ -135,6 +135,14 @@ def test_vectors_are_transformers(case: Case, images: list[Image.Image]) -> None
     for mine, name in zip(ours, ("image_embeds", "text_embeds"), strict=True):
         if name in theirs:
             np.testing.assert_allclose(mine, theirs[name], atol=1e-5)
+    if ours[0].ndim == 3:  # several vectors of a picture; transformers keeps no temperature
+        nearest = np.einsum("ivw,tw->itv", *ours).max(-1)
+        np.testing.assert_allclose(nearest, theirs.logits_per_image, atol=1e-5)
+        shares = (theirs.logits_per_image * task.logit_scale).softmax(-1)
+        for ranking, row in zip(case.model.classify(images, LABELS), shares, strict=True):
+            shown = [dict(ranking)[label] for label in LABELS]
+            np.testing.assert_allclose(shown, row.numpy(), rtol=2e-4, atol=1e-6)
+        return
     if "itm_score" in theirs:
         np.testing.assert_allclose(ours[0] @ ours[1].T, theirs.itm_score, atol=1e-5)
         return  # transformers keeps no temperature for it
@@ -162,8 +170,9 @@ def matched(case: Case, images: list[Image.Image], texts: list[str]) -> Any:
     """Give transformers' probability that each picture and its text match."""
     processor = transformers.AutoProcessor.from_pretrained(case.folder)
     inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
-    found = forward(case, inputs)
-    return getattr(found, "itm_score" if "itm_score" in found else "itm_logits").softmax(-1)[:, 1]
+    found = forward(case, {**inputs, "use_image_text_matching_head": True})
+    names = ("itm_score", "itm_logits", "logits_per_image")
+    return found[next(name for name in names if name in found)].softmax(-1)[:, 1]
 
 
 def test_gaps_are_filled_as_transformers_does(case: Case, images: list[Image.Image]) -> None:

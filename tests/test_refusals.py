@@ -25,6 +25,17 @@ def test_mask_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_qformer_that_reads_no_text_is_refused(tmp_path: Path) -> None:
+    tiny("blip2-itm", tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "config.json"
+    config = json.loads(file.read_text())
+    config["qformer_config"]["use_qformer_text_input"] = False
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="use_qformer_text_input false, so its Q-Former"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_tokenizer_without_a_fast_form_is_refused(tmp_path: Path) -> None:
     tiny("siglip", tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "tokenizer.json").unlink()

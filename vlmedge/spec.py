@@ -314,7 +314,8 @@ class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
 
     Attributes:
         image: Components from pixel_values to `image_output`.
-        image_output: The tensor [batch, width] of images.
+        image_output: The tensor [batch, width] of images; or [batch, vectors, width], and the
+            vector that is nearest to a text counts.
         text: Components from input_ids to `text_output`.
         text_output: The tensor [batch, width] of texts.
         logit_scale: Multiplies the cosine.
@@ -383,12 +384,12 @@ class InfillTask(_Data, frozen=True, tag="infill", tag_field="kind"):
 
 
 class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
-    """One image or text in, one vector of length 1 out.
+    """One image or text in, one vector of length 1 out; or several of an image.
 
     Attributes:
         modality: What goes in.
         encode: Components from the front end's tensors to `output`.
-        output: The tensor [batch, width].
+        output: The tensor [batch, width], or [batch, vectors, width].
     """
 
     modality: Literal["image", "text"]
