@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from vlmedge.building import AxisRange
 from vlmedge.errors import InputError
-from vlmedge.spec import Component, GenerateTask, ModelSpec
+from vlmedge.spec import Component, GenerateTask, ModelSpec, TextFrontEnd
 
 Profile = Mapping[str, AxisRange]
 Shape = tuple[int, ...]
@@ -35,7 +35,8 @@ def profiles(
     """
     named = _named(component)
     if not component.state or "past" not in named:
-        return ({axis: overrides.get(axis) or _default(spec, axis) for axis in named},)
+        text = _front(spec, component)
+        return ({axis: overrides.get(axis) or _default(text, axis) for axis in named},)
     batch = overrides.get("batch", BATCH)
     soft, room = _soft_prompt(spec), _context(spec)
     written = spec.generation.max_tokens if spec.generation else TEXT
@@ -48,7 +49,7 @@ def profiles(
     beams = AxisRange(batch.min, batch.opt, BEAMS * batch.max)
     for rows, tokens, past in ((batch, prompt, empty), (beams, one, cache)):
         known = {"batch": rows, "tokens": tokens, "past": past, "total": _sum(tokens, past)}
-        found.append({a: known.get(a) or overrides.get(a) or _default(spec, a) for a in named})
+        found.append({a: known.get(a) or overrides.get(a) or _default(spec.text, a) for a in named})
     return tuple(found)
 
 
@@ -112,8 +113,13 @@ def _named(component: Component) -> list[str]:
     return list(dict.fromkeys(axes))
 
 
-def _default(spec: ModelSpec, axis: str) -> AxisRange:
-    text = spec.text
+def _front(spec: ModelSpec, component: Component) -> TextFrontEnd | None:
+    """Return the front end whose texts a component reads: a Q-Former has one of its own."""
+    instructed = any(tensor.name == "qformer_input_ids" for tensor in component.inputs)
+    return spec.instruction if instructed else spec.text
+
+
+def _default(text: TextFrontEnd | None, axis: str) -> AxisRange:
     if axis != "tokens" or text is None:
         return BATCH
     if text.pad_to is not None:

@@ -478,6 +478,27 @@ def test_question_may_begin_with_another_token(case: Case, images: list[Image.Im
         case.model.ask(images[0], "what?", first_token="two words")
 
 
+def test_instruction_has_its_say_in_what_is_seen(case: Case, images: list[Image.Image]) -> None:
+    task = case.model.bundle.spec.tasks.get("ask")
+    if not isinstance(task, GenerateTask) or not task.instruct:
+        pytest.skip("sees a picture as it is")
+    parts = Parts(case.model.bundle, case.model.graphs)
+    pixels = parts.pixels(images[:1])
+    encoded = list(generating.encode(parts, task, pixels))
+    together = generating.instructed(parts, task, [encoded] * len(QUESTIONS), QUESTIONS)
+    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    for [soft], question in zip(together, QUESTIONS, strict=True):
+        read = processor.qformer_tokenizer(question, return_tensors="pt")
+        with torch.no_grad():
+            theirs = case.reference.get_image_features(
+                torch.from_numpy(pixels), read["input_ids"], read["attention_mask"]
+            ).pooler_output[0]
+        np.testing.assert_allclose(soft, theirs.numpy(), atol=1e-5)
+    assert np.abs(together[0][0] - together[1][0]).max() > 0.01
+    with pytest.raises(InputError, match=r"prompt of \d+ tokens: the model has room for 64"):
+        case.model.ask(images[0], "x" * 80, max_tokens=NEW)
+
+
 def test_prompts_of_unequal_length_are_kept_apart(case: Case, images: list[Image.Image]) -> None:
     task = case.model.bundle.spec.tasks.get("ask")
     if not isinstance(task, GenerateTask):

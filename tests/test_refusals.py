@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,14 @@ def test_qformer_that_reads_no_text_is_refused(tmp_path: Path) -> None:
     config["qformer_config"]["use_qformer_text_input"] = False
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="use_qformer_text_input false, so its Q-Former"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_qformer_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    tiny("instructblip", tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "checkpoint" / "qformer_tokenizer")
+    with pytest.raises(CheckpointError, match="has no qformer_tokenizer/: it is the Q-Former's"):
         export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
