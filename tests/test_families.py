@@ -480,9 +480,11 @@ def test_question_may_begin_with_another_token(case: Case, images: list[Image.Im
 
 def test_instruction_has_its_say_in_what_is_seen(case: Case, images: list[Image.Image]) -> None:
     task = case.model.bundle.spec.tasks.get("ask")
-    if not isinstance(task, GenerateTask) or not task.instruct:
-        pytest.skip("sees a picture as it is")
     parts = Parts(case.model.bundle, case.model.graphs)
+    if not isinstance(task, GenerateTask) or not task.instruct:
+        with pytest.raises(InputError, match="has no text front end for instructions"):
+            assert parts.instruction_tokenizer
+        return
     pixels = parts.pixels(images[:1])
     encoded = list(generating.encode(parts, task, pixels))
     together = generating.instructed(parts, task, [encoded] * len(QUESTIONS), QUESTIONS)

@@ -172,7 +172,7 @@ class Calibration:
         tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
         task = next(task for task in reversed(tasks) if task.instruct)
         texts = [generating.fill(task, self._said(task, i)) for i in range(count)]
-        ids, mask = self._parts.instructions.encode(texts)
+        ids, mask = self._parts.instruction_tokenizer.encode(texts)
         self._add({"qformer_input_ids": ids, "qformer_attention_mask": mask})
 
     def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:

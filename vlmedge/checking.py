@@ -203,7 +203,8 @@ class _Gate:
         """Make what reads a text before the language model does: the samples' questions."""
         tasks = self._bundle.spec.tasks.values()
         task = [t for t in tasks if isinstance(t, GenerateTask) and t.instruct][-1]
-        ids, mask = self._parts.instructions.encode(self._texts(task, self._samples.questions))
+        texts = self._texts(task, self._samples.questions)
+        ids, mask = self._parts.instruction_tokenizer.encode(texts)
         return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
 
     def _soft(self, task: GenerateTask, pool: Pool) -> list[generating.Soft]:

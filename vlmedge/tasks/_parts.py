@@ -79,7 +79,7 @@ class Parts:
         return Tokenizer(self.bundle.path / self.text_front.tokenizer, self.text_front)
 
     @cached_property
-    def instructions(self) -> Tokenizer:
+    def instruction_tokenizer(self) -> Tokenizer:
         """The text front end of what reads a text before the language model does."""
         front = self.bundle.spec.instruction
         if front is None:

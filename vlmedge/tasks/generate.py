@@ -125,7 +125,7 @@ def instructions(
     parts: Parts, task: GenerateTask, soft: Sequence[Soft], texts: Sequence[str]
 ) -> dict[str, Array]:
     """Make what the components of `instruct` start from: a row for each picture, with its text."""
-    ids, mask = parts.instructions.encode(texts)
+    ids, mask = parts.instruction_tokenizer.encode(texts)
     row = np.repeat(np.arange(len(texts)), [len(seen) for seen in soft])
     return {
         pictured(parts.bundle.spec, task): np.stack([part for seen in soft for part in seen]),
