@@ -73,8 +73,10 @@ def free_id() -> int:
     return tokenizer("$A").get_vocab_size()
 
 
-def tokenizer(template: str) -> Tokenizer:
-    """Build a byte-level BPE of `VOCABULARY` tokens that encodes any text."""
+def tokenizer(
+    template: str, texts: tuple[str, ...] = ("a photo of a red circle", "Question: Answer:")
+) -> Tokenizer:
+    """Build a byte-level BPE of `VOCABULARY` tokens, learnt from `texts`, that encodes any text."""
     built = Tokenizer(models.BPE())
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
@@ -84,7 +86,7 @@ def tokenizer(template: str) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    built.train_from_iterator(["a photo of a red circle", "Question: Answer:"], trainer)
+    built.train_from_iterator(texts, trainer)
     pairs = [(name, built.token_to_id(name)) for name in SPECIAL]
     built.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
     return built

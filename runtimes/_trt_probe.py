@@ -66,6 +66,9 @@ class Probe:
             matches = [t for t in spec.tasks.values() if isinstance(t, MatchTask)]
             texts = fill(matches[0].template, _LABELS) if matches else [_QUESTION]
             pool["input_ids"], pool["attention_mask"] = parts.tokenizer.encode(texts)
+        if spec.instruction is not None:
+            ids, mask = parts.instruction_tokenizer.encode([_QUESTION])
+            pool |= {"qformer_input_ids": ids, "qformer_attention_mask": mask}
         return pool
 
     def _looked_at(self, component: Component) -> dict[str, Array]:
@@ -94,7 +97,7 @@ def _sizes(component: Component, pool: dict[str, Array]) -> dict[str, int]:
     sizes = {"batch": 1}
     for spec in component.inputs:
         given = pool.get(spec.name)
-        of_text = spec.name == "input_ids" or np.dtype(spec.dtype).kind == "f"
+        of_text = spec.name.endswith("input_ids") or np.dtype(spec.dtype).kind == "f"
         if given is None or given.ndim != len(spec.shape) or not of_text:
             continue
         for axis, size in zip(spec.shape, given.shape, strict=True):

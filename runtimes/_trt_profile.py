@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from vlmedge.building import AxisRange
 from vlmedge.errors import InputError
 from vlmedge.prompt_rows import picture_rows, piece_rows, writing
-from vlmedge.spec import Component, ModelSpec
+from vlmedge.spec import Component, ModelSpec, TextFrontEnd
 from vlmedge.tasks.generate import reads_text
 
 Profile = Mapping[str, AxisRange]
@@ -147,7 +147,7 @@ def _range(
 
 def _text(spec: ModelSpec, component: Component) -> AxisRange:
     """Return how long the texts of an encoder are; a reader of embeddings has the picture too."""
-    text = spec.text
+    text = _front(spec, component)
     if text is None:
         return BATCH
     if text.pad_to is not None:
@@ -156,6 +156,12 @@ def _text(spec: ModelSpec, component: Component) -> AxisRange:
     if any(tensor.name == "inputs_embeds" for tensor in component.inputs):
         soft = max((piece_rows(spec, task) for task in writing(spec)), default=0)
     return AxisRange(1, soft + min(TEXT, text.max_tokens), soft + text.max_tokens)
+
+
+def _front(spec: ModelSpec, component: Component) -> TextFrontEnd | None:
+    """Return the front end whose texts a component reads: a Q-Former has one of its own."""
+    instructed = any(tensor.name == "qformer_input_ids" for tensor in component.inputs)
+    return spec.instruction if instructed else spec.text
 
 
 def _prompt(spec: ModelSpec, decoder: Component) -> tuple[AxisRange, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ def test_tokenizer_that_names_no_picture_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_qformer_that_reads_no_text_is_refused(tmp_path: Path) -> None:
+    tiny("blip2-itm", tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "config.json"
+    config = json.loads(file.read_text())
+    config["qformer_config"]["use_qformer_text_input"] = False
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="use_qformer_text_input false, so its Q-Former"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_table_without_its_end_row_is_refused(tmp_path: Path) -> None:
     tiny("t5gemma2", tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "model.safetensors"
@@ -48,6 +60,14 @@ def test_table_without_its_end_row_is_refused(tmp_path: Path) -> None:
     save_file(kept, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"embed_tokens.eoi_embedding' is missing"):
         export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+
+
+def test_qformer_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    tiny("instructblip", tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "checkpoint" / "qformer_tokenizer")
+    with pytest.raises(CheckpointError, match="has no qformer_tokenizer/: it is the Q-Former's"):
+        export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_tokenizer_without_a_fast_form_is_refused(tmp_path: Path) -> None:

@@ -142,6 +142,36 @@ def test_index_and_search_on_the_command_line(
     assert vlmedge("search", clip_bundle, file).code == 2
 
 
+def test_pictures_of_several_vectors_are_found_by_their_nearest(
+    tmp_path: Path, gallery: Path, vlmedge: Callable[..., object]
+) -> None:
+    tiny("blip2-itm", tmp_path / "checkpoint")
+    bundle = export(str(tmp_path / "checkpoint"), tmp_path / "bundle", check=False).path
+    model = package.load(bundle)
+    model.index(gallery).save(tmp_path / "index.npz")
+    index = load(tmp_path / "index.npz")
+    assert index.vectors.shape == (11, 6, 20)  # of its 6 queries
+    hits = model.search(index, "a red circle", top=11)
+    text = model.embed_text("a red circle")
+    every = {p: (v @ text).max() for p, v in zip(index.paths, index.vectors, strict=True)}
+    assert dict(hits) == pytest.approx(every, abs=1e-6)
+    assert [path for path, _ in hits] == sorted(every, key=lambda path: -every[path])
+    picture = gallery / index.paths[4]
+    path, cosine = model.search(index, image=picture, top=1)[0]
+    assert (path, cosine) == (index.paths[4], pytest.approx(1.0, abs=1e-5))
+    with pytest.raises(InputError, match=r"query of shape \[5, 20\]: the index has vectors of 20"):
+        index.search(np.zeros((5, 20), np.float32))
+
+    ran = vlmedge("embed", bundle, picture, "--text", "a cat")
+    assert [line.count("[6, 20]") for line in ran.out.splitlines()] == [1, 0]
+    out = tmp_path / "vectors.npy"
+    ran = vlmedge("embed", bundle, picture, "--text", "a cat", "--out", out)
+    assert (ran.code, out.exists()) == (1, False)
+    assert "a picture has 6 vectors here and a text has one" in ran.err
+    assert vlmedge("embed", bundle, picture, "--out", out).code == 0
+    np.testing.assert_allclose(np.load(out)[0], model.embed_image(picture), atol=1e-6)
+
+
 def test_match_and_infill_on_the_command_line(
     tmp_path: Path, pictures: list[Path], vlmedge: Callable[..., object]
 ) -> None:

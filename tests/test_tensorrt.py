@@ -36,7 +36,7 @@ from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeEr
 from vlmedge.model import Model
 from vlmedge.progress import SILENT
 from vlmedge.prompt_rows import writing
-from vlmedge.registry import ENGINES
+from vlmedge.registry import ENGINES, FAMILIES
 
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
 package = engine.__package__
@@ -403,6 +403,17 @@ def test_longer_batch_goes_through_in_pieces(use: Use, clip: Bundle) -> None:
 
 
 # ---- profiles
+
+
+def test_qformer_is_built_for_the_texts_that_its_own_tokenizer_may_give(tmp_path: Path) -> None:
+    tiny("instructblip-flan-t5", tmp_path)
+    spec = FAMILIES["instructblip"].open(tmp_path).spec
+    most = {
+        name: engine.profiles(spec, spec.component(name), {})[0]["tokens"].max
+        for name in ("qformer", "text_encoder")
+    }
+    assert most == {"qformer": 64, "text_encoder": spec.text.max_tokens}
+    assert spec.text.max_tokens > 64
 
 
 def test_profile_that_does_not_cover_names_axis_size_and_range(use: Use, blip2: Bundle) -> None:
@@ -984,7 +995,7 @@ PROGRAM = """
 import sys
 from importlib import import_module
 from pathlib import Path
-from vlmedge.registry import ENGINES
+from vlmedge.registry import ENGINES, FAMILIES
 sys.path.insert(0, sys.argv[2])
 import test_tensorrt as t
 t.engine.connect = t._FakeCuda

@@ -78,6 +78,8 @@ class Calibration:
         if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
             ids, mask = self._parts.tokenizer.encode(self._texts())
             self._add({"input_ids": ids, "attention_mask": mask})
+        if bundle.spec.instruction is not None:
+            self._instruct(len(images))
         # every input of one row is asked for before the next row's
         trial = lru_cache(maxsize=1)(partial(painting.trial, self._parts, images))
 
@@ -165,6 +167,14 @@ class Calibration:
         texts = [generating.fill(task, self._said(task, i)) for i in rows]
         self._add(generating.sources(self._parts, task, soft, texts))
 
+    def _instruct(self, count: int) -> None:
+        """Make what reads a text before the language model does: a question about each picture."""
+        tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
+        task = next(task for task in reversed(tasks) if task.instruct)
+        texts = [generating.fill(task, self._said(task, i)) for i in range(count)]
+        ids, mask = self._parts.instruction_tokenizer.encode(texts)
+        self._add({"qformer_input_ids": ids, "qformer_attention_mask": mask})
+
     def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:
         """Feed a stateless component from the pool."""
         names = [spec.name for spec in component.inputs]
@@ -202,7 +212,7 @@ class Calibration:
             for task in self._bundle.spec.tasks.values()
             if isinstance(task, GenerateTask) and task.decoder == component.name
         ]
-        task = tasks[i % len(tasks)]
+        task = generating.settled(tasks[i % len(tasks)])
         parts = Parts(self._bundle, {component.name: graph})
         images = (*self._samples.images, *self._samples.singles)
         grids = self._parts.pictures([images[i]]).grids

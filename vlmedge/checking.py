@@ -191,11 +191,21 @@ class _Gate:
         if "input_ids" in wanted:
             texts = texts_for(self._bundle.spec, self._samples)
             pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
+        if "qformer_input_ids" in wanted:
+            pool |= self._instructions()
         if painting.painting_tasks(self._parts):
             count = range(len(images))
             rows = [painting.trial(self._parts, images, i) for i in count]  # type: ignore[arg-type]
             pool |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         return pool
+
+    def _instructions(self) -> Pool:
+        """Make what reads a text before the language model does: the samples' questions."""
+        tasks = self._bundle.spec.tasks.values()
+        task = [t for t in tasks if isinstance(t, GenerateTask) and t.instruct][-1]
+        texts = self._texts(task, self._samples.questions)
+        ids, mask = self._parts.instruction_tokenizer.encode(texts)
+        return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
 
     def _soft(self, task: GenerateTask, pool: Pool) -> list[generating.Soft]:
         """Take what each sample's picture, or clip of pictures, became out of a pool."""
@@ -274,16 +284,18 @@ class _Gate:
         """Compare logits of a prefill and of a step, and what the decode loop writes."""
         runs = list(self._runs(component))
         with self._progress.step(f"checking {component.name}", 2 * len(runs)) as advance:
-            their_held = self._read(self._theirs, self._export.open, runs, reference)
-            our_held = self._read(self._parts, self._engine_graph, runs, ours)
+            their_soft = self._instructed(self._theirs, self._export.open, runs, reference)
+            our_soft = self._instructed(self._parts, self._engine_graph, runs, ours)
+            their_held = self._read(self._theirs, self._export.open, runs, their_soft)
+            our_held = self._read(self._parts, self._engine_graph, runs, our_soft)
             with self._opened(self._export.open, component.name) as graph:
-                expected = self._logits(component, graph, reference, runs[0], their_held)
-                side = self._theirs, graph
-                theirs = [self._written(*side, run, reference, their_held, advance) for run in runs]
+                expected = self._logits(component, graph, their_soft, runs[0], their_held)
+                fed = self._theirs, graph, their_soft, their_held
+                theirs = [self._written(*fed, run, advance) for run in runs]
             with self._opened(self._engine_graph, component.name) as graph:
-                got = self._logits(component, graph, reference, runs[0], their_held)
-                side = self._parts, graph
-                written = [self._written(*side, run, ours, our_held, advance) for run in runs]
+                got = self._logits(component, graph, their_soft, runs[0], their_held)
+                fed = self._parts, graph, our_soft, our_held
+                written = [self._written(*fed, run, advance) for run in runs]
         pairs = list(zip(expected, got, strict=True))
         result = worst([compare(component.name, self._scheme, a, b) for a, b in pairs])
         kl = divergence(expected[0][:, -1], got[0][:, -1])
@@ -323,8 +335,39 @@ class _Gate:
                 right = samples.captions[:few] if samples.captions else None
                 yield _Run(f"{name}, {BEAMS} beams", task, texts[:few], BEAMS, right)
 
-    def _read(
+    def _instructed(
         self, parts: Parts, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
+    ) -> dict[str, list[generating.Soft]]:
+        """Make what each task's decoder sees of the pictures, its texts having had their say."""
+        found: dict[str, list[generating.Soft]] = {}
+        for run in runs:
+            task = run.task
+            if task.prompt in found:
+                continue
+            if not task.instruct:
+                found[task.prompt] = self._soft(task, pool)
+                continue
+            seen = generating.rows(pool[generating.pictured(self._bundle.spec, task)], self._grids)
+            known = generating.instructions(parts, task, seen, run.texts)
+            found[task.prompt] = self._soft(task, self._chain(opener, task.instruct, known))
+        return found
+
+    def _chain(
+        self, opener: Callable[[str], Graph], components: Sequence[str], known: Pool
+    ) -> Pool:
+        """Run some components, of which one is open at a time."""
+        for name in components:
+            with self._opened(opener, name) as graph:
+                names = [spec.name for spec in graph.component.inputs]
+                known |= _batched(graph, names, known, lambda _: None)
+        return known
+
+    def _read(
+        self,
+        parts: Parts,
+        opener: Callable[[str], Graph],
+        runs: list[_Run],
+        softs: dict[str, list[generating.Soft]],
     ) -> dict[str, Pool]:
         """Run what stands between the texts and the decoder, one component after the other.
 
@@ -335,12 +378,9 @@ class _Gate:
         for run in runs:
             if run.task.prompt in found or not run.task.read:
                 continue
-            soft = self._soft(run.task, pool)
+            soft = softs[run.task.prompt]
             known = generating.sources(parts, run.task, soft, run.texts)
-            for name in run.task.read:
-                with self._opened(opener, name) as graph:
-                    names = [spec.name for spec in graph.component.inputs]
-                    known |= _batched(graph, names, known, lambda _: None)
+            known = self._chain(opener, run.task.read, known)
             names = generating.held(self._bundle.spec.component(run.task.decoder))
             found[run.task.prompt] = {name: known[name] for name in names}
         return found
@@ -349,9 +389,9 @@ class _Gate:
         self,
         side: Parts,
         graph: Graph,
-        run: _Run,
-        pool: Pool,
+        softs: dict[str, list[generating.Soft]],
         held: dict[str, Pool],
+        run: _Run,
         advance: Advance,
     ) -> list[list[int]]:
         """Write on from every sample's soft prompt."""
@@ -360,25 +400,31 @@ class _Gate:
         chosen = msgspec.structs.replace(defaults, num_beams=run.num_beams, do_sample=False)
         parts = Parts(self._bundle, {run.task.decoder: graph}, side.rows)
         written: list[list[int]] = []
-        every = self._soft(run.task, pool)
+        every, task = softs[run.task.prompt], generating.settled(run.task)
         for start in range(0, len(run.texts), IMAGES_PER_BATCH):
             texts = run.texts[start : start + IMAGES_PER_BATCH]
             rows = slice(start, start + len(texts))
             known = _cut(held.get(run.task.prompt), rows)
-            written += generating.write(parts, run.task, every[rows], texts, chosen, held=known)
+            written += generating.write(parts, task, every[rows], texts, chosen, held=known)
         advance(1)
         return written
 
     def _logits(
-        self, component: Component, graph: Graph, pool: Pool, run: _Run, held: dict[str, Pool]
+        self,
+        component: Component,
+        graph: Graph,
+        softs: dict[str, list[generating.Soft]],
+        run: _Run,
+        held: dict[str, Pool],
     ) -> list[Array]:
         """Run a prefill of some samples and one step with the cache; return both logits."""
         defaults = self._bundle.spec.generation
         assert defaults is not None
-        soft = self._soft(run.task, pool)[:LOGIT_SAMPLES]
+        soft = softs[run.task.prompt][:LOGIT_SAMPLES]
         texts = run.texts[: len(soft)]
         known = _cut(held.get(run.task.prompt), slice(0, len(soft)))
-        prompt = generating.make_prompt(self._theirs, run.task, soft, texts, defaults, known)
+        task = generating.settled(run.task)
+        prompt = generating.make_prompt(self._theirs, task, soft, texts, defaults, known)
         graph.reset()
         mask, tokens, media = prompt.attention_mask, prompt.embeds.shape[1], prompt.media_index
         given = feeds(component, prompt.embeds, mask, tokens, media)

@@ -235,12 +235,17 @@ def embed(
     """Print or save unit vectors: pictures first, then texts."""
     found = [model.embed_image(list(images))] if images else []
     found += [model.embed_text(list(texts))] if texts else []
-    vectors = np.concatenate(found)
+    vectors = [vector for rows in found for vector in rows]
     names = [*map(_name, images), *texts]
     if out is not None:
-        _save(vectors, out)
+        if len({vector.shape for vector in vectors}) > 1:
+            raise InputError(
+                f"{out}: a picture has {len(vectors[0])} vectors here and a text has one: "
+                "save pictures and texts in files of their own"
+            )
+        _save(np.stack(vectors), out)
     if as_json:
-        rows = vectors.tolist()
+        rows = [vector.tolist() for vector in vectors]
         kinds = ["image"] * len(images) + ["text"] * len(texts)
         table = [
             {kind: name} | ({"vector": row} if out is None else {"row": i})
@@ -249,10 +254,10 @@ def embed(
         emit(table if out is None else {"file": _name(str(out)), "rows": table})
     elif out is None:
         for name, row in zip(names, vectors, strict=True):
-            figures = " ".join(f"{x:+.4f}" for x in row[:FIRST_FIGURES])
-            print(f"{name}: [{len(row)}] {figures} ...")
+            figures = " ".join(f"{x:+.4f}" for x in row.ravel()[:FIRST_FIGURES])
+            print(f"{name}: {list(row.shape)} {figures} ...")
     elif not quiet:
-        print(f"{out}: float32 {list(vectors.shape)}")
+        print(f"{out}: float32 {[len(vectors), *vectors[0].shape]}")
 
 
 def match(model: Model, image: str, texts: Sequence[str], as_json: bool) -> None:

@@ -619,6 +619,9 @@ class Model:
     ) -> Any:
         """Return the unit vector of one image [width], or of several [images, width].
 
+        Where an image has several vectors (BLIP-2's queries) they are [vectors, width], and
+        [images, vectors, width]; the nearest to a text counts.
+
         A stream gives a stream of vectors [width]; `on_error` is that of `caption`.
         """
         task = self._task("embed_image", EmbedTask)

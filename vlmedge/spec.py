@@ -254,13 +254,14 @@ class ImageText(_Data, frozen=True):
 class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     """Image in, text out, by the decode loop.
 
-    A soft prompt stands among the embeddings of the text. Where there are components in `read`,
-    they come between: one that takes input_ids or inputs_embeds is the text's reader (BLIP's
-    question encoder, T5's encoder), and what the decoder takes beside its text and its state
-    (cross-attention's keys and values) is what `read` gave, fed unchanged at every step.
+    A soft prompt stands among the embeddings of the text. Where there are components in `instruct`,
+    the text has a say in it: they read it first (InstructBLIP's Q-Former). Where there are
+    components in `read`, they come between: one that takes input_ids or inputs_embeds is the text's
+    reader (BLIP's question encoder, T5's encoder), and what the decoder takes beside its text and
+    its state (cross-attention's keys and values) is what `read` gave, fed unchanged at every step.
 
     Attributes:
-        encode: Components from pixel_values to `soft_prompt`, in order.
+        encode: Components from pixel_values to `soft_prompt`, or to what `instruct` begins with.
         soft_prompt: The tensor [batch, n, width] that a picture becomes. A component of `read`
             that takes it by name looks at it; else it stands among the text's embeddings.
         decoder: The component of the decode loop.
@@ -281,6 +282,8 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
             `read` has taken.
         special_tokens: Whether a text of the decoder's gets the tokenizer's own special tokens.
         first_id: Takes the place of the first id of a text that `read` reads, or none.
+        instruct: Components from the last output of `encode`, qformer_input_ids and
+            qformer_attention_mask (the text, by the spec's `instruction`) to `soft_prompt`.
         source: "video": `encode` gets the frames of one, and `{image}` is its place; all their rows
             in a row are its soft prompt.
     """
@@ -299,6 +302,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     start_ids: tuple[int, ...] = ()
     special_tokens: bool = True
     first_id: int | None = None
+    instruct: tuple[str, ...] = ()
     source: Literal["image", "video"] = "image"
 
 
@@ -329,7 +333,8 @@ class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
 
     Attributes:
         image: Components from pixel_values to `image_output`.
-        image_output: The tensor [batch, width] of images.
+        image_output: The tensor [batch, width] of images; or [batch, vectors, width], and the
+            vector that is nearest to a text counts.
         text: Components from input_ids to `text_output`.
         text_output: The tensor [batch, width] of texts.
         logit_scale: Multiplies the cosine.
@@ -398,12 +403,12 @@ class InfillTask(_Data, frozen=True, tag="infill", tag_field="kind"):
 
 
 class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
-    """One image or text in, one vector of length 1 out.
+    """One image or text in, one vector of length 1 out; or several of an image.
 
     Attributes:
         modality: What goes in.
         encode: Components from the front end's tensors to `output`.
-        output: The tensor [batch, width].
+        output: The tensor [batch, width], or [batch, vectors, width].
     """
 
     modality: Literal["image", "text"]
@@ -455,6 +460,7 @@ class ModelSpec(_Data, frozen=True):
         image: The image front end, or none.
         video: The video front end, or none.
         text: The text front end, or none.
+        instruction: That of components which read a text before the language model does, or none.
         generation: Defaults of the decode loop, or none.
     """
 
@@ -464,6 +470,7 @@ class ModelSpec(_Data, frozen=True):
     image: ImageFrontEnd | None = None
     video: VideoFrontEnd | None = None
     text: TextFrontEnd | None = None
+    instruction: TextFrontEnd | None = None
     generation: Generation | None = None
 
     def bare(self) -> tuple[Component, ...]:

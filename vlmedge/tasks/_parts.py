@@ -79,6 +79,14 @@ class Parts:
         return Tokenizer(self.bundle.path / self.text_front.tokenizer, self.text_front)
 
     @cached_property
+    def instruction_tokenizer(self) -> Tokenizer:
+        """The text front end of what reads a text before the language model does."""
+        front = self.bundle.spec.instruction
+        if front is None:
+            raise InputError(f"{self.bundle.path} has no text front end for instructions")
+        return Tokenizer(self.bundle.path / front.tokenizer, front)
+
+    @cached_property
     def _table(self) -> Rows:
         return self.bundle.embeddings() if self.rows is None else self.rows
 

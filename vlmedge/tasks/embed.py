@@ -1,4 +1,7 @@
-"""One image or text in, one vector of length 1 out; and images matched with texts."""
+"""One image or text in, one vector of length 1 out; and images matched with texts.
+
+An image may be several vectors (BLIP-2's queries): then the nearest to a text counts.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ TEXTS_PER_BATCH = 32
 def embed_images(
     parts: Parts, components: Sequence[str], output: str, images: Sequence[ImageSource]
 ) -> Vectors:
-    """Return unit vectors of images, float32 [images, width]."""
+    """Return unit vectors of images, float32 [images, width] or [images, vectors, width]."""
     found = [embed_pixels(parts, components, output, pixels) for pixels in parts.batches(images)]
     return np.concatenate(found)
 
@@ -29,7 +32,7 @@ def embed_images(
 def embed_pixels(
     parts: Parts, components: Sequence[str], output: str, pixel_values: Vectors
 ) -> Vectors:
-    """Return unit vectors, float32 [images, width], of pixel_values [images, 3, height, width]."""
+    """Return unit vectors of pixel_values, float32 [images, 3, height, width]: as above."""
     return unit(parts.chain(components, {"pixel_values": pixel_values})[output])
 
 
@@ -95,12 +98,24 @@ def probabilities(task: MatchTask, images: Vectors, texts: Vectors) -> Vectors:
     Source: Radford et al. 2021, arXiv 2103.00020, figure 3 (softmax over texts); Zhai et al. 2023,
     arXiv 2303.15343, section 3.2 (sigmoid, with a bias).
     """
-    cosines: Vectors = images @ texts.T
-    logits = cosines * np.float32(task.logit_scale) + np.float32(task.logit_bias)
+    logits = cosines(images, texts) * np.float32(task.logit_scale) + np.float32(task.logit_bias)
     return activate(logits, task.activation)
 
 
+def cosines(images: Vectors, texts: Vectors) -> Vectors:
+    """Return the cosine of each image with each text, float32 [images, texts].
+
+    Source: Li et al. 2023, arXiv 2301.12597, section 3.2 (of several vectors, the nearest).
+
+    Args:
+        images: float32 [images, width] or [images, vectors, width], each of length 1.
+        texts: float32 [texts, width], each of length 1.
+    """
+    found: Vectors = images @ texts.T
+    return found if images.ndim == 2 else found.max(axis=1)
+
+
 def unit(vectors: Vectors) -> Vectors:
-    """Scale rows to length 1, float32 [rows, width]."""
+    """Scale vectors to length 1, float32 [..., width]."""
     lengths: Vectors = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / lengths

@@ -95,9 +95,12 @@ def stream(
 def encode(
     parts: Parts, task: GenerateTask, pixel_values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Turn pixel_values into the soft prompt, float32 [pieces, n, width].
+    """Turn pixel_values into the soft prompt, or what `instruct` makes one of.
 
     What takes clips takes all of them at once; its pieces must be the frames of one video.
+
+    Returns:
+        float32 [pieces, n, width].
     """
     known: dict[str, Array] = {"pixel_values": pixel_values}
     for name in task.encode:
@@ -110,7 +113,43 @@ def encode(
             for start in range(0, count, step)
         ]
         known |= {tensor: np.concatenate([run[tensor] for run in made]) for tensor in made[0]}
-    return known[task.soft_prompt]
+    return known[pictured(parts.bundle.spec, task)]
+
+
+def pictured(spec: ModelSpec, task: GenerateTask) -> str:
+    """Name the tensor that `encode` gives."""
+    if not task.instruct:
+        return task.soft_prompt
+    return spec.component(task.encode[-1]).outputs[-1].name
+
+
+def instructions(
+    parts: Parts, task: GenerateTask, soft: Sequence[Soft], texts: Sequence[str]
+) -> dict[str, Array]:
+    """Make what the components of `instruct` start from: a row for each picture, with its text."""
+    ids, mask = parts.instruction_tokenizer.encode(texts)
+    row = np.repeat(np.arange(len(texts)), [len(seen) for seen in soft])
+    return {
+        pictured(parts.bundle.spec, task): np.stack([part for seen in soft for part in seen]),
+        "qformer_input_ids": ids[row],
+        "qformer_attention_mask": mask[row],
+    }
+
+
+def instructed(
+    parts: Parts, task: GenerateTask, soft: Sequence[Soft], texts: Sequence[str]
+) -> Sequence[Soft]:
+    """Let each row's text have its say in the soft prompt; without `instruct` it has none."""
+    if not task.instruct:
+        return soft
+    known = parts.chain(task.instruct, instructions(parts, task, soft, texts))
+    ends = np.cumsum([len(seen) for seen in soft])
+    return [list(found) for found in np.split(known[task.soft_prompt], ends[:-1])]
+
+
+def settled(task: GenerateTask) -> GenerateTask:
+    """Return the wiring for what `instructed` gave."""
+    return structs.replace(task, instruct=())
 
 
 def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
@@ -227,6 +266,7 @@ def make_prompt(
     """
     if not task.read:
         parts.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
+    soft = instructed(parts, task, soft, texts)
     made = [row(parts, task, seen, text, options) for seen, text in zip(soft, texts, strict=True)]
     if task.read:
         check_room(parts, max(len(ids) for ids, _ in made), options)

@@ -2,7 +2,8 @@
 
 The file is a .npz of four arrays, read without pickle:
 
-    vectors    float32 [pictures, width], each of length 1
+    vectors    float32 [pictures, width], each of length 1; [pictures, vectors, width] where a
+               picture has several, of which the nearest counts
     paths      str [pictures], below the folder, with "/" on every system
     folder     str, where they lay
     checkpoint str, whose vectors they are: those of two models say nothing to each other
@@ -32,7 +33,7 @@ class Index:
     """Pictures and their vectors.
 
     Attributes:
-        vectors: float32 [pictures, width], each of length 1.
+        vectors: float32 [pictures, width] or [pictures, vectors, width], each of length 1.
         paths: Of the pictures, below `folder`.
         folder: Where they lay when they were indexed.
         checkpoint: SHA-256 of the checkpoint, as the manifest has it.
@@ -47,7 +48,7 @@ class Index:
         """Rank pictures by their cosine with a query.
 
         Args:
-            query: float32 [width], of length 1.
+            query: float32 [width], of length 1; or [vectors, width], as a picture's are.
             top: How many.
 
         Returns:
@@ -55,12 +56,14 @@ class Index:
         """
         if top < 1:
             raise InputError(f"top is {top}: it must be at least 1")
-        if query.shape != self.vectors.shape[1:]:
+        width = self.vectors.shape[-1]
+        if query.shape not in ((width,), self.vectors.shape[1:]):
             raise InputError(
                 f"query of shape {list(query.shape)}: the index has vectors of "
-                f"{self.vectors.shape[1]}: give one of the same model"
+                f"{width}: give one of the same model"
             )
-        cosines = self.vectors @ query
+        # of every vector of the picture with every vector of the query
+        cosines = (self.vectors @ query.T).reshape(len(self.vectors), -1).max(axis=1)
         best = np.argsort(-cosines, kind="stable")[:top]
         return [(self.paths[i], float(cosines[i])) for i in best]
 
@@ -90,7 +93,8 @@ def load(file: Path) -> Index:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise InputError(f"{file} is no index: make it again with `vlmedge index`") from None
     vectors, paths = arrays["vectors"], arrays["paths"]
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or paths.shape != vectors.shape[:1]:
+    several = vectors.ndim in (2, 3) and paths.shape == vectors.shape[:1]
+    if not several or vectors.dtype != np.float32:
         raise InputError(f"{file} is no index: make it again with `vlmedge index`")
     folder, checkpoint = str(arrays["folder"]), str(arrays["checkpoint"])
     return Index(vectors, tuple(str(path) for path in paths), folder, checkpoint)
@@ -117,7 +121,7 @@ def build(
 
     Args:
         folder: Of pictures, and of folders of them.
-        embed: Gives float32 [pictures, width] of some paths.
+        embed: Gives float32 [pictures, width] or [pictures, vectors, width] of some paths.
         checkpoint: SHA-256 of the model's checkpoint.
         note: Is told what was left out.
         batch: How many pictures at once.

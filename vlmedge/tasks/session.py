@@ -6,7 +6,7 @@
 The prefix is found by comparing token ids, so it is exact whatever the template: it is what the new
 prompt has in common with the one that the decoder read last, or with a copy of what an earlier one
 left in the cache. Where the text decides what the decoder sees of the picture (a prefix LM, an
-encoder that reads the question) the encoded picture alone is kept.
+encoder or a Q-Former that reads the question) the encoded picture alone is kept.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def _has_prefix(parts: Parts, task: GenerateTask) -> bool:
     """Tell whether what the decoder makes of a token depends on nothing that comes later."""
     spec = parts.bundle.spec
     looks_ahead = LOOKS_AHEAD in {tensor.name for tensor in spec.component(task.decoder).inputs}
-    return not looks_ahead and not (task.read and generating.reads_text(spec, task))
+    read_before = bool(task.instruct) or (task.read and generating.reads_text(spec, task))
+    return not looks_ahead and not read_before
 
 
 def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
