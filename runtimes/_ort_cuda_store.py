@@ -7,13 +7,7 @@ engines/<engine>-<key>/<component>.onnx        for the device; it points to the 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +17,11 @@ import onnxruntime as ort
 
 from vlmedge.building import engines_folder
 from vlmedge.bundle import Bundle
-from vlmedge.errors import BundleError
 from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES, load_graph
 from vlmedge.spec import Component
-from vlmedge.writer import refuse_full_disk
 
-GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
-ABANDONED_S = 3600  # an unfinished engine of this age has nobody working on it
+from ._ort_engines import GRAPHS, make, root
+
 ALIGNMENT_BYTES = 4096  # so that every tensor can be mapped
 
 
@@ -64,13 +56,15 @@ def stored(
     name = f"{engine}-{_key(bundle, component, version)}"
     folder = engines_folder(bundle, name) / name
     if not (folder / f"{component}.onnx").is_file():
-        _make(bundle, component, folder, engine, lower)
-    host, weights = folder / f"{component}.host.onnx", folder / f"{component}.bin"
-    apart = not folder.is_relative_to(bundle.path) and weights.is_file()
+        spec = bundle.spec.component(component)
+        make(
+            bundle, component, folder, lambda partial: _write(bundle, spec, partial, folder, lower)
+        )
+    host = folder / f"{component}.host.onnx"
     return Stored(
         folder / f"{component}.onnx",
         host if host.is_file() else None,
-        folder if apart else bundle.path,
+        root(bundle, folder, component),
     )
 
 
@@ -81,38 +75,6 @@ def _key(bundle: Bundle, component: str, version: int) -> str:
     used = [f.sha256 for f in weights if Path(f.path).name.encode() in graph]
     parts = [*used, str(version), ort.__version__]
     return hashlib.sha256(graph + " ".join(parts).encode()).hexdigest()[:16]
-
-
-def _make(
-    bundle: Bundle, component: str, folder: Path, engine: str, lower: Callable[..., object]
-) -> None:
-    prefix = f".{component}.partial-"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed
-            if time.time() - left.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    except OSError as error:
-        raise BundleError(
-            f"{folder} cannot be made: {error.strerror}: set VLMEDGE_CACHE to a folder that can"
-        ) from None
-    try:
-        _write(bundle, bundle.spec.component(component), partial, folder, lower)
-        partial.chmod(0o755)  # mkdtemp's 0700 would hide it from other users of the bundle
-        with contextlib.suppress(FileExistsError):
-            os.replace(partial, folder)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:  # another process was faster
-            return
-        refuse_full_disk(error, folder, "set VLMEDGE_CACHE")
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    if folder.is_relative_to(bundle.path):  # elsewhere lie other bundles' engines
-        for stale in folder.parent.glob(f"{engine}-*/{component}.onnx"):
-            if stale.parent != folder:
-                shutil.rmtree(stale.parent, ignore_errors=True)
 
 
 def _write(

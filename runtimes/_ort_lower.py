@@ -23,13 +23,12 @@ disk. FP8 stays as it is: ONNX Runtime restores its weights to float32 when it o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlmedge.contracts import Array
@@ -42,13 +41,11 @@ from ._ort_gate import gates, unscale
 from ._ort_gemm import fuse_linears
 from ._ort_integer import multiply, quantize_once
 from ._ort_match import producer, reader
+from ._ort_nbits import bits_of, block_of, pack, promise, read, size
 from ._ort_norm import fuse_norms
 
 CONTRIB = "com.microsoft"
-BLOCK = 128  # weights of one column that share a scale in MatMulNBits; measured fastest
-BLOCK_MIN = 16
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: x is quantized too, block by block
-STRIP = 32  # columns that are transposed at once, so that they stay in the CPU's cache
 ALIGNMENT_BYTES = 4096  # so that every tensor can be mapped
 
 
@@ -112,7 +109,7 @@ def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lo
         fusions += [floats, Fusion("gates", done, total, others.left)]
     groups = [group for group in _groups(linears) if len(group) > 1]
     for group in groups:
-        joined = _join(graph, [_pack(graph, linear.weight, linear.scale) for linear in group])
+        joined = _join(graph, [pack(graph, linear.weight, linear.scale) for linear in group])
         packed[" ".join(str(linear.weight.name) for linear in group)] = joined
         _replace_group(graph, group, *joined)
     together = {id(linear.product) for group in groups for linear in group}
@@ -131,7 +128,7 @@ def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lo
         else:
             name = str(linear.weight.name)
             if name not in packed:
-                packed[name] = _pack(graph, linear.weight, linear.scale)
+                packed[name] = pack(graph, linear.weight, linear.scale)
             _replace(graph, linear, _weight_only(linear, *packed[name]))
     if linears:
         model.opset_imports[CONTRIB] = 1
@@ -155,7 +152,7 @@ def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
         for value in values:
             tensor = value.const_value
             assert tensor is not None
-            data = _read(tensor)
+            data = read(tensor)
             stream.seek(-stream.tell() % ALIGNMENT_BYTES, 1)
             place = (location, stream.tell(), data.nbytes)
             stream.write(data.data)  # ndarray.tofile would not tell a full disk from another error
@@ -186,15 +183,6 @@ def external(model: ir.Model) -> tuple[ir.Value, ...]:
     return tuple(v for v in values if isinstance(v.const_value, ir.ExternalTensor))
 
 
-def _read(tensor: ir.TensorProtocol) -> Array:
-    """Read a tensor without mapping its file, which would count as memory of this process."""
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.INT4:
-        return np.ascontiguousarray(tensor.numpy())
-    dtype, shape = tensor.dtype.numpy(), tensor.shape.numpy()
-    flat = np.fromfile(tensor.path, dtype, tensor.size, offset=tensor.offset or 0)
-    return flat.reshape(shape)
-
-
 def _match(node: ir.Node) -> _Linear | None:
     """Recognise a MatMul on an int8 or int4 weight with symmetric scales."""
     if node.op_type != "MatMul" or node.domain:
@@ -214,7 +202,7 @@ def _match(node: ir.Node) -> _Linear | None:
     if not _is_symmetric(dequantize):
         return None
     assert weight is not None and scale is not None
-    total, bias = _bias(node, _size(weight)[1])
+    total, bias = _bias(node, size(weight)[1])
     source = _unrounded(x)
     return _Linear(node, total, source or x, source is not None, weight, scale, bias)
 
@@ -259,7 +247,7 @@ def _times(graph: ir.Graph, linear: _Linear, factor: float, *, bias: bool = True
 
 def _scaled(graph: ir.Graph, vector: ir.Value, factor: float) -> ir.Value:
     assert vector.const_value is not None
-    tensor = ir.tensor(_read(vector.const_value) * np.float32(factor), name=f"{vector.name}.times")
+    tensor = ir.tensor(read(vector.const_value) * np.float32(factor), name=f"{vector.name}.times")
     value = ir.Value(name=tensor.name, const_value=tensor, type=vector.type, shape=vector.shape)
     graph.register_initializer(value)
     return value
@@ -300,12 +288,12 @@ def _dynamic(linear: _Linear) -> ir.Node:
 
 def _weight_only(linear: _Linear, packed: ir.Value, scale: ir.Value) -> ir.Node:
     """Keep x in float for all but the inner product of one block."""
-    rows, columns = _size(linear.weight)
+    rows, columns = size(linear.weight)
     numbers = {
         "K": rows,
         "N": columns,
-        "bits": _bits(linear.weight),
-        "block_size": _block(linear.weight, linear.scale),
+        "bits": bits_of(linear.weight),
+        "block_size": block_of(linear.weight, linear.scale),
         "accuracy_level": INT8_COMPUTE,
     }
     return ir.Node(
@@ -323,8 +311,8 @@ def _groups(linears: list[_Linear]) -> list[list[_Linear]]:
     for linear in linears:
         if linear.rounded:
             continue
-        block, rows = _block(linear.weight, linear.scale), _size(linear.weight)[0]
-        alike = (id(linear.x), rows, _bits(linear.weight), block, linear.bias is None)
+        block, rows = block_of(linear.weight, linear.scale), size(linear.weight)[0]
+        alike = (id(linear.x), rows, bits_of(linear.weight), block, linear.bias is None)
         found.setdefault(alike, []).append(linear)
     return list(found.values())
 
@@ -342,7 +330,7 @@ def _join(graph: ir.Graph, parts: list[tuple[ir.Value, ir.Value]]) -> tuple[ir.V
         assert first.shape is not None and first.dtype is not None
         columns = sum(int(value.shape[0]) for value in values if value.shape is not None)
         shape = ir.Shape([columns, *first.shape[1:]])
-        joined.append(_promise(graph, f"{first.name}.joined", first.dtype, shape, make))
+        joined.append(promise(graph, f"{first.name}.joined", first.dtype, shape, make))
     return joined[0], joined[1]
 
 
@@ -350,13 +338,13 @@ def _replace_group(
     graph: ir.Graph, group: list[_Linear], packed: ir.Value, scale: ir.Value
 ) -> None:
     """Multiply once for several Linears, and part what comes of it."""
-    first, columns = group[0], [_size(linear.weight)[1] for linear in group]
+    first, columns = group[0], [size(linear.weight)[1] for linear in group]
     node = _weight_only(first, packed, scale)
     node.attributes["N"] = ir.AttrInt64("N", sum(columns))
     if first.bias is not None:
         biases = [linear.bias.const_value for linear in group if linear.bias is not None]
         name = f"{first.bias.name}.joined"
-        whole = np.concatenate([_read(tensor) for tensor in biases if tensor is not None])
+        whole = np.concatenate([read(tensor) for tensor in biases if tensor is not None])
         bias = ir.Value(name=name, type=first.bias.type, shape=ir.Shape(whole.shape))
         bias.const_value = ir.tensor(whole, name=name)
         graph.register_initializer(bias)
@@ -380,47 +368,6 @@ def _replace_group(
         new.name, new.type, new.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
-
-
-def _pack(graph: ir.Graph, weight: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Promise a weight in MatMulNBits' layout: uint8 [out, blocks, bytes of a block].
-
-    Values are offset so that they are unsigned; of two int4 in a byte the first is the lower half.
-    Scales are float32 [out * blocks].
-    """
-    (rows, columns), block, bits = _size(weight), _block(weight, scale), _bits(weight)
-    blocks = -(-rows // block)
-    source, factor = weight.const_value, scale.const_value
-    assert source is not None and factor is not None
-    zero = 1 << (bits - 1)
-
-    def values() -> ir.Tensor[NDArray[np.uint8]]:
-        full = np.full((columns, blocks * block), zero, np.uint8)  # padding adds nothing
-        signed = _read(source)
-        for begin in range(0, columns, STRIP):
-            strip = np.ascontiguousarray(signed[:, begin : begin + STRIP].astype(np.int8))
-            np.add(strip.view(np.uint8).T, zero, out=full[begin : begin + STRIP, :rows])
-        if bits == 4:
-            full = np.bitwise_or(full[:, 0::2], np.left_shift(full[:, 1::2], np.uint8(4)))
-        return ir.Tensor(full.reshape(columns, blocks, block * bits // 8))
-
-    def scales() -> ir.Tensor[NDArray[np.float32]]:
-        found = factor.numpy().astype(np.float32)
-        if found.ndim == 2:
-            return ir.Tensor(np.ascontiguousarray(found.T).ravel())
-        return ir.Tensor(np.repeat(found, blocks))
-
-    shape = ir.Shape([columns, blocks, block * bits // 8])
-    return (
-        _promise(graph, f"{weight.name}.packed", ir.DataType.UINT8, shape, values),
-        _promise(
-            graph,
-            f"{weight.name}.block_scale",
-            ir.DataType.FLOAT,
-            ir.Shape([columns * blocks]),
-            scales,
-        ),
-    )
 
 
 def _widen(graph: ir.Graph) -> None:
@@ -451,23 +398,6 @@ def _widen(graph: ir.Graph) -> None:
                 value.type = ir.TensorType(whole)
 
 
-def _bits(weight: ir.Value) -> int:
-    return 4 if weight.dtype == ir.DataType.INT4 else 8
-
-
-def _promise(
-    graph: ir.Graph,
-    name: str,
-    dtype: ir.DataType,
-    shape: ir.Shape,
-    make: Callable[[], ir.TensorProtocol],
-) -> ir.Value:
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
-    value.const_value = ir.LazyTensor(make, dtype, shape, name=name)
-    graph.register_initializer(value)
-    return value
-
-
 def _replace(graph: ir.Graph, linear: _Linear, node: ir.Node) -> None:
     """Put `node` in place of a MatMul and the Add behind it."""
     last = _last(linear)
@@ -476,20 +406,6 @@ def _replace(graph: ir.Graph, linear: _Linear, node: ir.Node) -> None:
     graph.insert_before(last, node)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
-
-
-def _block(weight: ir.Value, scale: ir.Value) -> int:
-    """Return int4's own, or for int8 a power of two: `BLOCK`, or what holds a short column."""
-    rows, _ = _size(weight)
-    if _bits(weight) == 4:
-        return rows // _size(scale)[0]
-    return min(BLOCK, max(BLOCK_MIN, 1 << (rows - 1).bit_length()))
-
-
-def _size(weight: ir.Value) -> tuple[int, int]:
-    assert weight.const_value is not None
-    rows, columns = weight.const_value.shape.numpy()
-    return rows, columns
 
 
 def _is_constant(value: ir.Value | None, dtype: ir.DataType | None, rank: int) -> bool:

@@ -13,16 +13,11 @@ or ~/.cache/vlmedge.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import hashlib
 import json
-import os
 import platform
 import shutil
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,11 +35,11 @@ from vlmedge.graph import CheckedGraph
 from vlmedge.machine import allowed_cores, cpu_features
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component
-from vlmedge.writer import refuse_full_disk
+
+from ._ort_engines import GRAPHS, make, root
 
 KERNEL = "GroupQueryAttention"  # in a lowered graph: its cache is in place
 TURN = b"turn.0.row"  # in a lowered graph: the kernel counts positions by itself
-GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
 # What a graph holds that can be lowered: quantized weights, fp16's, attention.
 MARKS = (b"DequantizeLinear", b".float16", b"Softmax")
 CAPACITY_MIN = 64  # positions of a new cache
@@ -53,8 +48,6 @@ LOWERING = 7  # count it up when _ort_lower.py writes something else: cached eng
 # What ONNX Runtime fuses to kernels that are slower than what they replace: at [197, 768] Add and
 # LayerNormalization take 0.16 ms, SkipLayerNormalization 0.76.
 SLOWER = ["SkipLayerNormFusion"]
-
-ABANDONED_S = 3600  # an unfinished engine of this age has nobody working on it
 
 
 class OrtGraph(CheckedGraph):
@@ -269,11 +262,11 @@ class Ort:
         file = folder / portable.name
         if file.is_file():
             try:
-                return _opened(spec, file, _root(bundle, folder, component))
+                return _opened(spec, file, root(bundle, folder, component))
             except BundleError:  # a broken cache is no reason to stop
                 shutil.rmtree(folder, ignore_errors=True)
-        _build(bundle, component, folder)
-        return _opened(spec, file, _root(bundle, folder, component))
+        make(bundle, component, folder, lambda partial: _lower(bundle, component, partial, folder))
+        return _opened(spec, file, root(bundle, folder, component))
 
 
 ENGINE = Ort()
@@ -355,47 +348,6 @@ def _folder(bundle: Bundle, key: str) -> Path:
     """Return where an engine is, or will be: in the bundle if that can be written."""
     name = f"ort-{key}"
     return engines_folder(bundle, name) / name
-
-
-def _root(bundle: Bundle, folder: Path, component: str) -> Path:
-    """Return the folder from which an engine names its weight files.
-
-    ONNX Runtime refuses files outside of it, and links. So an engine that is not in the bundle
-    and has weights of its own has them all.
-    """
-    apart = not folder.is_relative_to(bundle.path) and (folder / f"{component}.bin").is_file()
-    return folder if apart else bundle.path
-
-
-def _build(bundle: Bundle, component: str, folder: Path) -> None:
-    """Lower a component into `folder`, whole or not at all; stale engines of it are removed."""
-    prefix = f".{component}.partial-"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed
-            if time.time() - left.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    except OSError as error:
-        raise BundleError(
-            f"{folder} cannot be made: {error.strerror}: set VLMEDGE_CACHE to a folder that can"
-        ) from None
-    try:
-        _lower(bundle, component, partial, folder)
-        partial.chmod(0o755)  # mkdtemp's 0700 would hide it from other users of the bundle
-        with contextlib.suppress(FileExistsError):
-            os.replace(partial, folder)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:  # another process was faster
-            return
-        refuse_full_disk(error, folder, "set VLMEDGE_CACHE")
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    if folder.is_relative_to(bundle.path):  # elsewhere lie other bundles' engines
-        for stale in folder.parent.glob(f"ort-*/{component}.onnx"):
-            if stale.parent != folder:
-                shutil.rmtree(stale.parent, ignore_errors=True)
 
 
 def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:

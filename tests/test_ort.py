@@ -214,7 +214,7 @@ def test_engine_is_cached(
 ) -> None:
     bundle = tiny(tmp_path, activations=activations)
     first = open_encoder(bundle).run(feed())["y"]
-    monkeypatch.setattr(ort, "_build", forbidden)
+    monkeypatch.setattr(ort, "make", forbidden)
     np.testing.assert_array_equal(open_encoder(bundle).run(feed())["y"], first)
 
 
@@ -248,7 +248,7 @@ def test_cached_engine_moves_with_its_bundle(
 ) -> None:
     first = open_encoder(tiny(tmp_path / "a", activations=activations)).run(feed())["y"]
     (tmp_path / "a").rename(tmp_path / "b")
-    monkeypatch.setattr(ort, "_build", forbidden)
+    monkeypatch.setattr(ort, "make", forbidden)
     moved = Bundle.load(tmp_path / "b")
     np.testing.assert_array_equal(open_encoder(moved).run(feed())["y"], first)
 
@@ -290,7 +290,7 @@ def test_read_only_bundle_has_its_engine_in_the_users_cache(
     first = open_encoder(bundle).run(feed())["y"]
     assert not (tmp_path / "bundle/engines").exists()
     assert len(list(tmp_path.glob("cache/ort-*/encoder.onnx"))) == 1
-    monkeypatch.setattr(ort, "_build", forbidden)
+    monkeypatch.setattr(ort, "make", forbidden)
     np.testing.assert_array_equal(open_encoder(bundle).run(feed())["y"], first)
 
 
