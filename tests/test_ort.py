@@ -25,6 +25,7 @@ from vlmedge.errors import BundleError, InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.portable import save_graph
+from vlmedge.recipe import Recipe
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.tables import show_fusions
@@ -684,7 +685,7 @@ def test_decoder_with_rotary_is_one_kernel_a_layer(turning: Path) -> None:
 
 
 def test_linears_that_share_x_multiply_once(turning: Path, tmp_path: Path) -> None:
-    small = quantize(turning, "int4", tmp_path / "int4", check=False)
+    small = quantize(turning, Recipe("int4", keep_slower=True), tmp_path / "int4", check=False)
     spec = small.spec.component("decoder")
     layers = len(spec.state) // 2
     ort.ENGINE.open(small, "decoder")
