@@ -3,8 +3,8 @@
 pixel_values -> ViT, no pooling -> every patch -> Linear -> in front of the text's embeddings
                                                             -> mT5's encoder -> mT5's decoder
 
-Google released neither weights nor code. `PRESETS` are the paper's sizes; its ViTs have no class
-token, which is how SigLIP's tower is built.
+Google released neither weights nor code. `PRESETS` of vlmedge/shapes/pali.py are the paper's sizes;
+its ViTs have no class token, which is how SigLIP's tower is built.
 """
 
 from __future__ import annotations
@@ -25,26 +25,6 @@ TOWER, PROJECTOR = "vision_model", "projector"
 
 LEADING = {"siglip_vision_model": 0, "vit": 1}
 """The kinds of ViT, and how many tokens each puts before its patches."""
-
-_VIT: Mapping[str, Any] = {
-    "model_type": "siglip_vision_model",
-    "image_size": 224,
-    "patch_size": 14,
-    "num_attention_heads": 16,
-}
-_VIT_G = {**_VIT, "hidden_size": 1664, "intermediate_size": 8192, "num_hidden_layers": 48}
-_VIT_E = {**_VIT, "hidden_size": 1792, "intermediate_size": 15360, "num_hidden_layers": 56}
-_MT5: Mapping[str, Any] = {"model_type": "mt5", "vocab_size": 250112, "d_kv": 64, "num_layers": 24}
-_MT5_LARGE = {**_MT5, "d_model": 1024, "d_ff": 2816, "num_heads": 16}
-_MT5_XXL = {**_MT5, "d_model": 4096, "d_ff": 10240, "num_heads": 64}
-
-# ViT-G is of Zhai et al. 2021 (arXiv 2106.04560); ViT-e, PaLI's own, is as open_clip writes it down
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "3B": {"vision": _VIT_G, "text": _MT5_LARGE},
-    "15B": {"vision": _VIT_G, "text": _MT5_XXL},
-    "17B": {"vision": _VIT_E, "text": _MT5_XXL},
-}
-"""Name -> the configs of the ViT and of the mT5."""
 
 
 def make_config(fields: Mapping[str, Any]) -> Any:

@@ -35,6 +35,7 @@ import transformers
 from safetensors.torch import save_file
 
 from vlmedge.errors import CheckpointError
+from vlmedge.shapes.pali import PRESETS
 from vlmedge.spec import (
     Component,
     GenerateTask,
@@ -58,7 +59,6 @@ from ._checkpoint import (
 from ._family import HubExport
 from ._pali_model import (
     LEADING,
-    PRESETS,
     PROJECTOR,
     TOWER,
     PaliModel,

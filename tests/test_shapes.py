@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
 
 from vlmedge.errors import CheckpointError, UnknownNameError
 from vlmedge.planning import read_shape
@@ -201,26 +203,149 @@ DEFAULTS = {
     "BlipForConditionalGeneration": transformers.BlipConfig,
     "BlipForQuestionAnswering": transformers.BlipConfig,
     "BlipForImageTextRetrieval": transformers.BlipConfig,
+    "Blip2ForImageTextRetrieval": transformers.Blip2Config,
+    "InstructBlipForConditionalGeneration": transformers.InstructBlipConfig,
+    "Florence2ForConditionalGeneration": transformers.Florence2Config,
 }
+NEEDED = {"Blip2ForImageTextRetrieval": {"qformer_config": {"use_qformer_text_input": True}}}
 
 
 @pytest.mark.parametrize("architecture", DEFAULTS)
 def test_gaps_are_filled_as_transformers_fills_them(architecture: str, tmp_path: Path) -> None:
-    config = DEFAULTS[architecture]()
+    needed = NEEDED.get(architecture, {})
+    config = DEFAULTS[architecture](**needed)
     bare: dict[str, Any] = {"architectures": [architecture], "model_type": config.model_type}
-    for part in ("text_config", "vision_config"):
+    for part in ("text_config", "vision_config", "qformer_config"):
         if hasattr(config, part):
             bare[part] = {}
+    bare |= needed
     (tmp_path / "config.json").write_text(json.dumps(bare))
     shape = read_shape(tmp_path)
     assert shape.parameters == count(on_meta(getattr(transformers, architecture), config))
 
 
-def test_blip2_with_another_language_model_is_refused(tmp_path: Path) -> None:
-    config = {"architectures": ["Blip2ForConditionalGeneration"], "text_config": {}}
-    config["text_config"] = {"model_type": "bart"}
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("Blip2ForConditionalGeneration", "'bart': blip2 is planned with 'opt' or 't5'"),
+        ("InstructBlipForConditionalGeneration", "'bart': instructblip is .* 'opt' or 'llama'"),
+    ],
+)
+def test_another_language_model_behind_a_qformer_is_refused(
+    tmp_path: Path, architecture: str, message: str
+) -> None:
+    config = {"architectures": [architecture], "text_config": {"model_type": "bart"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="'bart': blip2 is planned with 'opt' or 't5'"):
+    with pytest.raises(CheckpointError, match=message):
+        read_shape(tmp_path)
+
+
+def test_retrieval_without_words_is_refused(tmp_path: Path) -> None:
+    config = {"architectures": ["Blip2ForImageTextRetrieval"], "qformer_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="use_qformer_text_input false.*: choose a"):
+        read_shape(tmp_path)
+
+
+def test_t5gemma2_counts_as_torch_does(tmp_path: Path) -> None:
+    """Both sides read one table, and one row that ends a picture."""
+    text = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24}
+    config = transformers.T5Gemma2Config(
+        encoder={"text_config": text, "vision_config": {"model_type": "siglip_vision_model"}},
+        decoder=text,
+        architectures=["T5Gemma2ForConditionalGeneration"],
+    )
+    model = on_meta(transformers.T5Gemma2ForConditionalGeneration, config)
+    model.tie_weights()
+    assert counted(tmp_path, config).parameters == count(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_config": {"dim_embed": [256, 512]}}, "Microsoft's own layout: use the same"),
+        ({"text_config": {"model_type": "opt"}}, "'opt': florence2 is planned with 'bart'"),
+        ({"vision_config": {"num_heads": [4]}}, "num_heads has 1 entries, depths 4: give one for"),
+        ({"vision_config": {"patch_prenorm": [True]}}, "patch_prenorm has 1 entries, depths 4"),
+    ],
+)
+def test_florence2_with_a_fault_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    config = {"architectures": ["Florence2ForConditionalGeneration"]}
+    config |= {"vision_config": {}, "text_config": {}, **change}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        read_shape(tmp_path)
+
+
+def test_arithmetic_of_florence2s_tower_is_torchs(tmp_path: Path) -> None:
+    """One number of rows, and of rows looked at, stands for stages of unlike sizes."""
+    config = transformers.Florence2Config(architectures=["Florence2ForConditionalGeneration"])
+    tower = counted(tmp_path, config).parts[0]
+    assert tower.rows is not None and tower.keys is not None
+    model = on_meta(Florence2VisionBackbone, config.vision_config)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 768, 768, device="meta"))
+    products = 2 * tower.linear * tower.rows
+    attention = 4 * tower.layers * tower.rows * tower.keys * tower.width
+    assert products + attention == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def write_pali(folder: Path, **fields: Any) -> None:
+    config = {"architectures": ["PaLIForConditionalGeneration"], **fields}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_pali_is_its_parts(tmp_path: Path) -> None:
+    """By preset, by folders, and by a config inside; each part by the last that tells it."""
+    write_pali(tmp_path, preset="17B")
+    large = read_shape(tmp_path)
+    assert large.parameters == pytest.approx(16.9e9, rel=0.02)  # 3.9 and 13, by the paper
+    assert large.soft_rows == 256
+    for place, config, architecture in (
+        ("vit", transformers.SiglipConfig(), transformers.SiglipVisionModel),
+        ("mt5", transformers.MT5Config(), transformers.MT5ForConditionalGeneration),
+    ):
+        config.save_pretrained(tmp_path / place)
+        part = getattr(config, "vision_config", config)
+        part.vision_use_head = False
+        model = on_meta(architecture, part)
+        if place == "vit":
+            seen = count(model)
+    write_pali(tmp_path, preset="17B", vision="vit")
+    mixed = read_shape(tmp_path)
+    assert mixed.parts[0].parameters == seen
+    assert mixed.parts[2].parameters == large.parts[2].parameters
+    write_pali(tmp_path, text="mt5", vision="vit")
+    shape = read_shape(tmp_path)
+    bridge = 768 * 512 + 512
+    head = 0 if not model.config.tie_word_embeddings else 250112 * 512  # a PaLI's is its own
+    assert shape.parameters == seen + bridge + count(model) + head
+    inside = {"model_type": "vit", "image_size": 32, "patch_size": 8}
+    write_pali(tmp_path, text="mt5", vision_config=inside)
+    assert read_shape(tmp_path).soft_rows == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"preset": "5B"}, "preset is '5B': choose from 3B, 15B, 17B"),
+        ({}, "says nothing of its vision part: give a 'preset', a 'vision_config', or a folder"),
+        ({"preset": "3B", "vision": "vit"}, "vit/config.json is missing: .* put it there"),
+        ({"preset": "3B", "text_config": {"model_type": "t5"}}, "text part is 't5': choose one of"),
+        ({"preset": "3B", "vision": "broken"}, "broken/config.json is no JSON object: download"),
+        ({"preset": "3B", "vision": "list"}, "list/config.json is no JSON object: download"),
+    ],
+)
+def test_pali_with_a_fault_is_refused_by_name(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    for name, text in (("broken", "{"), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    write_pali(tmp_path, **fields)
+    with pytest.raises(CheckpointError, match=message):
         read_shape(tmp_path)
 
 

@@ -160,7 +160,7 @@ def read_shape(path: Path) -> Shape:
         known |= dict.fromkeys(SHAPES.literal(kind, "ARCHITECTURES"), kind)
     for architecture in found:
         if architecture in known:
-            return SHAPES[known[architecture]](Fields(config, str(file)))
+            return SHAPES[known[architecture]](Fields(config, str(file), file.parent))
     raise unknown("plan for the architecture", str(found[0]), sorted(known))
 
 

@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> UnknownNameError:
-    """Build the error for a name that is not there: the nearest, and all that are."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    """Build the error for a name that is not there: the nearest in any case, and all that are."""
+    folded = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     return UnknownNameError(f"no {kind} {name!r}: {hint}choose from {', '.join(known) or 'none'}")
 
 

@@ -192,15 +192,16 @@ def cost(
     if weights_bytes is None:
         weights_bytes = stored_bytes(part, how, resident=does.maps_tables)
     rows = work.prompt_rows if part.rows is None else part.rows
+    keys = rows if part.keys is None else part.keys
     cache_token = part.cache_width * how.float_bytes
     cache_rows = work.total_rows
     if does.doubles_cache:
         cache_rows = max(CACHE_ROWS_MIN, 1 << (cache_rows - 1).bit_length())
     cache = cache_token * cache_rows * does.cache_copies + part.held * how.float_bytes
     batch = min(part.runs, BATCH)
-    activations = batch * _activations(part, rows, rows, how.float_bytes)
+    activations = batch * _activations(part, rows, keys, how.float_bytes)
     workspace = batch * KERNEL_BYTES * rows * max(part.inner, part.width)
-    compute_ms = part.runs * _compute_ms(part, device, how, does, rows, rows, cores)
+    compute_ms = part.runs * _compute_ms(part, device, how, does, rows, keys, cores)
     bandwidth = device.bandwidth_gb_s * 1e6 * does.bandwidth_share  # bytes a millisecond
     start_ms = max(1, part.layers) * does.layer_us / 1000
     step_ms = None

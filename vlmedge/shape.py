@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vlmedge.errors import CheckpointError
@@ -30,6 +32,7 @@ class Part:
         source_rows: How many rows that has.
         runs: How often a prompt takes it, at most: for each tile of a picture, or frame of a video.
         held: Numbers that it is fed unchanged at every step: keys and values of what it looks at.
+        keys: Rows that one of them looks at, or none: all.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Part:
     source_rows: int = 0
     runs: int = 1
     held: int = 0
+    keys: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -99,9 +103,17 @@ class Shape:
 class Fields:
     """A part of config.json, whose gaps are filled as transformers fills them."""
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+    def __init__(self, config: Mapping[str, Any], where: str, folder: Path | None = None) -> None:
+        """Take what a file says.
+
+        Args:
+            config: Its object.
+            where: What to call it in an error.
+            folder: Where it lies, for those that name other folders.
+        """
         self._config = config
         self._where = where
+        self._folder = folder
 
     def filled(self, defaults: Mapping[str, int]) -> Fields:
         """Return the same config with its gaps filled."""
@@ -114,6 +126,29 @@ class Fields:
         if not isinstance(found, dict):
             raise CheckpointError(f"{self._where} has no {name!r}: it is needed to plan")
         return Fields(found, f"{self._where}: {name}")
+
+    def maybe(self, name: str) -> Fields | None:
+        """Return a nested config, or none where it is left out."""
+        return None if self._config.get(name) is None else self.part(name)
+
+    def elsewhere(self, name: str) -> Fields | None:
+        """Return the config.json in the folder that a field names, or none without that field."""
+        place = self._config.get(name)
+        if place is None:
+            return None
+        file = (self._folder or Path()) / str(place) / "config.json"
+        try:
+            found: Any = json.loads(file.read_bytes())
+        except OSError:
+            raise CheckpointError(
+                f"{file} is missing: {self._where} says that its {name} part lies there: "
+                "put it there"
+            ) from None
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{file} is no JSON object: download it again")
+        return Fields(found, str(file), file.parent)
 
     def size(self, name: str, default: int | None) -> int:
         """Return a count; a value that is null counts as left out."""
@@ -165,6 +200,11 @@ class Fields:
         """Count what a nested object has, such as the names of labels."""
         found = self._config.get(name)
         return len(found) if isinstance(found, dict) else default
+
+    def flags(self, name: str, default: Sequence[bool]) -> list[bool]:
+        """Return several yes or no."""
+        found = self._config.get(name)
+        return list(default) if not isinstance(found, list) else [bool(flag) for flag in found]
 
     def pairs(self, name: str, default: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return sizes, each of a height and a width."""
