@@ -456,7 +456,7 @@ def seen(case: Case, clip: NDArray[np.uint8], task: GenerateTask, text: str, bea
         pixels = processor(frames, return_tensors="pt")["pixel_values"]
     else:  # not of transformers; tests/test_video.py has how its frames become pixels
         parts = Parts(case.model.bundle, {})
-        pixels = torch.from_numpy(parts.frames(vlmedge.Video(clip)))
+        pixels = torch.from_numpy(parts.frames(parts.open(vlmedge.Video(clip))))
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
     with torch.no_grad():
         inner = getattr(case.reference, "model", case.reference)
