@@ -168,7 +168,7 @@ def test_every_family_finds_the_modules_that_transformers_names(kind: str, tmp_p
     inside = {name for name in inside if not name.isdigit()}
     try:
         base.get_input_embeddings()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         pytest.skip("PEFT asks for input embeddings, which this class does not tell")
     opened = FAMILIES[KINDS[kind]].open(tmp_path)
     shared = [name.removesuffix(".weight") for name in opened.tied]  # refused, as another test has

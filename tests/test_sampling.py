@@ -181,6 +181,14 @@ def test_options_keep_defaults_that_are_not_given():
     assert options(defaults, eos_ids=[3, 4]).eos_ids == (3, 4)
 
 
+def test_least_length_of_a_checkpoint_gives_way_to_the_callers_greatest():
+    defaults = Generation(eos_ids=(2, 7), pad_id=1, min_tokens=6)
+    assert options(defaults, max_tokens=2).min_tokens == 2
+    assert options(defaults, max_tokens=9).min_tokens == 6
+    with pytest.raises(InputError, match="min_tokens is 6: it must be at most max_tokens"):
+        options(defaults, max_tokens=2, min_tokens=6)
+
+
 @pytest.mark.parametrize("given", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.9}])
 def test_options_sample_when_given_a_shape_of_the_distribution(given):
     assert options(DEFAULTS, **given).do_sample

@@ -309,12 +309,11 @@ class Model:
         """Caption one image by `task`, or answer `question`, in pieces as they come.
 
         The pieces joined and stripped are what `caption` or `ask` return. Options are theirs too,
-        except beams, whose text is known only at the end.
+        except beams, whose text is known only at the end: where a checkpoint has them by default,
+        a stream is greedy.
         """
-        name, chosen = (
-            self._about(task if question is None else "ask", image),
-            self._options(options),
-        )
+        name = self._about(task if question is None else "ask", image)
+        chosen = self._parts.options_of_a_stream(options)
         if question is None:
             wiring = generating.caption_task(self._parts, prompt, name)
         else:
@@ -385,7 +384,7 @@ class Model:
         """
         task = self._task("chat", ChatTask)
         write = self._task(task.write, GenerateTask)
-        return Chat(self._parts, task, write, self._options(options), system)
+        return Chat(self._parts, task, write, self._parts.options_of_a_stream(options), system)
 
     @overload
     def classify(

@@ -42,7 +42,8 @@ def options(defaults: Generation, **given: Any) -> Generation:
     """Put a call's options over a bundle's defaults and refuse what cannot be.
 
     A temperature, top_k or top_p that the caller gives implies do_sample=True, unless do_sample
-    is given too: nobody sets them to be ignored.
+    is given too: nobody sets them to be ignored. A least length of the bundle's gives way to the
+    caller's greatest.
 
     Args:
         defaults: The bundle's.
@@ -59,6 +60,9 @@ def options(defaults: Generation, **given: Any) -> Generation:
             raise InputError(
                 f"no option {name!r}: did you mean {near!r}? Choose from {', '.join(known)}"
             )
+    most = given.get("max_tokens")
+    if isinstance(most, int):
+        known["min_tokens"] = min(defaults.min_tokens, most)
     if given.keys() & {"temperature", "top_k", "top_p"}:
         given.setdefault("do_sample", True)
     for name, value in given.items():  # one by one, so that the message can name it

@@ -121,6 +121,11 @@ class Parts:
             raise InputError(f"{self.bundle.path} writes no text: it has no generation defaults")
         return merge(defaults, **given)
 
+    def options_of_a_stream(self, given: Mapping[str, Any]) -> Generation:
+        """Put a call's options over the bundle's, but for its beams, which cannot stream."""
+        beams = given.get("num_beams")
+        return self.options({**given, "num_beams": 1 if beams is None else beams})
+
     def pixels(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
         """Make pixel_values, float32 [pieces, 3, height, width]: one piece a picture, or tiles."""
         return self.pictures(images).pixel_values

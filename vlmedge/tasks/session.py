@@ -101,7 +101,7 @@ class Session:
             task, text = generating.caption_task(self._parts, prompt), prompt
         else:
             task, text = generating.ask_task(self._parts, question), question
-        chosen = self._parts.options(options)
+        chosen = self._parts.options_of_a_stream(options)
         read, ids, fixed = self._prompt(task, text, chosen)
         made = loop.stream(self._parts.graphs[task.decoder], self._parts.embed, read, chosen, seed)
         return self._parts.tokenizer.pieces(self._watched(task, made, read, ids, fixed))
