@@ -1,8 +1,9 @@
 """Make docs/families.md out of the registry and of what the tests of all families found.
 
-    python benchmarks/families_table.py [results.xml]
+    python benchmarks/families_table.py [results.xml]...
 
-Runs tests/test_families.py, slow schemes too, unless its results are given (`pytest --junitxml`).
+Runs tests/test_families.py, slow schemes too, unless results are given (`pytest --junitxml`); of a
+test that is in several files the last counts.
 Runs on published weights are quoted from docs/real-weights.json, where
 `vlmedge check BUNDLE --against CHECKPOINT --record docs/real-weights.json` puts them.
 """
@@ -80,11 +81,17 @@ class Kind:
                 self.schemes[scheme] = f"{scheme} ({min(data.values()):.4f})"
 
 
-def kinds(results: Path) -> dict[str, Kind]:
+def kinds(results: list[Path]) -> dict[str, Kind]:
     """Read the results of the tests, by kind."""
+    cases = {
+        str(case.get("name")): case
+        for file in results
+        for case in ElementTree.parse(file).getroot().iter("testcase")
+        if str(case.get("classname")).endswith("test_families")
+    }
     found: dict[str, Kind] = defaultdict(Kind)
-    for case in ElementTree.parse(results).getroot().iter("testcase"):
-        match = CASE.match(str(case.get("name")))
+    for test, case in cases.items():
+        match = CASE.match(test)
         if match is not None:
             name = (
                 match["kind"].split("-1")[0] if match["test"].startswith("text") else match["kind"]
@@ -93,7 +100,7 @@ def kinds(results: Path) -> dict[str, Kind]:
     return found
 
 
-def rows(results: Path) -> list[str]:
+def rows(results: list[Path]) -> list[str]:
     """Make one line for each kind of each family."""
     seen, records = kinds(results), read_records(RECORDS)
     lines = []
@@ -122,7 +129,7 @@ def rows(results: Path) -> list[str]:
 
 def main() -> None:
     """Write the page."""
-    results = Path(sys.argv[1]) if len(sys.argv) > 1 else run()
+    results = [Path(file) for file in sys.argv[1:]] or [run()]
     lines = rows(results)
     head = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
     PAGE.write_text(HEAD + "\n".join([*head, *lines]) + "\n")
