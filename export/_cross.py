@@ -29,7 +29,7 @@ def cross_specs(
 
 
 def encoder_decoder(
-    width: int, heads: int, layers: int, head_width: int, vocabulary: int
+    width: int, heads: int, layers: int, head_width: int, vocabulary: int, *, places: bool = False
 ) -> tuple[Component, ...]:
     """Name the graphs of an encoder and a decoder behind a soft prompt.
 
@@ -39,7 +39,9 @@ def encoder_decoder(
         layers: Of the decoder.
         head_width: Of its heads.
         vocabulary: How many tokens it chooses from.
+        places: Whether the decoder is told the positions of its tokens.
     """
+    position_ids = [TensorSpec("position_ids", "int64", ("batch", "tokens"))] if places else []
     states = TensorSpec("text_states", "float32", ("batch", "states", width))
     cross, state = cross_specs(layers, heads, "states", head_width), state_pairs(layers)
     past = [TensorSpec(i, "float32", ("batch", heads, "past", head_width)) for _, i in state]
@@ -57,6 +59,7 @@ def encoder_decoder(
             inputs=(
                 embeds,
                 TensorSpec("attention_mask", "int64", ("batch", "total")),
+                *position_ids,
                 TensorSpec("encoder_attention_mask", "int64", ("batch", "states")),
                 *cross,
                 *past,
@@ -68,6 +71,40 @@ def encoder_decoder(
             state=state,
         ),
     )
+
+
+class CrossKV(torch.nn.Module):
+    """A decoder's keys and values of what it looks at, for every layer."""
+
+    def __init__(
+        self,
+        path: str,
+        parts: tuple[str, str],
+        layers: int,
+        heads: int,
+        widths: tuple[int, int],
+        *,
+        bias: bool = True,
+    ) -> None:
+        """Make the Linears under the checkpoint's names.
+
+        Args:
+            path: Of one: `path.format(layer, part)`.
+            parts: What a checkpoint calls keys and values.
+            layers: Of the decoder.
+            heads: Of a layer.
+            widths: Of what is looked at, and of the keys of all heads together.
+            bias: Whether the Linears have one.
+        """
+        super().__init__()
+        self._heads = heads
+        self._paths = [path.format(layer, part) for layer in range(layers) for part in parts]
+        for each in self._paths:
+            nest(self, each, torch.nn.Linear(*widths, bias=bias))
+
+    def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
+        """Map [batch, states, width] to 2 x layers of [batch, heads, states, width of a head]."""
+        return [split_heads(self.get_submodule(path)(states), self._heads) for path in self._paths]
 
 
 def filled_cache(

@@ -21,7 +21,7 @@ from transformers.activations import ACT2FN
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component
 
-from ._cross import encoder_decoder, nest, padding_mask, split_heads
+from ._cross import CrossKV, encoder_decoder, nest, padding_mask, split_heads
 from ._family import causal_mask
 from ._tiny import VOCABULARY
 from ._weights import Weights
@@ -238,25 +238,10 @@ class TextEncoder(torch.nn.Module):
         return found
 
 
-class CrossKV(torch.nn.Module):
-    """The decoder's keys and values of what the encoder gave, for every layer."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self._heads, self._layers = config.num_heads, config.num_decoder_layers
-        for layer in range(self._layers):
-            for part in ("k", "v"):
-                inner = config.num_heads * config.d_kv
-                linear = torch.nn.Linear(config.d_model, inner, bias=False)
-                nest(self, CROSS.format(layer, part), linear)
-
-    def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """Map [batch, states, width] to 2 x layers of [batch, heads, states, width of a head]."""
-        return [
-            split_heads(self.get_submodule(CROSS.format(layer, part))(states), self._heads)
-            for layer in range(self._layers)
-            for part in ("k", "v")
-        ]
+def cross_kv(config: Any) -> CrossKV:
+    """Make what gives the decoder its keys and values of the encoder's states."""
+    widths, layers = (config.d_model, config.num_heads * config.d_kv), config.num_decoder_layers
+    return CrossKV(CROSS, ("k", "v"), layers, config.num_heads, widths, bias=False)
 
 
 class Decoder(torch.nn.Module):
@@ -295,7 +280,7 @@ class Decoder(torch.nn.Module):
         return language_model.lm_head(states * self._scale), present
 
 
-BUILDS = {"text_encoder": TextEncoder, "cross_kv": CrossKV, "decoder": Decoder}
+BUILDS = {"text_encoder": TextEncoder, "cross_kv": cross_kv, "decoder": Decoder}
 
 
 def components(config: Any) -> tuple[Component, ...]:

@@ -34,7 +34,7 @@ from ._checkpoint import (
     read_image_front_end,
     read_tokenizer,
 )
-from ._cross import cross_specs, filled_cache, nest, padding_mask, split_heads
+from ._cross import CrossKV, cross_specs, filled_cache, padding_mask
 from ._family import HubExport, cache_argument, causal_mask, state_pairs
 from ._tiny import VOCABULARY, save
 from ._torch import Build
@@ -138,25 +138,11 @@ class TextEncoder(torch.nn.Module):
         return embeds
 
 
-class CrossKV(torch.nn.Module):
-    """The decoder's keys and values of what it looks at, for every layer."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        text = config.text_config
-        self.heads, self.layers = text.num_attention_heads, text.num_hidden_layers
-        for layer in range(self.layers):
-            for part in ("key", "value"):
-                linear = torch.nn.Linear(text.encoder_hidden_size, text.hidden_size)
-                nest(self, CROSS.format(layer, part), linear)
-
-    def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """Map [batch, states, width] to 2 x layers of [batch, heads, states, width of a head]."""
-        return [
-            split_heads(self.get_submodule(CROSS.format(layer, part))(states), self.heads)
-            for layer in range(self.layers)
-            for part in ("key", "value")
-        ]
+def cross_kv(config: Any) -> CrossKV:
+    """Make what gives the decoder its keys and values of what it looks at."""
+    text = config.text_config
+    layers, widths = text.num_hidden_layers, (text.encoder_hidden_size, text.hidden_size)
+    return CrossKV(CROSS, ("key", "value"), layers, text.num_attention_heads, widths)
 
 
 class CrossAttention(BlipTextSelfAttention):
@@ -388,7 +374,7 @@ class Blip:
             "question_encoder": lambda: QuestionEncoder(config),
             "text_encoder": lambda: TextEncoder(config),
             "fusion": lambda: Fusion(config),
-            "cross_kv": lambda: CrossKV(config),
+            "cross_kv": lambda: cross_kv(config),
             "decoder": lambda: AnswerDecoder(config) if kind == ANSWER else Decoder(config),
         }
         builds: dict[str, Build] = {name: makers[name] for name in GRAPHS[kind]}

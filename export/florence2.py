@@ -40,8 +40,8 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._cross import cross_specs, filled_cache, nest, padding_mask, split_heads
-from ._family import HubExport, cache_argument, causal_mask, state_pairs
+from ._cross import CrossKV, encoder_decoder, filled_cache, nest, padding_mask
+from ._family import HubExport, cache_argument, causal_mask
 from ._tiny import free_id, save
 from ._weights import Weights, open_weights
 
@@ -154,25 +154,11 @@ class TextEncoder(torch.nn.Module):
         return found
 
 
-class CrossKV(torch.nn.Module):
-    """The decoder's keys and values of what the encoder gave, for every layer."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        text = config.text_config
-        self._heads, self._layers = text.decoder_attention_heads, text.decoder_layers
-        for layer in range(self._layers):
-            for part in ("k", "v"):
-                linear = torch.nn.Linear(text.d_model, text.d_model)
-                nest(self, CROSS.format(layer, part), linear)
-
-    def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """Map [batch, states, width] to 2 x layers of [batch, heads, states, width of a head]."""
-        return [
-            split_heads(self.get_submodule(CROSS.format(layer, part))(states), self._heads)
-            for layer in range(self._layers)
-            for part in ("k", "v")
-        ]
+def cross_kv(config: Any) -> CrossKV:
+    """Make what gives the decoder its keys and values of the encoder's states."""
+    text = config.text_config
+    widths = (text.d_model, text.d_model)
+    return CrossKV(CROSS, ("k", "v"), text.decoder_layers, text.decoder_attention_heads, widths)
 
 
 class Decoder(torch.nn.Module):
@@ -222,7 +208,7 @@ BUILDS = {
     "vision_encoder": VisionEncoder,
     "projector": Projector,
     "text_encoder": TextEncoder,
-    "cross_kv": CrossKV,
+    "cross_kv": cross_kv,
     "decoder": Decoder,
 }
 
@@ -232,15 +218,8 @@ def components(config: Any, image: ImageFrontEnd) -> tuple[Component, ...]:
     vision, text = config.vision_config, config.text_config
     height, width = image.resize_size
     rows, columns = _cells(vision, height), _cells(vision, width)
-    heads, layers = text.decoder_attention_heads, text.decoder_layers
-    head_width = text.d_model // heads
     seen = TensorSpec("image_states", "float32", ("batch", vision.embed_dim[-1], rows, columns))
     soft = ("batch", 1 + rows * columns, vision.projection_dim)
-    states = TensorSpec("text_states", "float32", ("batch", "states", text.d_model))
-    cross, state = cross_specs(layers, heads, "states", head_width), state_pairs(layers)
-    past = [TensorSpec(i, "float32", ("batch", heads, "past", head_width)) for _, i in state]
-    present = [TensorSpec(o, "float32", ("batch", heads, "total", head_width)) for o, _ in state]
-    embeds = TensorSpec("inputs_embeds", "float32", ("batch", "tokens", text.d_model))
     return (
         Component(
             "vision_encoder",
@@ -250,27 +229,13 @@ def components(config: Any, image: ImageFrontEnd) -> tuple[Component, ...]:
         Component(
             "projector", inputs=(seen,), outputs=(TensorSpec("soft_prompt", "float32", soft),)
         ),
-        Component(
-            "text_encoder",
-            inputs=(embeds, TensorSpec("attention_mask", "int64", ("batch", "tokens"))),
-            outputs=(msgspec.structs.replace(states, shape=("batch", "tokens", text.d_model)),),
-        ),
-        Component("cross_kv", inputs=(states,), outputs=cross),
-        Component(
-            "decoder",
-            inputs=(
-                embeds,
-                TensorSpec("attention_mask", "int64", ("batch", "total")),
-                TensorSpec("position_ids", "int64", ("batch", "tokens")),
-                TensorSpec("encoder_attention_mask", "int64", ("batch", "states")),
-                *cross,
-                *past,
-            ),
-            outputs=(
-                TensorSpec("logits", "float32", ("batch", "tokens", text.vocab_size)),
-                *present,
-            ),
-            state=state,
+        *encoder_decoder(
+            text.d_model,
+            text.decoder_attention_heads,
+            text.decoder_layers,
+            text.d_model // text.decoder_attention_heads,
+            text.vocab_size,
+            places=True,
         ),
     )
 
