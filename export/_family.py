@@ -23,6 +23,7 @@ from vlmedge.spec import EmbeddingTable, ModelSpec
 
 from ._checkpoint import TOKENIZER, check_weights, goldens
 from ._graph import bind, clean
+from ._pooled import read_one_token
 from ._torch import Build, TorchGraph, build_on_meta
 from ._trace import trace
 from ._weights import Weights
@@ -101,7 +102,9 @@ class HubExport:
         """Trace one component and bind its weights lazily."""
         spec = self.spec.component(component)
         model, buffers = trace(spec, self.builds[component])
-        bind(model, self.read, buffers, clean(model))
+        transposed = clean(model)
+        read_one_token(model)
+        bind(model, self.read, buffers, transposed)
         return model
 
     def assets(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
