@@ -16,7 +16,7 @@ PROTOBUF_BYTES_MAX = 2**31
 
 def main(graph: str, out: str) -> None:
     """Write OUT.onnx, with its weights beside it where they are too many for one file."""
-    weights = Path(graph).with_suffix(".bin")
+    weights = Path(f"{graph}.data")
     # of a Conv it would make a ConvInteger, which is slower than the float one
     kinds = sorted({n.op_type for n in onnx.load(graph, load_external_data=False).graph.node})
     quantize_dynamic(

@@ -22,43 +22,32 @@ def _settings(task: Task) -> dict[str, Any]:
     return found
 
 
-def _towers(task: Task, batch: int | None) -> dict[str, Callable[[Any], Any]]:
-    """Compile every candidate; a fixed batch lets OpenVINO plan ahead."""
+def _tower(task: Task, batch: int | None) -> Callable[[Any], Any]:
+    """Compile a tower; a fixed batch lets OpenVINO plan ahead."""
     core = openvino.Core()
-    found: dict[str, Callable[[Any], Any]] = {}
-    for name, file in task["models"].items():
-        model = core.read_model(file)
-        if batch is not None:
-            model.reshape(
-                [batch, 3, *model.inputs[0].partial_shape.to_shape()[2:]]
-                if model.inputs[0].partial_shape.is_static
-                else [batch, *[int(str(d)) for d in list(model.inputs[0].partial_shape)[1:]]]
-            )
-        request = core.compile_model(model, "CPU", _settings(task)).create_infer_request()
+    model = core.read_model(task["graph"])
+    if batch is not None:
+        sizes = list(model.inputs[0].partial_shape)[1:]
+        model.reshape([batch, *[int(str(size)) for size in sizes]])
+    request = core.compile_model(model, "CPU", _settings(task)).create_infer_request()
 
-        def run(pixels: Any, request: Any = request) -> Any:
-            request.infer([pixels], share_inputs=True)
-            return request.get_output_tensor(0).data
+    def run(pixels: Any) -> Any:
+        request.infer([pixels], share_inputs=True)
+        return request.get_output_tensor(0).data
 
-        found[name] = run
-    return found
+    return run
 
 
 def tower(task: Task) -> Opened:
-    """Open an image tower: of several ways to have it the fastest."""
+    """Open an image tower."""
     pixels = np.load(task["pixels"])
-    towers = _towers(task, len(pixels))
-    works = {name: lambda run=run: run(pixels) for name, run in towers.items()}
-    name = fastest(works)
-    return Opened(timed(works[name]), name)
+    run = _tower(task, len(pixels))
+    return Opened(timed(lambda: run(pixels)))
 
 
 def classify(task: Task) -> Opened:
-    """Open CLIP's image tower behind a front end, the fastest again."""
-    towers = _towers(task, None)
-    pixels = np.load(task["pixels"])
-    name = fastest({name: lambda run=run: run(pixels) for name, run in towers.items()})
-    return Opened(classified(towers[name], task), name)
+    """Open CLIP's image tower behind a front end."""
+    return Opened(classified(_tower(task, None), task))
 
 
 def decoder(task: Task) -> Opened:
