@@ -1,4 +1,4 @@
-"""An NVIDIA GPU: vlmedge's CUDA engine beside PyTorch float16, eager and compiled, in one run.
+"""An NVIDIA GPU: vlmedge's engines beside PyTorch float16, eager and compiled, in one run.
 
     python benchmarks/gpu.py WORK OUT.json [CASE...]
 
@@ -8,11 +8,17 @@ tower, and captions of 1 and of 25 tokens, greedy, whose difference is the decod
 PyTorch's models have the same shapes, their weights drawn on the GPU.
 The outputs of the towers are compared with the CPU engine's; texts are in tests/test_ort_cuda.py,
 on trained checkpoints, for random weights say nothing that can be read.
+
+The CUDA engine is timed where onnxruntime-gpu is installed; TensorRT where $TENSORRT_PYTHON names
+a Python that has it and vlmedge, often not the one that has PyTorch, so it runs after the others,
+in a process of its own ($TENSORRT_LEVEL: its builder's optimization level).
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 import transformers
 from make_checkpoint import MODELS, write
@@ -33,6 +40,7 @@ from vlmedge.scenes import draw_scene
 TOKENS, ROUNDS = 25, 7
 SIZES = {"blip-base": 384, "blip2-opt-2.7b": 224}  # pixels
 COMPILES = ("blip2-opt-2.7b",)  # BLIP's decoder asserts on the GPU with a static cache
+CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 Sides = dict[str, Callable[[], Any]]
 
 
@@ -92,12 +100,28 @@ def tower(work: Path) -> dict[str, Any]:
     sides["torch reduce-overhead"] = of(
         torch.compile(model.get_image_features, mode="reduce-overhead")
     )
-    for scheme in ("float32", "fp16", "int8"):
+    for scheme in ("float32", "fp16", "int8") if CUDA else ():
         opened = vlmedge.load(bundle("clip-vit-l-14", scheme, work), engine="ort_cuda")
         graph = opened.graphs["vision_encoder"]
         (name,) = (i.name for i in graph.component.inputs)
         sides[f"vlmedge {scheme}"] = lambda g=graph, n=name: g.run({n: pixels})
-    return {"ms": in_turns(sides)}
+    return {"ms": in_turns(sides), "tensorrt": tensorrt("clip-vit-l-14", work)}
+
+
+def tensorrt(kind: str, work: Path) -> dict[str, Any]:
+    """Return TensorRT's column: what _tensorrt_worker.py prints for each scheme."""
+    found: dict[str, Any] = {}
+    python = os.environ.get("TENSORRT_PYTHON")
+    for scheme in ("fp16", "int8") if python else ():
+        worker = Path(__file__).with_name("_tensorrt_worker.py")
+        level = os.environ.get("TENSORRT_LEVEL", "")
+        command = [str(python), str(worker), str(bundle(kind, scheme, work))]
+        ran = subprocess.run(
+            [*command, str(TOKENS), str(ROUNDS), level], capture_output=True, text=True
+        )
+        last = [line for line in (ran.stdout or ran.stderr).splitlines() if line.strip()][-1:]
+        found[scheme] = json.loads(last[0]) if not ran.returncode else f"failed: {last}"
+    return found
 
 
 def cosine(a: Any, b: Any) -> float:
@@ -128,6 +152,8 @@ def captioner(kind: str, work: Path, schemes: Iterable[str]) -> dict[str, Any]:
     pixels = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
     for scheme in schemes:
         path = bundle(kind, scheme, work)
+        if not CUDA:
+            continue
         opened[scheme] = vlmedge.load(path, engine="ort_cuda")
         towers = []
         for model_ in (opened[scheme], vlmedge.load(path)):
@@ -151,7 +177,8 @@ def captioner(kind: str, work: Path, schemes: Iterable[str]) -> dict[str, Any]:
         }
         step = (compiled["caption"] - compiled["first token"]) / (TOKENS - 1)
         result["torch compile, static cache"] = {**compiled, "step": round(step, 3)}
-    return result
+    torch.cuda.empty_cache()
+    return result | {"tensorrt": tensorrt(kind, work)}
 
 
 def caption(model: vlmedge.Model, image: Any, count: int) -> Callable[[], str]:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from . import _trt_api as api
+from ._trt_tactics import leave_out_unusable
 
 REQUEST, RESULT, PLAN, TIMING = "request.json", "result.json", "engine.plan", "timing"
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, linux/prctl.h
@@ -87,6 +88,8 @@ def compile_graph(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     api.set_precision(trt, config, half=request.half, quantized=request.quantized)
+    if left_out := leave_out_unusable(trt, config):
+        print(f"tactic sources left out: {', '.join(left_out)}", file=sys.stderr)
     if request.level is not None:
         config.builder_optimization_level = request.level
     cache = config.create_timing_cache(timing)

@@ -40,9 +40,9 @@ from vlmedge.registry import ENGINES, FAMILIES
 
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
 package = engine.__package__
-api, builder, cache, cuda, graphs, profile = (
+api, builder, cache, cuda, graphs, profile, tactics = (
     import_module(f"{package}._trt_{name}")
-    for name in ("api", "build", "cache", "cuda", "graph", "profile")
+    for name in ("api", "build", "cache", "cuda", "graph", "profile", "tactics")
 )
 STANDINS = Path(__file__).parent / "standins"
 VERSIONS = {"trt86": "8.6.1", "trt103": "10.3.0", "trt110": "11.0.0"}
@@ -247,6 +247,37 @@ def test_workspace_is_half_of_what_is_free(use: Use, clip: Bundle) -> None:
     gpu.free = 2**30
     (built,) = build(clip, only("vision_encoder"))
     assert plan_head(built.folder)["pools"] == {"WORKSPACE": 2**29}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tactic_sources_without_a_usable_library_are_left_out(
+    version: str, use: Use, clip: Bundle
+) -> None:
+    """By name; in the child process it is this machine's libraries that are tried."""
+    use(version)
+    trt = api.load()
+    config = trt.Builder(api.logger(trt, print)).create_builder_config()
+    no_cudnn = tactics.leave_out_unusable(trt, config, lambda library: library.name != "cudnn")
+    own = ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+    others = [] if version == "trt110" else ["CUBLAS", "CUBLAS_LT", "CUDNN"]
+    assert no_cudnn == others[2:]
+    assert config.get_tactic_sources() == (1 << len(others + own)) - 1 - 4 * bool(others)
+    (built,) = build(clip, only("vision_encoder"))
+    here = [n for n in others if tactics.is_usable(tactics.LIBRARIES[n])]
+    assert plan_head(built.folder)["sources"] == here + own
+
+
+def test_a_library_is_usable_if_it_makes_a_handle(tmp_path: Path) -> None:
+    """What is loaded already is what counts: its name is that of the CUDA that is used."""
+    libc = tactics.Library("c", "getpid", "free", (6,))  # getpid is not 0: no handle
+    assert not tactics.is_usable(libc)
+    assert not tactics.is_usable(tactics.Library("c", "no_such_function", "free", (6,)))
+    assert not tactics.is_usable(tactics.Library("cublas-of-nowhere", "a", "b", (12,)))
+    made = tactics.Library("c", "sched_yield", "free", (6,))  # 0, and free takes null
+    assert tactics.is_usable(made)
+    nowhere = tmp_path / "maps"
+    nowhere.write_text("7f00-7f01 r--p 0000 00:00 1    /nowhere/libc.so.6\n")
+    assert not tactics.is_usable(made, nowhere)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

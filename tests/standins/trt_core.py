@@ -156,12 +156,14 @@ def install(
     dtypes: str,
     monitor: bool,
     opset: int,
+    sources: str,
 ) -> None:
     """Fill a module with one version's names."""
     major = int(version.split(".")[0])
     allowed = {kind: frozenset(text.split()) for kind, text in names.items()}
     dtype = Flags(**{name: i for i, name in enumerate(dtypes.split())})
     builder_flag = Flags(**{name: i for i, name in enumerate(builder_flags.split())})
+    source = Flags(**{name: i for i, name in enumerate(sources.split())})
     severity = Flags(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
 
     class ILogger:
@@ -185,6 +187,7 @@ def install(
             self._profiles: list[Profile] = []
             self._pools: dict[str, int] = {}
             self._cache: TimingCache | None = None
+            self._sources = (1 << len(sources.split())) - 1  # all are allowed
             self.builder_optimization_level = 3
             if monitor:
                 self.progress_monitor = None
@@ -194,6 +197,13 @@ def install(
 
         def set_memory_pool_limit(self, pool: Flag, pool_size: int) -> None:
             self._pools[pool.label] = pool_size
+
+        def get_tactic_sources(self) -> int:
+            return self._sources
+
+        def set_tactic_sources(self, tactic_sources: int) -> bool:
+            self._sources = tactic_sources
+            return True
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
             return TimingCache(serialized_timing_cache)
@@ -269,6 +279,9 @@ def install(
                 "flags": config._flags,
                 "level": config.builder_optimization_level,
                 "pools": config._pools,
+                "sources": [
+                    name for i, name in enumerate(sources.split()) if config._sources >> i & 1
+                ],
             }
             return Memory(MAGIC + json.dumps(head).encode() + b"\n" + model.SerializeToString())
 
@@ -438,6 +451,7 @@ def install(
         "IProgressMonitor": IProgressMonitor,
         "MemoryPoolType": Flags(**{name: i for i, name in enumerate(POOLS)}),
         "NetworkDefinitionCreationFlag": Flags(**network_flags),
+        "TacticSource": source,
         "OnnxParser": OnnxParser,
         "Runtime": Runtime,
         "__version__": version,

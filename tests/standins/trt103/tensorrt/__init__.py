@@ -13,6 +13,7 @@ install(
     sys.modules[__name__],
     version="10.3.0",
     opset=21,  # the table of 10.0 says 20, its change log INT4, which is an opset 21 type
+    sources="CUBLAS CUBLAS_LT CUDNN EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
     monitor=True,
     network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
     builder_flags="""FP16 INT8 DEBUG GPU_FALLBACK REFIT DISABLE_TIMING_CACHE TF32 SPARSE_WEIGHTS
@@ -26,6 +27,7 @@ install(
             build_serialized_network platform_has_fast_fp16 platform_has_fast_int8""",
         "IBuilderConfig": """set_flag get_flag clear_flag set_memory_pool_limit
             get_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache
+            get_tactic_sources set_tactic_sources
             add_optimization_profile builder_optimization_level hardware_compatibility_level
             int8_calibrator set_calibration_profile algorithm_selector progress_monitor
             runtime_platform""",

@@ -13,6 +13,7 @@ install(
     sys.modules[__name__],
     version="11.0.0",
     opset=24,
+    sources="EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
     monitor=True,
     network_flags={"STRONGLY_TYPED": 0, "PREFER_JIT_PYTHON_PLUGINS": 1},
     builder_flags="""DEBUG GPU_FALLBACK REFIT DISABLE_TIMING_CACHE TF32 SPARSE_WEIGHTS SAFETY_SCOPE
@@ -25,6 +26,7 @@ install(
             build_serialized_network""",
         "IBuilderConfig": """set_flag get_flag clear_flag set_memory_pool_limit
             get_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache
+            get_tactic_sources set_tactic_sources
             add_optimization_profile builder_optimization_level hardware_compatibility_level
             progress_monitor runtime_platform max_num_tactics tiling_optimization_level""",
         "OnnxParser": """parse parse_from_file supports_model_v2 num_subgraphs num_errors get_error

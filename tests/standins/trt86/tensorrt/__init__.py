@@ -12,6 +12,7 @@ install(
     sys.modules[__name__],
     version="8.6.1",
     opset=17,
+    sources="CUBLAS CUBLAS_LT CUDNN EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
     monitor=False,
     network_flags={"EXPLICIT_BATCH": 0},
     builder_flags="""FP16 INT8 DEBUG GPU_FALLBACK STRICT_TYPES REFIT DISABLE_TIMING_CACHE TF32
@@ -23,6 +24,7 @@ install(
             build_serialized_network platform_has_fast_fp16 platform_has_fast_int8""",
         "IBuilderConfig": """set_flag get_flag clear_flag set_memory_pool_limit
             get_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache
+            get_tactic_sources set_tactic_sources
             add_optimization_profile builder_optimization_level hardware_compatibility_level
             int8_calibrator set_calibration_profile algorithm_selector max_workspace_size""",
         "OnnxParser": "parse parse_from_file supports_model num_errors get_error clear_errors",
