@@ -28,14 +28,21 @@ from typing import Any
 
 import msgspec
 
-from vlmedge.building import SIDECAR, AxisRange, BuildOptions, engines_folder, read_sidecar
+from vlmedge.building import (
+    SIDECAR,
+    AxisRange,
+    BuildOptions,
+    engines_folder,
+    read_sidecar,
+)
 from vlmedge.bundle import Bundle, digest, replace_file
 from vlmedge.errors import BundleError
 
+from ._trt_outcome import Outcome
 from ._trt_worker import PLAN
 
-FORMAT = 1  # of engine.json
-LOWERING = 1  # count it up when _trt_lower.py writes something else: engines are rebuilt
+FORMAT = 2  # of engine.json
+LOWERING = 2  # count it up when _trt_lower.py writes something else: engines are rebuilt
 _POLL_S = 0.2
 
 
@@ -165,11 +172,22 @@ def last_options(bundle: Bundle, component: str, gpu: str) -> BuildOptions:
 
 
 def store(
-    partial: Path, bundle: Bundle, identity: Identity, options: BuildOptions, computed_in: str
+    partial: Path,
+    bundle: Bundle,
+    identity: Identity,
+    options: BuildOptions,
+    outcome: Outcome,
 ) -> Path:
     """Turn a folder with a plan into the engine, and remove those that it replaces.
 
     These are engines of the same component for the same GPU; another machine's stay.
+
+    Args:
+        partial: The folder.
+        bundle: What the engine is of.
+        identity: What it was made from and for.
+        options: How it was asked for.
+        outcome: What came out.
     """
     plan = partial / PLAN
     record = {
@@ -181,7 +199,7 @@ def store(
             "level": options.level,
             "workspace_mib": options.workspace_mib,
         },
-        "computed_in": computed_in,
+        **msgspec.to_builtins(outcome),
         "plan": {"sha256": digest(plan), "bytes": plan.stat().st_size},
     }
     for file in partial.iterdir():

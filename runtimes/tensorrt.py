@@ -37,12 +37,17 @@ from . import _trt_cache as cache
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda, connect
 from ._trt_graph import TrtGraph, read_profiles
-from ._trt_operators import version_of
+from ._trt_level4 import judge
+from ._trt_operators import Version, version_of
+from ._trt_outcome import Outcome, Restored, read_outcome
 from ._trt_probe import Probe, not_finite
 from ._trt_profile import profiles, refuse_unknown_axes
 from ._trt_worker import PLAN, TIMING
 
 _LOG = logging.getLogger("vlmedge.tensorrt")
+
+
+_Attempt = tuple[Precision, tuple[Restored, ...]]  # and the nodes of float16 that stay float32
 
 
 class _Logged:
@@ -128,11 +133,9 @@ class TensorRt:
             timings = cache.timing_file(engines, identity)
             if timings.is_file():
                 (partial / TIMING).write_bytes(timings.read_bytes())
-            computed_in = self._compile(
-                bundle, component, trt, cuda, options, probe, progress, partial
-            )
+            outcome = self._compile(bundle, component, trt, cuda, options, probe, progress, partial)
             cache.keep_timing(partial / TIMING, timings)
-            folder = cache.store(partial, bundle, identity, options, computed_in)
+            folder = cache.store(partial, bundle, identity, options, outcome)
         return _report(component, folder, time.monotonic() - start)
 
     def _compile(
@@ -145,42 +148,46 @@ class TensorRt:
         probe: Probe,
         progress: Progress,
         partial: Path,
-    ) -> Precision:
-        """Write a plan whose outputs are finite; return what its float layers compute in."""
-        built_for = profiles(bundle.spec, component, options.axes)
-        tried: list[Precision] = ["float32"]
-        if options.precision == "float16":
-            tried.insert(0, "float16")
-        bad = ""
-        for precision in tried:
+    ) -> Outcome:
+        """Write a plan whose outputs are finite, and hold it against the portable graph."""
+        version, built_for = api.version(trt), profiles(bundle.spec, component, options.axes)
+        attempts = _attempts(bundle, component, version, options, probe, progress, partial)
+        output = ""
+        while attempt := next(attempts, None):
+            precision, restored = attempt
+            if output:
+                how = f"{len(restored)} nodes in float32, " if restored else ""
+                bad = f"{output} is nan or inf in float16"
+                progress.note(f"{component.name}: {bad}: {how}built again")
             try:
                 compile_component(
                     bundle,
                     component,
-                    api.version(trt),
+                    version,
                     built_for,
                     precision,
                     options,
                     partial,
                     cuda.memory(),
                     progress,
+                    {node.output for node in restored},
                 )
             except api.BeyondHalfError as error:
                 what = str(error).split(":")[0]
                 progress.note(f"{component.name}: {what}: built in float32")
+                attempts, output = iter([_FLOAT]), ""
                 continue
             plan = (partial / PLAN).read_bytes()
             graph = TrtGraph(trt, cuda, component, plan, built_for, partial / PLAN)
             try:
-                bad = not_finite(graph, probe)
+                output = not_finite(graph, probe)
+                if not output:
+                    verdict = judge(bundle, graph, precision, probe)
+                    return Outcome(precision, restored, verdict)
             finally:
                 graph.close()
-            if not bad:
-                return precision
-            if precision != tried[-1]:
-                progress.note(f"{component.name}: {bad} is nan or inf in {precision}: built again")
         raise BundleError(
-            f"{component.name}: {bad} is nan or inf even in float32: check the bundle with "
+            f"{component.name}: {output} is nan or inf even in float32: check the bundle with "
             f"`vlmedge check {bundle.path} --against {bundle.manifest.checkpoint.id}`"
         )
 
@@ -200,6 +207,58 @@ class _OrOrt:
 
 
 ENGINE = TensorRt()
+
+_FLOAT: _Attempt = ("float32", ())
+
+
+def _attempts(
+    bundle: Bundle,
+    component: Component,
+    version: Version,
+    options: BuildOptions,
+    probe: Probe,
+    progress: Progress,
+    partial: Path,
+) -> Iterator[_Attempt]:
+    """Give what to build until the outputs are finite: float16, with more in float32 each time."""
+    if options.precision == "float16":
+        yield "float16", ()
+        for restored in _repairs(bundle, component, version, probe, progress, partial):
+            yield "float16", restored
+    yield _FLOAT
+
+
+def _repairs(
+    bundle: Bundle,
+    component: Component,
+    version: Version,
+    probe: Probe,
+    progress: Progress,
+    partial: Path,
+) -> Iterator[tuple[Restored, ...]]:
+    """Give the nodes that go beyond float16, more of them each time.
+
+    There are none where the types are not the graph's (8.6), or a scheme has chosen them.
+    """
+    from ._half import is_typed
+
+    model = lowered(bundle, component, version, "float32")[0]
+    if version < (10, 0) or is_typed(model):
+        return
+    try:
+        from ._trt_repair import MARGINS, beyond_half, largest
+    except ImportError as error:
+        progress.note(f"{component.name}: what goes beyond float16 cannot be found: {error}")
+        return
+    with progress.step(f"{component.name}: looking for what goes beyond float16"):
+        metered = lowered(bundle, component, version, "float32")[0]
+        found = largest(component, metered, probe, partial)
+    before: tuple[Restored, ...] = ()
+    for margin in MARGINS:
+        nodes = beyond_half(model, found, margin)
+        if len(nodes) > len(before):
+            yield nodes
+        before = nodes
 
 
 def _chosen(bundle: Bundle, options: BuildOptions) -> list[Component]:
@@ -224,8 +283,18 @@ def _opened(trt: Any, cuda: Cuda, component: Component, folder: Path) -> Graph:
 
 def _report(component: Component, folder: Path, seconds: float) -> Built:
     record = read_sidecar(folder)
-    size = record["plan"]["bytes"]
-    return Built(component.name, folder, record["computed_in"], size, seconds, not seconds)
+    outcome = read_outcome(record)
+    return Built(
+        component.name,
+        folder,
+        outcome.computed_in,
+        record["plan"]["bytes"],
+        seconds,
+        not seconds,
+        tuple(node.node for node in outcome.restored),
+        outcome.level4.parity,
+        outcome.level4.latency_ms,
+    )
 
 
 @contextlib.contextmanager

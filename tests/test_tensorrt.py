@@ -25,15 +25,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from overflow import COMPONENT, overflowing
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import building, exporting
+from vlmedge import building, exporting, tables_build
 from vlmedge.building import AxisRange, BuildOptions
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Graph
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
 from vlmedge.model import Model
+from vlmedge.parity import compare
 from vlmedge.progress import SILENT
 from vlmedge.prompt_rows import writing
 from vlmedge.registry import ENGINES, FAMILIES
@@ -755,6 +757,60 @@ def test_nan_in_float16_falls_back_to_float32(
     assert notes.lines == ["vision_encoder: image_embeds is nan or inf in float16: built again"]
 
 
+@pytest.mark.parametrize("version", ["trt103", "trt110"])
+def test_overflow_in_float16_is_repaired_node_by_node(
+    version: str,
+    use: Use,
+    clip_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use(version)
+    bundle = overflowing(clip_bundle, tmp_path)
+    notes = _Notes()
+    (built,) = build(bundle, BuildOptions(components=(COMPONENT,)), notes)
+    assert built.precision == "float16"
+    count = len(built.restored)
+    assert 0 < count < 20
+    assert notes.lines == [
+        f"{COMPONENT}: image_embeds is nan or inf in float16: {count} nodes in float32, built again"
+    ]
+    record = building.read_sidecar(built.folder)["restored"]
+    assert [node["node"] for node in record] == list(built.restored)
+    assert max(node["largest"] for node in record) > 65504
+    graph = ENGINES["tensorrt"].open(bundle, COMPONENT)
+    probe = import_module(f"{package}._trt_probe").Probe(bundle)
+    (feeds,) = probe.steps(graph)
+    found = graph.run(feeds)["image_embeds"]
+    expected = ENGINES["ort"].open(bundle, COMPONENT).run(feeds)["image_embeds"]
+    assert compare(COMPONENT, "fp16", expected, found).passed
+    graph.close()
+    tables_build.show_built([built])
+    assert f"float16, {count} nodes float32" in capsys.readouterr().out
+
+
+def test_overflow_that_no_node_explains_falls_back_to_float32(
+    use: Use, clip_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repairs are bounded: as many as there are margins, and then float32."""
+    use("trt103")
+    bundle = overflowing(clip_bundle, tmp_path)
+    tried: list[str] = []
+    compiled = engine.compile_component
+
+    def note_precision(*arguments: Any) -> None:
+        tried.append(arguments[4])
+        compiled(*arguments)
+
+    monkeypatch.setattr(engine, "compile_component", note_precision)
+    monkeypatch.setattr(engine, "not_finite", lambda *_: "y" * (tried[-1] == "float16"))
+    notes = _Notes()
+    (built,) = build(bundle, BuildOptions(components=(COMPONENT,)), notes)
+    assert (built.precision, built.restored) == ("float32", ())
+    assert 2 <= tried.count("float16") <= 3
+    assert notes.lines[-1] == f"{COMPONENT}: y is nan or inf in float16: built again"
+
+
 def test_weight_beyond_float16_falls_back_to_float32(
     use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -793,6 +849,59 @@ def test_outputs_are_looked_at_for_nan() -> None:
         assert probe.not_finite(graph, known) == "y"
     outputs["y"] = np.ones(2, np.float16)
     assert probe.not_finite(graph, known) == ""
+
+
+# ---- level 4: what an engine gives on its device
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_engine_is_held_against_its_portable_graph(
+    version: str, precision: Any, use: Use, blip2: Bundle
+) -> None:
+    use(version)
+    for built in build(blip2, BuildOptions(precision=precision)):
+        assert built.parity is not None and built.parity.passed
+        allowed = "cosine >= 0.999" if precision == "float16" else "relative <= 0.0001"
+        assert built.parity.tolerance == allowed
+        assert built.latency_ms is not None and built.latency_ms > 0
+        level4 = building.read_sidecar(built.folder)["level4"]
+        assert level4["against"].startswith("its graph on ONNX Runtime 1.")
+        assert level4["parity"]["component"] == built.component
+        cleared = ["TF32"] if precision == "float32" else []
+        assert plan_head(built.folder)["cleared"] == cleared
+    assert build(blip2, BuildOptions(precision=precision))[0].parity is not None  # kept
+
+
+def test_engine_that_computes_something_else_fails(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch, vlmedge: Any
+) -> None:
+    use("trt103")
+    ran = graphs.TrtGraph.run
+
+    def off(graph: Graph, feeds: Any) -> dict[str, Array]:
+        return {name: array[:, ::-1] for name, array in ran(graph, feeds).items()}
+
+    monkeypatch.setattr(graphs.TrtGraph, "run", off)
+    ran_build = vlmedge("build", clip.path, "--component", "vision_encoder")
+    assert ran_build.code == 1
+    assert "FAILED, cosine" in ran_build.out.replace("\n", " ")
+    assert "vision_encoder on this device is not what its graph gives: try --prec" in ran_build.err
+
+
+def test_board_without_onnx_runtime_is_not_compared(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    level4 = import_module(f"{package}._trt_level4")
+
+    def missing(*_: object) -> None:
+        raise ImportError("No module named 'onnxruntime'")
+
+    monkeypatch.setattr(level4, "_Portable", missing)
+    (built,) = build(clip, only("vision_encoder"))
+    assert built.parity is None
+    assert built.latency_ms is not None
 
 
 # ---- what goes wrong

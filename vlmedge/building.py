@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from vlmedge.bundle import ENGINES, Bundle
 from vlmedge.contracts import Engine
 from vlmedge.errors import BundleError, InputError
+from vlmedge.manifest import ComponentParity
 from vlmedge.progress import Progress
 
 SIDECAR = "engine.json"  # beside an engine: what it was made from and for
@@ -109,6 +110,9 @@ class Built:
         bytes: Its size.
         seconds: How long it took; 0 for one that was there.
         reused: Whether it was there.
+        restored: Nodes of a float16 engine that compute in float32, since they overflowed.
+        parity: Level 4: how far it is from its portable graph; none: it could not be compared.
+        latency_ms: Of one pass over the gate's picture or prompt.
     """
 
     component: str
@@ -117,6 +121,9 @@ class Built:
     bytes: int
     seconds: float
     reused: bool
+    restored: tuple[str, ...] = ()
+    parity: ComponentParity | None = None
+    latency_ms: float | None = None
 
 
 @runtime_checkable

@@ -69,6 +69,12 @@ def build(
     if tensorrt is None:
         built = compiler.build(opened, options, console.progress(quiet))
         console.emit(built) if as_json else tables_build.show_built(built)
+        failed = [one.component for one in built if one.parity and not one.parity.passed]
+        if failed:
+            raise BundleError(
+                f"{bundle}: {', '.join(failed)} on this device is not what its graph gives: "
+                "try --precision float32, or --engine ort"
+            )
         return
     findings = compiler.lint(opened, options, tensorrt)
     if as_json:
