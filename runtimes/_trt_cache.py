@@ -62,6 +62,7 @@ class Identity(msgspec.Struct, frozen=True):
         profiles: Ranges of the named axes, as MIN:OPT:MAX.
         level: The builder's optimization level, or its default.
         workspace_mib: The workspace that was asked for, or the default.
+        keep_slower: Whether quantized layers stay where float16 would be faster.
     """
 
     component: str
@@ -76,6 +77,7 @@ class Identity(msgspec.Struct, frozen=True):
     profiles: tuple[dict[str, str], ...]
     level: int | None
     workspace_mib: int | None
+    keep_slower: bool
 
     @property
     def key(self) -> str:
@@ -114,6 +116,7 @@ def identify(
         tuple({axis: str(r) for axis, r in profile.items()} for profile in profiles),
         options.level,
         options.workspace_mib,
+        options.keep_slower,
     )
 
 
@@ -167,7 +170,13 @@ def last_options(bundle: Bundle, component: str, gpu: str) -> BuildOptions:
         if identity.get("graph") != graph and not folder.is_relative_to(bundle.path):
             continue  # another bundle's, in the cache that all share
         axes = {axis: AxisRange.parse(text) for axis, text in options["axes"].items()}
-        return BuildOptions(options["precision"], axes, options["level"], options["workspace_mib"])
+        return BuildOptions(
+            options["precision"],
+            axes,
+            options["level"],
+            options["workspace_mib"],
+            keep_slower=options.get("keep_slower", False),
+        )
     return BuildOptions()
 
 
@@ -198,6 +207,7 @@ def store(
             "axes": {axis: str(r) for axis, r in options.axes.items()},
             "level": options.level,
             "workspace_mib": options.workspace_mib,
+            "keep_slower": options.keep_slower,
         },
         **msgspec.to_builtins(outcome),
         "plan": {"sha256": digest(plan), "bytes": plan.stat().st_size},

@@ -10,11 +10,14 @@ is needed, so that the lint runs anywhere.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from vlmedge.building import (
     BuildOptions,
@@ -44,6 +47,7 @@ from ._trt_probe import Probe, not_finite
 from ._trt_profile import profiles, refuse_unknown_axes
 from ._trt_worker import PLAN, TIMING
 
+SLOWER = 1.05  # times differ by this much from run to run
 _LOG = logging.getLogger("vlmedge.tensorrt")
 
 
@@ -149,9 +153,49 @@ class TensorRt:
         progress: Progress,
         partial: Path,
     ) -> Outcome:
+        """Write a plan; of one that rounds activations and one that does not, the faster."""
+        make = functools.partial(
+            self._finite, bundle, component, trt, cuda, options, probe, progress, partial
+        )
+        first = make(plain=False)
+        scheme = bundle.manifest.scheme
+        if not _has_rival(bundle, component, api.version(trt), options):
+            return first
+        plan, kept = partial / PLAN, partial / "rounded.plan"
+        plan.replace(kept)
+        try:
+            second = make(plain=True)
+        except BundleError as error:
+            progress.note(f"{component.name}: {scheme} was not timed against float: {error}")
+            kept.replace(plan)
+            return first
+        before, after = first.level4.latency_ms, second.level4.latency_ms
+        other = second.computed_in
+        told = f"{component.name}: {scheme} takes {before:.2f} ms, {other} {after:.2f} ms"
+        if before > SLOWER * after:
+            progress.note(f"{told}: {scheme} is dropped for it")
+            return msgspec.structs.replace(second, dropped={scheme: before})
+        progress.note(f"{told}: {scheme} is kept")
+        kept.replace(plan)
+        return msgspec.structs.replace(first, dropped={other: after})
+
+    def _finite(
+        self,
+        bundle: Bundle,
+        component: Component,
+        trt: Any,
+        cuda: Cuda,
+        options: BuildOptions,
+        probe: Probe,
+        progress: Progress,
+        partial: Path,
+        *,
+        plain: bool,
+    ) -> Outcome:
         """Write a plan whose outputs are finite, and hold it against the portable graph."""
         version, built_for = api.version(trt), profiles(bundle.spec, component, options.axes)
-        attempts = _attempts(bundle, component, version, options, probe, progress, partial)
+        lower = functools.partial(lowered, bundle, component, version, "float32", plain=plain)
+        attempts = _attempts(component, version, options, lower, probe, progress, partial)
         output = ""
         while attempt := next(attempts, None):
             precision, restored = attempt
@@ -171,6 +215,7 @@ class TensorRt:
                     cuda.memory(),
                     progress,
                     {node.output for node in restored},
+                    plain=plain,
                 )
             except api.BeyondHalfError as error:
                 what = str(error).split(":")[0]
@@ -211,11 +256,25 @@ ENGINE = TensorRt()
 _FLOAT: _Attempt = ("float32", ())
 
 
+def _has_rival(
+    bundle: Bundle, component: Component, version: Version, options: BuildOptions
+) -> bool:
+    """Tell whether rounded activations have to show that they are faster than float16.
+
+    Not in 8.6, where a flag decides by layer.
+    """
+    if options.keep_slower or options.precision != "float16" or version < (10, 0):
+        return False
+    from ._trt_plain import is_rounded
+
+    return is_rounded(lowered(bundle, component, version, "float32")[0])
+
+
 def _attempts(
-    bundle: Bundle,
     component: Component,
     version: Version,
     options: BuildOptions,
+    lower: Callable[[], Any],
     probe: Probe,
     progress: Progress,
     partial: Path,
@@ -223,15 +282,15 @@ def _attempts(
     """Give what to build until the outputs are finite: float16, with more in float32 each time."""
     if options.precision == "float16":
         yield "float16", ()
-        for restored in _repairs(bundle, component, version, probe, progress, partial):
+        for restored in _repairs(component, version, lower, probe, progress, partial):
             yield "float16", restored
     yield _FLOAT
 
 
 def _repairs(
-    bundle: Bundle,
     component: Component,
     version: Version,
+    lower: Callable[[], Any],
     probe: Probe,
     progress: Progress,
     partial: Path,
@@ -242,7 +301,7 @@ def _repairs(
     """
     from ._half import is_typed
 
-    model = lowered(bundle, component, version, "float32")[0]
+    model = lower()[0]
     if version < (10, 0) or is_typed(model):
         return
     try:
@@ -251,8 +310,7 @@ def _repairs(
         progress.note(f"{component.name}: what goes beyond float16 cannot be found: {error}")
         return
     with progress.step(f"{component.name}: looking for what goes beyond float16"):
-        metered = lowered(bundle, component, version, "float32")[0]
-        found = largest(component, metered, probe, partial)
+        found = largest(component, lower()[0], probe, partial)
     before: tuple[Restored, ...] = ()
     for margin in MARGINS:
         nodes = beyond_half(model, found, margin)
@@ -294,6 +352,7 @@ def _report(component: Component, folder: Path, seconds: float) -> Built:
         tuple(node.node for node in outcome.restored),
         outcome.level4.parity,
         outcome.level4.latency_ms,
+        outcome.dropped,
     )
 
 

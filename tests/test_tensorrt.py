@@ -752,7 +752,7 @@ def test_nan_in_float16_falls_back_to_float32(
     verdicts = iter(["image_embeds", ""])
     monkeypatch.setattr(engine, "not_finite", lambda graph, probe: next(verdicts))
     notes = _Notes()
-    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",), keep_slower=True), notes)
     assert built.precision == "float32"
     assert notes.lines == ["vision_encoder: image_embeds is nan or inf in float16: built again"]
 
@@ -798,9 +798,9 @@ def test_overflow_that_no_node_explains_falls_back_to_float32(
     tried: list[str] = []
     compiled = engine.compile_component
 
-    def note_precision(*arguments: Any) -> None:
+    def note_precision(*arguments: Any, plain: bool) -> None:
         tried.append(arguments[4])
-        compiled(*arguments)
+        compiled(*arguments, plain=plain)
 
     monkeypatch.setattr(engine, "compile_component", note_precision)
     monkeypatch.setattr(engine, "not_finite", lambda *_: "y" * (tried[-1] == "float16"))
@@ -817,14 +817,14 @@ def test_weight_beyond_float16_falls_back_to_float32(
     use("trt103")
     compiled = engine.compile_component
 
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: Any, plain: bool) -> None:
         if arguments[4] == "float16":
             raise api.BeyondHalfError("w reaches 1.0e+05, beyond float16: build with float32")
-        compiled(*arguments)
+        compiled(*arguments, plain=plain)
 
     monkeypatch.setattr(engine, "compile_component", refuse)
     notes = _Notes()
-    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",), keep_slower=True), notes)
     assert built.precision == "float32"
     assert notes.lines == ["vision_encoder: w reaches 1.0e+05, beyond float16: built in float32"]
 
@@ -902,6 +902,61 @@ def test_board_without_onnx_runtime_is_not_compared(
     (built,) = build(clip, only("vision_encoder"))
     assert built.parity is None
     assert built.latency_ms is not None
+
+
+# ---- quantized layers have to be faster
+
+
+@pytest.mark.parametrize(("slow", "kept"), [("int8", "float16"), ("float16", "int8")])
+def test_slower_of_int8_and_float16_is_dropped_with_its_figures(
+    slow: str, kept: str, use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    level4 = import_module(f"{package}._trt_level4")
+    times = iter([5.0, 2.0] if slow == "int8" else [2.0, 2.05])
+    monkeypatch.setattr(level4, "time_ms", lambda graph, probe: next(times))
+    notes = _Notes()
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    figures = "5.00 ms, float16 2.00" if slow == "int8" else "2.00 ms, float16 2.05"
+    fate = "dropped for it" if slow == "int8" else "kept"
+    assert notes.lines == [f"vision_encoder: int8 takes {figures} ms: int8 is {fate}"]
+    assert built.dropped == {slow: 5.0 if slow == "int8" else 2.05}
+    assert building.read_sidecar(built.folder)["dropped"] == built.dropped
+    plan = (built.folder / "engine.plan").read_bytes()
+    assert (b"QuantizeLinear" in plan) == (kept == "int8")
+    assert built.parity is not None and built.parity.passed
+    assert sorted(f.name for f in built.folder.iterdir()) == ["engine.json", "engine.plan"]
+
+
+def test_slower_int8_is_kept_when_that_is_asked_for(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    options = BuildOptions(components=("vision_encoder",), keep_slower=True)
+    (built,) = build(clip, options)
+    assert built.dropped == {}
+    assert b"QuantizeLinear" in (built.folder / "engine.plan").read_bytes()
+    assert cache.last_options(clip, "vision_encoder", "NVIDIA Orin Nano").keep_slower
+
+
+def test_float16_that_cannot_be_built_leaves_int8(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    compiled = engine.compile_component
+
+    def refuse(*arguments: Any, plain: bool) -> None:
+        if plain:
+            raise BundleError("vision_encoder: no room")
+        compiled(*arguments, plain=plain)
+
+    monkeypatch.setattr(engine, "compile_component", refuse)
+    notes = _Notes()
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    assert b"QuantizeLinear" in (built.folder / "engine.plan").read_bytes()
+    assert notes.lines == [
+        "vision_encoder: int8 was not timed against float: vision_encoder: no room"
+    ]
 
 
 # ---- what goes wrong

@@ -21,8 +21,8 @@ from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, TensorSpec
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
-build, lower, probes, repair = (
-    import_module(f"{package}._trt_{name}") for name in ("build", "lower", "probe", "repair")
+build, plain, probes, repair = (
+    import_module(f"{package}._trt_{name}") for name in ("build", "plain", "probe", "repair")
 )
 _spec = spec_from_file_location("rounding", Path(__file__).parent / "standins/rounding.py")
 assert _spec is not None and _spec.loader is not None
@@ -158,3 +158,28 @@ def test_decoder_is_searched_with_its_cache(blip2_bundle: Path, tmp_path: Path) 
     found = find(bundle, "decoder", tmp_path)
     (out, into) = bundle.spec.component("decoder").state[0]
     assert found[out] >= found[into] > 0
+
+
+@pytest.mark.parametrize("kind", ["whole", "axis", "block"])
+def test_weight_without_its_rounding_is_what_the_graph_computes(kind: str) -> None:
+    random = np.random.default_rng(0)
+    draft = _Draft(opset=21)
+    weight = draft.constant(random.integers(-127, 128, (8, 4)), np.int8)
+    shape, attributes = {
+        "whole": ((), {}),
+        "axis": ((4,), {"axis": 1}),
+        "block": ((2, 4), {"axis": 0, "block_size": 4}),
+    }[kind]
+    scale = draft.constant(random.random(shape) / 100, np.float32)
+    restored = draft.add("DequantizeLinear", weight, scale, **attributes)
+    step = draft.constant(1 / 4096, np.float32)
+    zero = draft.constant(0, np.int16)
+    rounded = draft.add("QuantizeLinear", draft.x, step, zero, dtype=ir.DataType.INT16)
+    x = draft.add("DequantizeLinear", rounded, step, zero)
+    model = draft.model(draft.add("MatMul", x, restored))
+    feeds = {"x": random.standard_normal((2, 8)).astype(np.float32)}
+    expected = run(model, feeds)
+    assert plain.is_rounded(model)
+    plain.unround(model)
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    np.testing.assert_allclose(run(model, feeds), expected, atol=5e-3)

@@ -60,6 +60,7 @@ class BuildOptions:
         workspace_mib: Scratch memory that a layer may take, or none: a share of what is free.
         memory_mib: The build is stopped when it takes more of the host's memory, or none.
         components: Only these, or all.
+        keep_slower: Whether quantized layers stay where float16 would be faster.
     """
 
     precision: Precision = "float16"
@@ -68,6 +69,7 @@ class BuildOptions:
     workspace_mib: int | None = None
     memory_mib: int | None = None
     components: tuple[str, ...] = ()
+    keep_slower: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no engine takes."""
@@ -113,6 +115,7 @@ class Built:
         restored: Nodes of a float16 engine that compute in float32, since they overflowed.
         parity: Level 4: how far it is from its portable graph; none: it could not be compared.
         latency_ms: Of one pass over the gate's picture or prompt.
+        dropped: What was built beside it and is not faster, with its latency, ms.
     """
 
     component: str
@@ -124,6 +127,7 @@ class Built:
     restored: tuple[str, ...] = ()
     parity: ComponentParity | None = None
     latency_ms: float | None = None
+    dropped: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -38,6 +38,9 @@ def build(
     component: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
     ] = None,
+    keep_slower: Annotated[
+        bool, typer.Option("--keep-slower", help="Keep int8 where float16 is faster here.")
+    ] = False,
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Only say what would be refused; needs no GPU.")
     ] = False,
@@ -64,6 +67,7 @@ def build(
         workspace_mib=workspace,
         memory_mib=memory,
         components=tuple(component or ()),
+        keep_slower=keep_slower,
     )
     opened = console.load(bundle)
     if tensorrt is None:

@@ -16,6 +16,8 @@ def show_built(built: Sequence[Built]) -> None:
         precision = one.precision
         if one.restored:
             precision += f", {len(one.restored)} nodes float32"
+        for what, latency_ms in one.dropped.items():
+            precision += f" ({what}: {latency_ms:.2f} ms)"
         _row(table, one.component, precision, f"{one.bytes / MIB:.1f}", taken, *_level4(one))
     _print(table)
 
