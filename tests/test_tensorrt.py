@@ -1115,7 +1115,7 @@ def test_graph_that_a_version_refuses_is_named_before_the_build(
     use("trt103")
     monkeypatch.setattr(builder, "_run", forbidden)
     finding = building.Finding("vision_encoder", "n1", "Det", "no such operator", "decompose it")
-    monkeypatch.setattr(builder, "lowered", lambda *a: (None, False, [finding]))
+    monkeypatch.setattr(builder, "lowered", lambda *a, **_: (None, False, [finding]))
     with pytest.raises(BundleError, match=r"TensorRT 10\.3 refuses Det 'n1': no such operator"):
         build(clip, only("vision_encoder"))
 
