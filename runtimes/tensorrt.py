@@ -13,20 +13,13 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from vlmedge.building import (
-    BuildOptions,
-    Built,
-    Finding,
-    Precision,
-    engines_folder,
-    read_sidecar,
-)
+from vlmedge.building import BuildOptions, Built, Finding, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import BundleError, MissingExtraError
@@ -37,21 +30,19 @@ from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
 
 from . import _trt_api as api
 from . import _trt_cache as cache
+from ._trt_attempts import FLOAT, attempts, has_rival
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda, connect
 from ._trt_graph import TrtGraph, read_profiles
 from ._trt_level4 import judge
-from ._trt_operators import Version, version_of
-from ._trt_outcome import Outcome, Restored, read_outcome
+from ._trt_operators import version_of
+from ._trt_outcome import Outcome, read_outcome
 from ._trt_probe import Probe, not_finite
 from ._trt_profile import profiles, refuse_unknown_axes
 from ._trt_worker import PLAN, TIMING
 
 SLOWER = 1.05  # times differ by this much from run to run
 _LOG = logging.getLogger("vlmedge.tensorrt")
-
-
-_Attempt = tuple[Precision, tuple[Restored, ...]]  # and the nodes of float16 that stay float32
 
 
 class _Logged:
@@ -159,7 +150,7 @@ class TensorRt:
         )
         first = make(plain=False)
         scheme = bundle.manifest.scheme
-        if not _has_rival(bundle, component, api.version(trt), options):
+        if not has_rival(bundle, component, api.version(trt), options):
             return first
         plan, kept = partial / PLAN, partial / "rounded.plan"
         plan.replace(kept)
@@ -172,7 +163,8 @@ class TensorRt:
         before, after = first.level4.latency_ms, second.level4.latency_ms
         other = second.computed_in
         told = f"{component.name}: {scheme} takes {before:.2f} ms, {other} {after:.2f} ms"
-        if before > SLOWER * after:
+        equal = second.level4.parity is None or second.level4.parity.passed
+        if equal and before > SLOWER * after:
             progress.note(f"{told}: {scheme} is dropped for it")
             return msgspec.structs.replace(second, dropped={scheme: before})
         progress.note(f"{told}: {scheme} is kept")
@@ -195,9 +187,9 @@ class TensorRt:
         """Write a plan whose outputs are finite, and hold it against the portable graph."""
         version, built_for = api.version(trt), profiles(bundle.spec, component, options.axes)
         lower = functools.partial(lowered, bundle, component, version, "float32", plain=plain)
-        attempts = _attempts(component, version, options, lower, probe, progress, partial)
+        left = attempts(component, version, options, lower, probe, progress, partial)
         output = ""
-        while attempt := next(attempts, None):
+        while attempt := next(left, None):
             precision, restored = attempt
             if output:
                 how = f"{len(restored)} nodes in float32, " if restored else ""
@@ -220,7 +212,7 @@ class TensorRt:
             except api.BeyondHalfError as error:
                 what = str(error).split(":")[0]
                 progress.note(f"{component.name}: {what}: built in float32")
-                attempts, output = iter([_FLOAT]), ""
+                left, output = iter([FLOAT]), ""
                 continue
             plan = (partial / PLAN).read_bytes()
             graph = TrtGraph(trt, cuda, component, plan, built_for, partial / PLAN)
@@ -253,71 +245,6 @@ class _OrOrt:
 
 ENGINE = TensorRt()
 
-_FLOAT: _Attempt = ("float32", ())
-
-
-def _has_rival(
-    bundle: Bundle, component: Component, version: Version, options: BuildOptions
-) -> bool:
-    """Tell whether rounded activations have to show that they are faster than float16.
-
-    Not in 8.6, where a flag decides by layer.
-    """
-    if options.keep_slower or options.precision != "float16" or version < (10, 0):
-        return False
-    from ._trt_plain import is_rounded
-
-    return is_rounded(lowered(bundle, component, version, "float32")[0])
-
-
-def _attempts(
-    component: Component,
-    version: Version,
-    options: BuildOptions,
-    lower: Callable[[], Any],
-    probe: Probe,
-    progress: Progress,
-    partial: Path,
-) -> Iterator[_Attempt]:
-    """Give what to build until the outputs are finite: float16, with more in float32 each time."""
-    if options.precision == "float16":
-        yield "float16", ()
-        for restored in _repairs(component, version, lower, probe, progress, partial):
-            yield "float16", restored
-    yield _FLOAT
-
-
-def _repairs(
-    component: Component,
-    version: Version,
-    lower: Callable[[], Any],
-    probe: Probe,
-    progress: Progress,
-    partial: Path,
-) -> Iterator[tuple[Restored, ...]]:
-    """Give the nodes that go beyond float16, more of them each time.
-
-    There are none where the types are not the graph's (8.6), or a scheme has chosen them.
-    """
-    from ._half import is_typed
-
-    model = lower()[0]
-    if version < (10, 0) or is_typed(model):
-        return
-    try:
-        from ._trt_repair import MARGINS, beyond_half, largest
-    except ImportError as error:
-        progress.note(f"{component.name}: what goes beyond float16 cannot be found: {error}")
-        return
-    with progress.step(f"{component.name}: looking for what goes beyond float16"):
-        found = largest(component, lower()[0], probe, partial)
-    before: tuple[Restored, ...] = ()
-    for margin in MARGINS:
-        nodes = beyond_half(model, found, margin)
-        if len(nodes) > len(before):
-            yield nodes
-        before = nodes
-
 
 def _chosen(bundle: Bundle, options: BuildOptions) -> list[Component]:
     refuse_unknown_axes(bundle.spec, options.axes)
@@ -334,7 +261,16 @@ def _identify(
 
 
 def _opened(trt: Any, cuda: Cuda, component: Component, folder: Path) -> Graph:
-    stored = read_profiles(read_sidecar(folder)["identity"]["profiles"])
+    record = read_sidecar(folder)
+    stored = read_profiles(record["identity"]["profiles"])
+    parity = read_outcome(record).level4.parity
+    if parity is not None and not parity.passed:
+        _LOG.warning(
+            "%s: its engine is not what its graph gives (cosine %.4f): build it with "
+            "--precision float32",
+            component.name,
+            parity.cosine,
+        )
     plan = folder / PLAN
     return TrtGraph(trt, cuda, component, plan.read_bytes(), stored, plan)
 

@@ -681,7 +681,7 @@ def test_what_cannot_be_built_runs_on_the_cpu_when_that_is_said(
 ) -> None:
     use("trt103")
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, plain: bool) -> None:
         raise BundleError("vision_encoder: no")
 
     monkeypatch.setattr(engine, "compile_component", refuse)
@@ -874,7 +874,11 @@ def test_engine_is_held_against_its_portable_graph(
 
 
 def test_engine_that_computes_something_else_fails(
-    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch, vlmedge: Any
+    use: Use,
+    clip: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    vlmedge: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     use("trt103")
     ran = graphs.TrtGraph.run
@@ -887,6 +891,8 @@ def test_engine_that_computes_something_else_fails(
     assert ran_build.code == 1
     assert "FAILED, cosine" in ran_build.out.replace("\n", " ")
     assert "vision_encoder on this device is not what its graph gives: try --prec" in ran_build.err
+    ENGINES["tensorrt"].open(clip, "vision_encoder").close()
+    assert "vision_encoder: its engine is not what its graph gives" in caplog.text  # every time
 
 
 def test_board_without_onnx_runtime_is_not_compared(
@@ -926,6 +932,19 @@ def test_slower_of_int8_and_float16_is_dropped_with_its_figures(
     assert (b"QuantizeLinear" in plan) == (kept == "int8")
     assert built.parity is not None and built.parity.passed
     assert sorted(f.name for f in built.folder.iterdir()) == ["engine.json", "engine.plan"]
+
+
+def test_faster_float16_that_fails_level_4_drops_nothing(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    outcome = import_module(f"{package}._trt_outcome")
+    bad = compare("vision_encoder", "int8", np.ones((1, 4)), -np.ones((1, 4)))
+    verdicts = iter([(None, 5.0), (bad, 2.0)])
+    monkeypatch.setattr(engine, "judge", lambda *_: outcome.Verdict("its graph", *next(verdicts)))
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)))
+    assert b"QuantizeLinear" in (built.folder / "engine.plan").read_bytes()
+    assert built.dropped == {"float16": 2.0}
 
 
 def test_slower_int8_is_kept_when_that_is_asked_for(

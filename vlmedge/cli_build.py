@@ -76,7 +76,7 @@ def build(
         keep_slower=keep_slower,
     )
     opened = console.load(bundle)
-    versions = (tensorrt,) if tensorrt else ()
+    versions: tuple[str, ...] = (tensorrt,) if tensorrt else ()
     if device is not None:
         from vlmedge import targeting
 
