@@ -12,6 +12,7 @@ from vlmedge.progress import Progress
 from vlmedge.spec import Component
 
 from ._trt_build import lowered
+from ._trt_level4 import fits_here
 from ._trt_operators import Version
 from ._trt_outcome import Restored
 from ._trt_probe import Probe
@@ -67,6 +68,9 @@ def _repairs(
 
     model = lower()[0]
     if version < (10, 0) or is_typed(model):
+        return
+    if not fits_here(model):
+        progress.note(f"{component.name}: too little memory to find what goes beyond float16")
         return
     try:
         from ._trt_repair import MARGINS, beyond_half, largest

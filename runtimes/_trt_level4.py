@@ -17,13 +17,17 @@ from vlmedge.building import Precision
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Graph
 from vlmedge.graph import CheckedGraph
+from vlmedge.machine import free_bytes
 from vlmedge.parity import compare, worst
+from vlmedge.portable import load_graph
 from vlmedge.spec import Component
 
+from ._trt_build import RESERVE_BYTES
 from ._trt_outcome import Verdict
 from ._trt_probe import Probe
 
 REPEATS = 10
+ROOM = 1.5  # of a graph's weights: activations and what ONNX Runtime repacks
 
 
 def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> Verdict:
@@ -39,6 +43,8 @@ def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> V
     graph.reset()
     ours = [graph.run(step) for step in feeds]
     latency_ms = time_ms(graph, probe)
+    if not fits_here(load_graph(bundle.path, graph.component.name)):
+        return Verdict(None, None, latency_ms)
     try:
         reference = _Portable(graph.component, bundle.graph_file(graph.component.name))
     except ImportError:  # a board need not have ONNX Runtime
@@ -57,6 +63,13 @@ def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> V
     if not found:
         return Verdict(None, None, latency_ms)
     return Verdict(f"its graph on ONNX Runtime {reference.version}", worst(found), latency_ms)
+
+
+def fits_here(model: Any) -> bool:
+    """Tell whether the host has memory to run a graph beside its engine; a board may not."""
+    free = free_bytes()  # 0: the system does not tell
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
+    return not free or free - RESERVE_BYTES > ROOM * weights
 
 
 def time_ms(graph: Graph, probe: Probe) -> float:

@@ -910,6 +910,19 @@ def test_board_without_onnx_runtime_is_not_compared(
     assert built.latency_ms is not None
 
 
+def test_board_without_memory_for_both_is_not_compared(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    level4 = import_module(f"{package}._trt_level4")
+    weights = clip.path.joinpath("graphs/vision_encoder.bin").stat().st_size
+    for more, compared in ((1.0, False), (2.0, True)):
+        free = builder.RESERVE_BYTES + int(more * weights)
+        monkeypatch.setattr(level4, "free_bytes", lambda free=free: free)
+        (built,) = build(clip, only("vision_encoder", level=int(more)))
+        assert (built.parity is not None) == compared
+
+
 # ---- quantized layers have to be faster
 
 
