@@ -38,22 +38,24 @@ def is_typed(model: ir.Model) -> bool:
     return any(value.dtype == _HALF for node in model.graph for value in node.outputs)
 
 
-def halve(model: ir.Model, state: Collection[str] = ()) -> None:
+def halve(model: ir.Model, state: Collection[str] = (), exact: Collection[str] = ()) -> None:
     """Rewrite a graph to float16, in place; its inputs and outputs stay float32.
 
     Args:
         model: A float32 graph.
         state: Inputs and outputs that never leave the device; they become float16 too.
+        exact: Nodes that stay float32 whatever they are, by the name of their first output.
     """
-    _Halver(model, frozenset(state)).run()
+    _Halver(model, frozenset(state), frozenset(exact)).run()
 
 
 class _Halver:
     """Rewrite one graph to float16; every value is cast at most once each way."""
 
-    def __init__(self, model: ir.Model, state: frozenset[str]) -> None:
+    def __init__(self, model: ir.Model, state: frozenset[str], exact: frozenset[str]) -> None:
         self._graph = model.graph
         self._state = state
+        self._exact = exact
         self._cast: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def run(self) -> None:
@@ -80,6 +82,8 @@ class _Halver:
                 self._give(number, given, wanted)
 
     def _is_half(self, node: ir.Node) -> bool:
+        if node.outputs[0].name in self._exact:
+            return False
         if node.op_type in SCALES:
             return self._scale_fits(node, SCALES[node.op_type])
         if node.op_type in _EXACT or any(a.type == ir.AttributeType.GRAPH for a in _attrs(node)):

@@ -107,8 +107,12 @@ def network_flags(trt: Any) -> int:
 def set_precision(trt: Any, config: Any, *, half: bool, quantized: bool) -> None:
     """Allow float16 and int8 by flag in 8.6; later versions have the types in the graph.
 
+    What is float32 alone is not rounded to TF32's 10 bits, which all versions do by default.
+
     An explicitly quantized network wants INT8 and FP16 set there (NVIDIA's guide, recalled).
     """
+    if not half:
+        config.clear_flag(trt.BuilderFlag.TF32)
     if version(trt)[0] >= 10:
         return
     for name, wanted in (("FP16", half), ("INT8", quantized)):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,15 +36,30 @@ _LAST_WORDS = 300  # characters of what TensorRT said
 
 
 def lowered(
-    bundle: Bundle, component: Component, version: Version, precision: Precision
+    bundle: Bundle,
+    component: Component,
+    version: Version,
+    precision: Precision,
+    exact: Collection[str] = (),
+    *,
+    plain: bool = False,
 ) -> tuple[Any, bool, list[Finding]]:
-    """Return a component's graph for a version, whether it was changed, and what is wrong."""
+    """Return a component's graph for a version, whether it was changed, and what is wrong.
+
+    `exact` are nodes that stay float32, by the name of their first output; a `plain` graph has no
+    rounding (_trt_plain.py).
+    """
     model = load_graph(bundle.path, component.name)
     from ._trt_lint import lint  # onnx_ir is not needed once the engine is there
     from ._trt_lower import lower
 
-    state = {name for pair in component.state for name in pair}
-    changed = lower(model, version, precision, state)
+    if plain:
+        from ._trt_plain import unround
+
+        unround(model)
+    # a cache that float16 cannot hold is float32 on its way in and out
+    state = {name for pair in component.state if pair[0] not in exact for name in pair}
+    changed = lower(model, version, precision, state, exact) or plain
     return model, changed, lint(component.name, model, version, cached=bool(component.state))
 
 
@@ -57,6 +73,9 @@ def compile_component(
     partial: Path,
     memory: tuple[int, int],
     progress: Progress,
+    exact: Collection[str] = (),
+    *,
+    plain: bool = False,
 ) -> None:
     """Write engine.plan of a component into `partial`.
 
@@ -70,13 +89,15 @@ def compile_component(
         partial: The folder to build in; it may hold timings.
         memory: Free and whole memory of the GPU, bytes.
         progress: Watches.
+        exact: Nodes that stay float32, by the name of their first output.
+        plain: Whether to leave out the rounding of a quantized graph.
 
     Raises:
         BundleError: TensorRT refuses the graph, or there is too little memory or disk.
     """
     from ._half import is_typed
 
-    model, changed, findings = lowered(bundle, component, version, precision)
+    model, changed, findings = lowered(bundle, component, version, precision, exact, plain=plain)
     if findings:
         first, more = findings[0], len(findings) - 1
         raise BundleError(

@@ -28,14 +28,21 @@ from typing import Any
 
 import msgspec
 
-from vlmedge.building import SIDECAR, AxisRange, BuildOptions, engines_folder, read_sidecar
+from vlmedge.building import (
+    SIDECAR,
+    AxisRange,
+    BuildOptions,
+    engines_folder,
+    read_sidecar,
+)
 from vlmedge.bundle import Bundle, digest, replace_file
 from vlmedge.errors import BundleError
 
+from ._trt_outcome import Outcome
 from ._trt_worker import PLAN
 
-FORMAT = 1  # of engine.json
-LOWERING = 1  # count it up when _trt_lower.py writes something else: engines are rebuilt
+FORMAT = 2  # of engine.json
+LOWERING = 2  # count it up when _trt_lower.py writes something else: engines are rebuilt
 _POLL_S = 0.2
 
 
@@ -55,6 +62,7 @@ class Identity(msgspec.Struct, frozen=True):
         profiles: Ranges of the named axes, as MIN:OPT:MAX.
         level: The builder's optimization level, or its default.
         workspace_mib: The workspace that was asked for, or the default.
+        keep_slower: Whether quantized layers stay where float16 would be faster.
     """
 
     component: str
@@ -69,6 +77,7 @@ class Identity(msgspec.Struct, frozen=True):
     profiles: tuple[dict[str, str], ...]
     level: int | None
     workspace_mib: int | None
+    keep_slower: bool
 
     @property
     def key(self) -> str:
@@ -107,6 +116,7 @@ def identify(
         tuple({axis: str(r) for axis, r in profile.items()} for profile in profiles),
         options.level,
         options.workspace_mib,
+        options.keep_slower,
     )
 
 
@@ -160,16 +170,33 @@ def last_options(bundle: Bundle, component: str, gpu: str) -> BuildOptions:
         if identity.get("graph") != graph and not folder.is_relative_to(bundle.path):
             continue  # another bundle's, in the cache that all share
         axes = {axis: AxisRange.parse(text) for axis, text in options["axes"].items()}
-        return BuildOptions(options["precision"], axes, options["level"], options["workspace_mib"])
+        return BuildOptions(
+            options["precision"],
+            axes,
+            options["level"],
+            options["workspace_mib"],
+            keep_slower=options.get("keep_slower", False),
+        )
     return BuildOptions()
 
 
 def store(
-    partial: Path, bundle: Bundle, identity: Identity, options: BuildOptions, computed_in: str
+    partial: Path,
+    bundle: Bundle,
+    identity: Identity,
+    options: BuildOptions,
+    outcome: Outcome,
 ) -> Path:
     """Turn a folder with a plan into the engine, and remove those that it replaces.
 
     These are engines of the same component for the same GPU; another machine's stay.
+
+    Args:
+        partial: The folder.
+        bundle: What the engine is of.
+        identity: What it was made from and for.
+        options: How it was asked for.
+        outcome: What came out.
     """
     plan = partial / PLAN
     record = {
@@ -180,8 +207,9 @@ def store(
             "axes": {axis: str(r) for axis, r in options.axes.items()},
             "level": options.level,
             "workspace_mib": options.workspace_mib,
+            "keep_slower": options.keep_slower,
         },
-        "computed_in": computed_in,
+        **msgspec.to_builtins(outcome),
         "plan": {"sha256": digest(plan), "bytes": plan.stat().st_size},
     }
     for file in partial.iterdir():

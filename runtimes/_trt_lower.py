@@ -37,6 +37,7 @@ def lower(
     version: Version,
     precision: Precision,
     state: Collection[str] = (),
+    exact: Collection[str] = (),
 ) -> bool:
     """Make a graph fit for a version, in place; tell whether anything changed.
 
@@ -45,6 +46,7 @@ def lower(
         version: TensorRT's.
         precision: What float layers compute in.
         state: Inputs and outputs that never leave the device; they become float16 too.
+        exact: Nodes that stay float32, by the name of their first output.
     """
     table = operators(version)
     changed = False
@@ -62,7 +64,7 @@ def lower(
     if version < (10, 0):  # it computes in float16 by a flag, which strong typing has replaced
         changed = _to_opset_17(model) or changed
     elif precision == "float16" and not is_typed(model):
-        halve(model, state)
+        halve(model, state, exact)
         changed = True
     if changed:
         RemoveUnusedNodesPass()(model)

@@ -10,20 +10,16 @@ is needed, so that the lint runs anywhere.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmedge.building import (
-    BuildOptions,
-    Built,
-    Finding,
-    Precision,
-    engines_folder,
-    read_sidecar,
-)
+import msgspec
+
+from vlmedge.building import BuildOptions, Built, Finding, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import BundleError, MissingExtraError
@@ -34,14 +30,18 @@ from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
 
 from . import _trt_api as api
 from . import _trt_cache as cache
+from ._trt_attempts import FLOAT, attempts, has_rival
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda, connect
 from ._trt_graph import TrtGraph, read_profiles
+from ._trt_level4 import judge
 from ._trt_operators import version_of
+from ._trt_outcome import Outcome, read_outcome
 from ._trt_probe import Probe, not_finite
 from ._trt_profile import profiles, refuse_unknown_axes
 from ._trt_worker import PLAN, TIMING
 
+SLOWER = 1.05  # times differ by this much from run to run
 _LOG = logging.getLogger("vlmedge.tensorrt")
 
 
@@ -128,11 +128,9 @@ class TensorRt:
             timings = cache.timing_file(engines, identity)
             if timings.is_file():
                 (partial / TIMING).write_bytes(timings.read_bytes())
-            computed_in = self._compile(
-                bundle, component, trt, cuda, options, probe, progress, partial
-            )
+            outcome = self._compile(bundle, component, trt, cuda, options, probe, progress, partial)
             cache.keep_timing(partial / TIMING, timings)
-            folder = cache.store(partial, bundle, identity, options, computed_in)
+            folder = cache.store(partial, bundle, identity, options, outcome)
         return _report(component, folder, time.monotonic() - start)
 
     def _compile(
@@ -145,42 +143,88 @@ class TensorRt:
         probe: Probe,
         progress: Progress,
         partial: Path,
-    ) -> Precision:
-        """Write a plan whose outputs are finite; return what its float layers compute in."""
-        built_for = profiles(bundle.spec, component, options.axes)
-        tried: list[Precision] = ["float32"]
-        if options.precision == "float16":
-            tried.insert(0, "float16")
-        bad = ""
-        for precision in tried:
+    ) -> Outcome:
+        """Write a plan; of one that rounds activations and one that does not, the faster."""
+        make = functools.partial(
+            self._finite, bundle, component, trt, cuda, options, probe, progress, partial
+        )
+        first = make(plain=False)
+        scheme = bundle.manifest.scheme
+        if not has_rival(bundle, component, api.version(trt), options):
+            return first
+        plan, kept = partial / PLAN, partial / "rounded.plan"
+        plan.replace(kept)
+        try:
+            second = make(plain=True)
+        except BundleError as error:
+            progress.note(f"{component.name}: {scheme} was not timed against float: {error}")
+            kept.replace(plan)
+            return first
+        before, after = first.level4.latency_ms, second.level4.latency_ms
+        other = second.computed_in
+        told = f"{component.name}: {scheme} takes {before:.2f} ms, {other} {after:.2f} ms"
+        equal = second.level4.parity is None or second.level4.parity.passed
+        if equal and before > SLOWER * after:
+            progress.note(f"{told}: {scheme} is dropped for it")
+            return msgspec.structs.replace(second, dropped={scheme: before})
+        progress.note(f"{told}: {scheme} is kept")
+        kept.replace(plan)
+        return msgspec.structs.replace(first, dropped={other: after})
+
+    def _finite(
+        self,
+        bundle: Bundle,
+        component: Component,
+        trt: Any,
+        cuda: Cuda,
+        options: BuildOptions,
+        probe: Probe,
+        progress: Progress,
+        partial: Path,
+        *,
+        plain: bool,
+    ) -> Outcome:
+        """Write a plan whose outputs are finite, and hold it against the portable graph."""
+        version, built_for = api.version(trt), profiles(bundle.spec, component, options.axes)
+        lower = functools.partial(lowered, bundle, component, version, "float32", plain=plain)
+        left = attempts(component, version, options, lower, probe, progress, partial)
+        output = ""
+        while attempt := next(left, None):
+            precision, restored = attempt
+            if output:
+                how = f"{len(restored)} nodes in float32, " if restored else ""
+                bad = f"{output} is nan or inf in float16"
+                progress.note(f"{component.name}: {bad}: {how}built again")
             try:
                 compile_component(
                     bundle,
                     component,
-                    api.version(trt),
+                    version,
                     built_for,
                     precision,
                     options,
                     partial,
                     cuda.memory(),
                     progress,
+                    {node.output for node in restored},
+                    plain=plain,
                 )
             except api.BeyondHalfError as error:
                 what = str(error).split(":")[0]
                 progress.note(f"{component.name}: {what}: built in float32")
+                left, output = iter([FLOAT]), ""
                 continue
             plan = (partial / PLAN).read_bytes()
             graph = TrtGraph(trt, cuda, component, plan, built_for, partial / PLAN)
             try:
-                bad = not_finite(graph, probe)
+                output = not_finite(graph, probe)
+                if not output:
+                    verdict = judge(bundle, graph, precision, probe)
+                    return Outcome(precision, restored, verdict)
             finally:
                 graph.close()
-            if not bad:
-                return precision
-            if precision != tried[-1]:
-                progress.note(f"{component.name}: {bad} is nan or inf in {precision}: built again")
         raise BundleError(
-            f"{component.name}: {bad} is nan or inf even in float32: check the bundle with "
+            f"{component.name}: {output} is nan or inf even in float32: check the bundle with "
             f"`vlmedge check {bundle.path} --against {bundle.manifest.checkpoint.id}`"
         )
 
@@ -217,15 +261,35 @@ def _identify(
 
 
 def _opened(trt: Any, cuda: Cuda, component: Component, folder: Path) -> Graph:
-    stored = read_profiles(read_sidecar(folder)["identity"]["profiles"])
+    record = read_sidecar(folder)
+    stored = read_profiles(record["identity"]["profiles"])
+    parity = read_outcome(record).level4.parity
+    if parity is not None and not parity.passed:
+        _LOG.warning(
+            "%s: its engine is not what its graph gives (cosine %.4f): build it with "
+            "--precision float32",
+            component.name,
+            parity.cosine,
+        )
     plan = folder / PLAN
     return TrtGraph(trt, cuda, component, plan.read_bytes(), stored, plan)
 
 
 def _report(component: Component, folder: Path, seconds: float) -> Built:
     record = read_sidecar(folder)
-    size = record["plan"]["bytes"]
-    return Built(component.name, folder, record["computed_in"], size, seconds, not seconds)
+    outcome = read_outcome(record)
+    return Built(
+        component.name,
+        folder,
+        outcome.computed_in,
+        record["plan"]["bytes"],
+        seconds,
+        not seconds,
+        tuple(node.node for node in outcome.restored),
+        outcome.level4.parity,
+        outcome.level4.latency_ms,
+        outcome.dropped,
+    )
 
 
 @contextlib.contextmanager

@@ -25,15 +25,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from overflow import COMPONENT, overflowing
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import building, exporting
+from vlmedge import building, exporting, tables_build
 from vlmedge.building import AxisRange, BuildOptions
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Graph
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
 from vlmedge.model import Model
+from vlmedge.parity import compare
 from vlmedge.progress import SILENT
 from vlmedge.prompt_rows import writing
 from vlmedge.registry import ENGINES, FAMILIES
@@ -630,7 +632,7 @@ def test_changed_field_is_named_and_built_again(
     notes = _Notes()
     (built,) = build(clip, options, notes)
     assert not built.reused
-    assert notes.lines == [f"vision_encoder: built again: {words}"]
+    assert notes.lines[0] == f"vision_encoder: built again: {words}"
 
 
 def test_changed_weights_are_another_engine(use: Use, clip: Bundle) -> None:
@@ -710,7 +712,7 @@ def test_what_cannot_be_built_runs_on_the_cpu_when_that_is_said(
 ) -> None:
     use("trt103")
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, plain: bool) -> None:
         raise BundleError("vision_encoder: no")
 
     monkeypatch.setattr(engine, "compile_component", refuse)
@@ -781,9 +783,63 @@ def test_nan_in_float16_falls_back_to_float32(
     verdicts = iter(["image_embeds", ""])
     monkeypatch.setattr(engine, "not_finite", lambda graph, probe: next(verdicts))
     notes = _Notes()
-    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",), keep_slower=True), notes)
     assert built.precision == "float32"
     assert notes.lines == ["vision_encoder: image_embeds is nan or inf in float16: built again"]
+
+
+@pytest.mark.parametrize("version", ["trt103", "trt110"])
+def test_overflow_in_float16_is_repaired_node_by_node(
+    version: str,
+    use: Use,
+    clip_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use(version)
+    bundle = overflowing(clip_bundle, tmp_path)
+    notes = _Notes()
+    (built,) = build(bundle, BuildOptions(components=(COMPONENT,)), notes)
+    assert built.precision == "float16"
+    count = len(built.restored)
+    assert 0 < count < 20
+    assert notes.lines == [
+        f"{COMPONENT}: image_embeds is nan or inf in float16: {count} nodes in float32, built again"
+    ]
+    record = building.read_sidecar(built.folder)["restored"]
+    assert [node["node"] for node in record] == list(built.restored)
+    assert max(node["largest"] for node in record) > 65504
+    graph = ENGINES["tensorrt"].open(bundle, COMPONENT)
+    probe = import_module(f"{package}._trt_probe").Probe(bundle)
+    (feeds,) = probe.steps(graph)
+    found = graph.run(feeds)["image_embeds"]
+    expected = ENGINES["ort"].open(bundle, COMPONENT).run(feeds)["image_embeds"]
+    assert compare(COMPONENT, "fp16", expected, found).passed
+    graph.close()
+    tables_build.show_built([built])
+    assert f"float16, {count} nodes float32" in capsys.readouterr().out
+
+
+def test_overflow_that_no_node_explains_falls_back_to_float32(
+    use: Use, clip_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repairs are bounded: as many as there are margins, and then float32."""
+    use("trt103")
+    bundle = overflowing(clip_bundle, tmp_path)
+    tried: list[str] = []
+    compiled = engine.compile_component
+
+    def note_precision(*arguments: Any, plain: bool) -> None:
+        tried.append(arguments[4])
+        compiled(*arguments, plain=plain)
+
+    monkeypatch.setattr(engine, "compile_component", note_precision)
+    monkeypatch.setattr(engine, "not_finite", lambda *_: "y" * (tried[-1] == "float16"))
+    notes = _Notes()
+    (built,) = build(bundle, BuildOptions(components=(COMPONENT,)), notes)
+    assert (built.precision, built.restored) == ("float32", ())
+    assert 2 <= tried.count("float16") <= 3
+    assert notes.lines[-1] == f"{COMPONENT}: y is nan or inf in float16: built again"
 
 
 def test_weight_beyond_float16_falls_back_to_float32(
@@ -792,14 +848,14 @@ def test_weight_beyond_float16_falls_back_to_float32(
     use("trt103")
     compiled = engine.compile_component
 
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: Any, plain: bool) -> None:
         if arguments[4] == "float16":
             raise api.BeyondHalfError("w reaches 1.0e+05, beyond float16: build with float32")
-        compiled(*arguments)
+        compiled(*arguments, plain=plain)
 
     monkeypatch.setattr(engine, "compile_component", refuse)
     notes = _Notes()
-    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",), keep_slower=True), notes)
     assert built.precision == "float32"
     assert notes.lines == ["vision_encoder: w reaches 1.0e+05, beyond float16: built in float32"]
 
@@ -824,6 +880,146 @@ def test_outputs_are_looked_at_for_nan() -> None:
         assert probe.not_finite(graph, known) == "y"
     outputs["y"] = np.ones(2, np.float16)
     assert probe.not_finite(graph, known) == ""
+
+
+# ---- level 4: what an engine gives on its device
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_engine_is_held_against_its_portable_graph(
+    version: str, precision: Any, use: Use, blip2: Bundle
+) -> None:
+    use(version)
+    for built in build(blip2, BuildOptions(precision=precision)):
+        assert built.parity is not None and built.parity.passed
+        allowed = "cosine >= 0.999" if precision == "float16" else "relative <= 0.0001"
+        assert built.parity.tolerance == allowed
+        assert built.latency_ms is not None and built.latency_ms > 0
+        level4 = building.read_sidecar(built.folder)["level4"]
+        assert level4["against"].startswith("its graph on ONNX Runtime 1.")
+        assert level4["parity"]["component"] == built.component
+        cleared = ["TF32"] if precision == "float32" else []
+        assert plan_head(built.folder)["cleared"] == cleared
+    assert build(blip2, BuildOptions(precision=precision))[0].parity is not None  # kept
+
+
+def test_engine_that_computes_something_else_fails(
+    use: Use,
+    clip: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    vlmedge: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    use("trt103")
+    ran = graphs.TrtGraph.run
+
+    def off(graph: Graph, feeds: Any) -> dict[str, Array]:
+        return {name: array[:, ::-1] for name, array in ran(graph, feeds).items()}
+
+    monkeypatch.setattr(graphs.TrtGraph, "run", off)
+    ran_build = vlmedge("build", clip.path, "--component", "vision_encoder")
+    assert ran_build.code == 1
+    assert "FAILED, cosine" in ran_build.out.replace("\n", " ")
+    assert "vision_encoder on this device is not what its graph gives: try --prec" in ran_build.err
+    ENGINES["tensorrt"].open(clip, "vision_encoder").close()
+    assert "vision_encoder: its engine is not what its graph gives" in caplog.text  # every time
+
+
+def test_board_without_onnx_runtime_is_not_compared(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    level4 = import_module(f"{package}._trt_level4")
+
+    def missing(*_: object) -> None:
+        raise ImportError("No module named 'onnxruntime'")
+
+    monkeypatch.setattr(level4, "_Portable", missing)
+    (built,) = build(clip, only("vision_encoder"))
+    assert built.parity is None
+    assert built.latency_ms is not None
+
+
+def test_board_without_memory_for_both_is_not_compared(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    level4 = import_module(f"{package}._trt_level4")
+    weights = clip.path.joinpath("graphs/vision_encoder.bin").stat().st_size
+    for more, compared in ((1.0, False), (2.0, True)):
+        free = builder.RESERVE_BYTES + int(more * weights)
+        monkeypatch.setattr(level4, "free_bytes", lambda free=free: free)
+        (built,) = build(clip, only("vision_encoder", level=int(more)))
+        assert (built.parity is not None) == compared
+
+
+# ---- quantized layers have to be faster
+
+
+@pytest.mark.parametrize(("slow", "kept"), [("int8", "float16"), ("float16", "int8")])
+def test_slower_of_int8_and_float16_is_dropped_with_its_figures(
+    slow: str, kept: str, use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    level4 = import_module(f"{package}._trt_level4")
+    times = iter([5.0, 2.0] if slow == "int8" else [2.0, 2.05])
+    monkeypatch.setattr(level4, "time_ms", lambda graph, probe: next(times))
+    notes = _Notes()
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    figures = "5.00 ms, float16 2.00" if slow == "int8" else "2.00 ms, float16 2.05"
+    fate = "dropped for it" if slow == "int8" else "kept"
+    assert notes.lines == [f"vision_encoder: int8 takes {figures} ms: int8 is {fate}"]
+    assert built.dropped == {slow: 5.0 if slow == "int8" else 2.05}
+    assert building.read_sidecar(built.folder)["dropped"] == built.dropped
+    plan = (built.folder / "engine.plan").read_bytes()
+    assert (b"QuantizeLinear" in plan) == (kept == "int8")
+    assert built.parity is not None and built.parity.passed
+    assert sorted(f.name for f in built.folder.iterdir()) == ["engine.json", "engine.plan"]
+
+
+def test_faster_float16_that_fails_level_4_drops_nothing(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    outcome = import_module(f"{package}._trt_outcome")
+    bad = compare("vision_encoder", "int8", np.ones((1, 4)), -np.ones((1, 4)))
+    verdicts = iter([(None, 5.0), (bad, 2.0)])
+    monkeypatch.setattr(engine, "judge", lambda *_: outcome.Verdict("its graph", *next(verdicts)))
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)))
+    assert b"QuantizeLinear" in (built.folder / "engine.plan").read_bytes()
+    assert built.dropped == {"float16": 2.0}
+
+
+def test_slower_int8_is_kept_when_that_is_asked_for(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    options = BuildOptions(components=("vision_encoder",), keep_slower=True)
+    (built,) = build(clip, options)
+    assert built.dropped == {}
+    assert b"QuantizeLinear" in (built.folder / "engine.plan").read_bytes()
+    assert cache.last_options(clip, "vision_encoder", "NVIDIA Orin Nano").keep_slower
+
+
+def test_float16_that_cannot_be_built_leaves_int8(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    compiled = engine.compile_component
+
+    def refuse(*arguments: Any, plain: bool) -> None:
+        if plain:
+            raise BundleError("vision_encoder: no room")
+        compiled(*arguments, plain=plain)
+
+    monkeypatch.setattr(engine, "compile_component", refuse)
+    notes = _Notes()
+    (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
+    assert b"QuantizeLinear" in (built.folder / "engine.plan").read_bytes()
+    assert notes.lines == [
+        "vision_encoder: int8 was not timed against float: vision_encoder: no room"
+    ]
 
 
 # ---- what goes wrong
@@ -982,7 +1178,7 @@ def test_graph_that_a_version_refuses_is_named_before_the_build(
     use("trt103")
     monkeypatch.setattr(builder, "_run", forbidden)
     finding = building.Finding("vision_encoder", "n1", "Det", "no such operator", "decompose it")
-    monkeypatch.setattr(builder, "lowered", lambda *a: (None, False, [finding]))
+    monkeypatch.setattr(builder, "lowered", lambda *a, **_: (None, False, [finding]))
     with pytest.raises(BundleError, match=r"TensorRT 10\.3 refuses Det 'n1': no such operator"):
         build(clip, only("vision_encoder"))
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from vlmedge.bundle import ENGINES, Bundle
 from vlmedge.contracts import Engine
 from vlmedge.errors import BundleError, InputError
+from vlmedge.manifest import ComponentParity
 from vlmedge.progress import Progress
 
 SIDECAR = "engine.json"  # beside an engine: what it was made from and for
@@ -59,6 +60,7 @@ class BuildOptions:
         workspace_mib: Scratch memory that a layer may take, or none: a share of what is free.
         memory_mib: The build is stopped when it takes more of the host's memory, or none.
         components: Only these, or all.
+        keep_slower: Whether quantized layers stay where float16 would be faster.
     """
 
     precision: Precision = "float16"
@@ -67,6 +69,7 @@ class BuildOptions:
     workspace_mib: int | None = None
     memory_mib: int | None = None
     components: tuple[str, ...] = ()
+    keep_slower: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no engine takes."""
@@ -109,6 +112,10 @@ class Built:
         bytes: Its size.
         seconds: How long it took; 0 for one that was there.
         reused: Whether it was there.
+        restored: Nodes of a float16 engine that compute in float32, since they overflowed.
+        parity: Level 4: how far it is from its portable graph; none: it could not be compared.
+        latency_ms: Of one pass over the gate's picture or prompt.
+        dropped: What was built beside it and is not faster, with its latency, ms.
     """
 
     component: str
@@ -117,6 +124,10 @@ class Built:
     bytes: int
     seconds: float
     reused: bool
+    restored: tuple[str, ...] = ()
+    parity: ComponentParity | None = None
+    latency_ms: float | None = None
+    dropped: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -38,6 +38,13 @@ def build(
     component: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
     ] = None,
+    keep_slower: Annotated[
+        bool, typer.Option("--keep-slower", help="Keep int8 where float16 is faster here.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Refuse what it cannot do; see list. Build only there."),
+    ] = None,
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Only say what would be refused; needs no GPU.")
     ] = False,
@@ -48,8 +55,10 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Compile a bundle for this machine's GPU; what is there already is kept."""
-    if check_only != (tensorrt is not None):
+    if tensorrt is not None and not check_only:
         raise typer.BadParameter("--check-only and --tensorrt VERSION go together")
+    if check_only and tensorrt is None and device is None:
+        raise typer.BadParameter("--check-only wants --tensorrt VERSION or --device NAME")
     from vlmedge import console, tables_build
     from vlmedge.building import BuildOptions, Compiler
     from vlmedge.registry import ENGINES
@@ -64,21 +73,40 @@ def build(
         workspace_mib=workspace,
         memory_mib=memory,
         components=tuple(component or ()),
+        keep_slower=keep_slower,
     )
     opened = console.load(bundle)
-    if tensorrt is None:
+    versions: tuple[str, ...] = (tensorrt,) if tensorrt else ()
+    if device is not None:
+        from vlmedge import targeting
+
+        progress = console.progress(quiet)
+        versions = targeting.refuse_unfit(opened, device, precision, tensorrt, progress)
+        if not check_only:
+            targeting.refuse_elsewhere(device)
+        elif not versions:
+            raise InputError(f"{device} takes any TensorRT: give --tensorrt VERSION")
+    if not check_only:
         built = compiler.build(opened, options, console.progress(quiet))
         console.emit(built) if as_json else tables_build.show_built(built)
+        failed = [one.component for one in built if one.parity and not one.parity.passed]
+        if failed:
+            raise BundleError(
+                f"{bundle}: {', '.join(failed)} on this device is not what its graph gives: "
+                "try --precision float32, or --engine ort"
+            )
         return
-    findings = compiler.lint(opened, options, tensorrt)
+    found = {version: compiler.lint(opened, options, version) for version in versions}
+    findings = [finding for each in found.values() for finding in each]
     if as_json:
         console.emit(findings)
     else:
         tables_build.show_findings(findings)
-    if findings:
-        raise BundleError(f"{bundle}: {engine} {tensorrt} would refuse {len(findings)} nodes")
+    refusing = [f"{v} would refuse {len(each)} nodes" for v, each in found.items() if each]
+    if refusing:
+        raise BundleError(f"{bundle}: {engine} {', '.join(refusing)}")
     if not as_json and not quiet:
-        print(f"{bundle}: {engine} {tensorrt} takes it")
+        print(f"{bundle}: {engine} {', '.join(versions)} takes it")
 
 
 @engines.command("list")

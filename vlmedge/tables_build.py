@@ -10,11 +10,25 @@ from vlmedge.tables import MIB, _print, _row, _table
 
 def show_built(built: Sequence[Built]) -> None:
     """Print what became of each component."""
-    table = _table("component", "precision", "MiB", "built in", left=(0, 1))
+    table = _table("component", "precision", "MiB", "built in", "ms", "level 4", left=(0, 1, 5))
     for one in built:
         taken = "already there" if one.reused else f"{one.seconds:.1f} s"
-        _row(table, one.component, one.precision, f"{one.bytes / MIB:.1f}", taken)
+        precision = one.precision
+        if one.restored:
+            precision += f", {len(one.restored)} nodes float32"
+        for what, latency_ms in one.dropped.items():
+            precision += f" ({what}: {latency_ms:.2f} ms)"
+        _row(table, one.component, precision, f"{one.bytes / MIB:.1f}", taken, *_level4(one))
     _print(table)
+
+
+def _level4(one: Built) -> tuple[str, str]:
+    """Tell how fast an engine is, and how far from its portable graph."""
+    latency = "" if one.latency_ms is None else f"{one.latency_ms:.2f}"
+    if one.parity is None:
+        return latency, "not compared"
+    word = "passed" if one.parity.passed else "FAILED"
+    return latency, f"{word}, cosine {one.parity.cosine:.6f} ({one.parity.tolerance})"
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

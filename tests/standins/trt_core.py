@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+from rounding import session
 
 MAGIC = b"standin plan\n"
 NUMPY = {
@@ -184,6 +184,7 @@ def install(
 
         def __init__(self) -> None:
             self._flags: list[str] = []
+            self._cleared: list[str] = []
             self._profiles: list[Profile] = []
             self._pools: dict[str, int] = {}
             self._cache: TimingCache | None = None
@@ -194,6 +195,9 @@ def install(
 
         def set_flag(self, flag: Flag) -> None:
             self._flags.append(flag.label)
+
+        def clear_flag(self, flag: Flag) -> None:
+            self._cleared.append(flag.label)
 
         def set_memory_pool_limit(self, pool: Flag, pool_size: int) -> None:
             self._pools[pool.label] = pool_size
@@ -277,6 +281,7 @@ def install(
                 "version": version,
                 "profiles": [profile._shapes for profile in config._profiles],
                 "flags": config._flags,
+                "cleared": config._cleared,
                 "level": config.builder_optimization_level,
                 "pools": config._pools,
                 "sources": [
@@ -382,11 +387,7 @@ def install(
             self._profile = 0
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                engine._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = session(engine._model)
 
         def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
             self._profile = profile_index

@@ -1,0 +1,106 @@
+"""Level 4 of the gate: an engine on its device against what its portable graph gives on the CPU.
+
+PyTorch is not on a board, so it has vouched for the portable graph at the export (levels 1 and 3),
+and the portable graph, on ONNX Runtime with nothing lowered, vouches for the engine here. Both run
+on what a fresh engine is tried on (_trt_probe.py): a picture, then a prompt and one token more.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmedge.building import Precision
+from vlmedge.bundle import Bundle
+from vlmedge.contracts import Array, Graph
+from vlmedge.graph import CheckedGraph
+from vlmedge.machine import free_bytes
+from vlmedge.parity import compare, worst
+from vlmedge.portable import load_graph
+from vlmedge.spec import Component
+
+from ._trt_build import RESERVE_BYTES
+from ._trt_outcome import Verdict
+from ._trt_probe import Probe
+
+REPEATS = 10
+ROOM = 1.5  # of a graph's weights: activations and what ONNX Runtime repacks
+
+
+def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> Verdict:
+    """Hold an engine against its portable graph, and time it.
+
+    Args:
+        bundle: What it is of.
+        graph: The engine, opened.
+        precision: What its float layers compute in.
+        probe: What to feed.
+    """
+    feeds = probe.steps(graph)
+    graph.reset()
+    ours = [graph.run(step) for step in feeds]
+    latency_ms = time_ms(graph, probe)
+    if not fits_here(load_graph(bundle.path, graph.component.name)):
+        return Verdict(None, None, latency_ms)
+    try:
+        reference = _Portable(graph.component, bundle.graph_file(graph.component.name))
+    except ImportError:  # a board need not have ONNX Runtime
+        return Verdict(None, None, latency_ms)
+    scheme = bundle.manifest.scheme
+    if scheme == "float32" and precision == "float16":
+        scheme = "fp16"
+    found = []
+    for step, outputs in zip(feeds, ours, strict=True):
+        expected = reference.run(step)
+        found += [
+            compare(graph.component.name, scheme, expected[name], array)
+            for name, array in outputs.items()
+            if array.dtype.kind == "f"
+        ]
+    if not found:
+        return Verdict(None, None, latency_ms)
+    return Verdict(f"its graph on ONNX Runtime {reference.version}", worst(found), latency_ms)
+
+
+def fits_here(model: Any) -> bool:
+    """Tell whether the host has memory to run a graph beside its engine; a board may not."""
+    free = free_bytes()  # 0: the system does not tell
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
+    return not free or free - RESERVE_BYTES > ROOM * weights
+
+
+def time_ms(graph: Graph, probe: Probe) -> float:
+    """Return how long one pass over what the probe has takes, the median of a few."""
+    feeds = probe.steps(graph)
+    times = []
+    for _ in range(REPEATS):
+        graph.reset()
+        start = time.perf_counter()
+        for step in feeds:
+            graph.run(step)
+        times.append(time.perf_counter() - start)
+    graph.reset()
+    return 1000 * float(np.median(times))
+
+
+class _Portable(CheckedGraph):
+    """A bundle's graph on ONNX Runtime's CPU, as it is."""
+
+    def __init__(self, component: Component, file: Path) -> None:
+        import onnxruntime as ort
+
+        super().__init__(component)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.version = ort.__version__
+        self._session = ort.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+        self._taken = {value.name for value in self._session.get_inputs()}
+        self._outputs = [spec.name for spec in component.outputs]
+
+    def infer(self, feeds: dict[str, Array]) -> dict[str, Any]:
+        """Run the session once."""
+        fed = {name: array for name, array in feeds.items() if name in self._taken}
+        return dict(zip(self._outputs, self._session.run(self._outputs, fed), strict=True))

@@ -1,0 +1,62 @@
+"""What came out of a build, as engine.json keeps it beside the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from vlmedge.building import Precision
+from vlmedge.manifest import ComponentParity
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """One node that computes in float32 in a float16 engine.
+
+    Attributes:
+        node: Its name, or its output's if it has none.
+        operator: Its kind.
+        output: The name of its first output, which no other node has.
+        largest: The largest absolute value that it reads, writes or adds up.
+    """
+
+    node: str
+    operator: str
+    output: str
+    largest: float
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What level 4 found.
+
+    Attributes:
+        against: What the engine was held against; none: it could not be.
+        parity: How far it is from that, the worst of all outputs, and whether that is allowed.
+        latency_ms: Of one pass over what it was tried on, the median, copies included.
+    """
+
+    against: str | None
+    parity: ComponentParity | None
+    latency_ms: float
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came out of a build.
+
+    Attributes:
+        computed_in: What its float layers compute in.
+        restored: The nodes of a float16 engine that compute in float32 all the same.
+        level4: What it gives on this device, against its portable graph.
+        dropped: What was built too and was slower, with its ms: "int8", or "GPU" beside a DLA.
+    """
+
+    computed_in: Precision
+    restored: tuple[Restored, ...]
+    level4: Verdict
+    dropped: dict[str, float] = {}
+
+
+def read_outcome(record: Mapping[str, Any]) -> Outcome:
+    """Read it from an engine's record."""
+    return msgspec.convert({name: record[name] for name in Outcome.__struct_fields__}, Outcome)

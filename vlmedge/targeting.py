@@ -1,0 +1,102 @@
+"""Whether a bundle can be built for a device of the catalogue: refused before any work, or not.
+
+A build follows the catalogue (what the device computes in), the JetPack table (which TensorRT it
+has) and the plan (memory). It runs on that device alone; `--check-only` needs none.
+"""
+
+from __future__ import annotations
+
+from vlmedge import planning, registry
+from vlmedge.bundle import Bundle
+from vlmedge.detect import detect
+from vlmedge.errors import InputError
+from vlmedge.jetpack import JETPACKS
+from vlmedge.progress import Progress
+
+OLDEST = (8, 6)  # TensorRT that engines are built with
+
+
+def tensorrt_versions(device: str) -> tuple[str, ...]:
+    """Return the TensorRT versions of a board's JetPack releases, major.minor, the oldest first.
+
+    Empty for what has no JetPack: a desktop takes any.
+    """
+    allowed = registry.device(device).jetpacks
+    fitting = [
+        jetpack.tensorrt
+        for jetpack in JETPACKS
+        if any(f"{jetpack.name}.".startswith(f"{prefix}.") for prefix in allowed)
+    ]
+    return tuple(dict.fromkeys(_short(version) for version in fitting))
+
+
+def refuse_unfit(
+    bundle: Bundle, device: str, precision: str, tensorrt: str | None, progress: Progress
+) -> tuple[str, ...]:
+    """Refuse what a device cannot do.
+
+    Args:
+        bundle: What is to be built.
+        device: A name of the catalogue.
+        precision: What float layers are to compute in.
+        tensorrt: The version that is asked for, or none.
+        progress: Watches.
+
+    Returns:
+        The TensorRT versions to check for: the one that is asked for, or all that the device has.
+
+    Raises:
+        InputError: The device has no TensorRT, or not that version, lacks the arithmetic, or the
+            memory.
+    """
+    found = registry.device(device)
+    if "tensorrt" not in found.engines:
+        raise InputError(f"{device} has no TensorRT: it runs bundles as they are (--engine ort)")
+    versions = tensorrt_versions(device)
+    usable = tuple(v for v in versions if _number(v) >= OLDEST)
+    if versions and not usable:
+        raise InputError(
+            f"{device} has TensorRT {', '.join(versions)}: engines are built with "
+            f"{OLDEST[0]}.{OLDEST[1]} and newer: use --engine ort there"
+        )
+    if tensorrt is not None and usable and _short(tensorrt) not in usable:
+        raise InputError(
+            f"{device} has no TensorRT {tensorrt}: its JetPack has {', '.join(usable)}"
+        )
+    scheme = bundle.manifest.scheme
+    half = scheme == "float32" and precision == "float16"
+    _refuse_memory(bundle, device, "fp16" if half else scheme, half, progress)
+    return (tensorrt,) if tensorrt is not None else usable
+
+
+def refuse_elsewhere(device: str) -> None:
+    """Refuse to build anywhere but on the device: plans run only where they were made."""
+    here = detect()
+    if here.device != device:
+        name = here.device or here.model or (here.gpus[0].name if here.gpus else "no known device")
+        raise InputError(
+            f"this is {name}, not {device}: build there, or say --check-only: "
+            "TensorRT's engines run only where they were built"
+        )
+
+
+def _refuse_memory(
+    bundle: Bundle, device: str, scheme: str, half: bool, progress: Progress
+) -> None:
+    """Refuse what does not fit, or has no arithmetic there, as `vlmedge plan` does."""
+    name = str(bundle.path)
+    shape, stored = planning.look_up(name, progress)
+    # float32 weights are halved when the engine is built: what is on disk does not count
+    plan = planning.make_plan(
+        name, shape, planning.Wish(device, "tensorrt"), stored=None if half else stored
+    )
+    if (refused := planning.refusal(plan, shape, scheme)) is not None:
+        raise InputError(refused)
+
+
+def _short(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
