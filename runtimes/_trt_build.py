@@ -209,7 +209,9 @@ def _judge(name: str, partial: Path, code: int, scarce: bool, peak: int, free: i
         )
     if result is not None:
         words = str(result.error)[:_LAST_WORDS]
-        raise BundleError(f"{name}: TensorRT cannot build it: {words}: try --precision float32")
+        raise BundleError(
+            f"{name}: TensorRT cannot build it: {words}: vlmedge doctor looks for why"
+        )
     with contextlib.suppress(OSError):
         words = " ".join((partial / "build.log").read_text(errors="replace").split())
         raise BundleError(

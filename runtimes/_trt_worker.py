@@ -76,6 +76,25 @@ def compile_graph(
         RuntimeError: TensorRT refuses; the message is what it said.
     """
     heard: list[str] = []
+    try:
+        return _compile(trt, request, timing, begun, done, heard)
+    except RuntimeError:
+        raise
+    except Exception as error:  # of the bindings, which say less than TensorRT's own log
+        if not heard:
+            raise
+        raise RuntimeError("; ".join(heard)) from error
+
+
+def _compile(
+    trt: Any,
+    request: Request,
+    timing: bytes,
+    begun: Callable[[int], None],
+    done: Callable[[], None],
+    heard: list[str],
+) -> tuple[bytes, bytes]:
+    """Do it; what TensorRT logs of errors goes to `heard`."""
     log = api.logger(trt, heard.append)
     if plugins := getattr(trt, "init_libnvinfer_plugins", None):  # ScatterElements is one
         plugins(log, "")

@@ -1107,6 +1107,7 @@ def test_too_old_tensorrt_is_refused(use: Use, monkeypatch: pytest.MonkeyPatch) 
         ("memory", r"vision_encoder: the build ran out of memory .*--level 1; --workspace 256"),
         ("killed", r"vision_encoder: the build ran out of memory .*add swap"),
         ("refuses", r"TensorRT cannot build it: .*Could not find any implementation"),
+        ("unready", r"TensorRT cannot build it: CUDA initialization failure with error: 35"),
         ("crash", r"builder ended with signal 11: .*free\(\): invalid pointer"),
     ],
 )

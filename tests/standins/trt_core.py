@@ -229,6 +229,9 @@ def install(
         def __init__(self, logger: ILogger) -> None:
             assert logger._ready
             self._logger = logger
+            if fault() == "unready":  # what pybind makes of a constructor that gives nothing
+                logger.log(severity.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_network(self, flags: int = 0) -> Network:
             known = {label for label, bit in network_flags.items() if flags >> bit & 1}
