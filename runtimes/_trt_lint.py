@@ -213,10 +213,16 @@ def _tensor_scatter(node: ir.Node, version: Version, cached: bool) -> Iterator[P
         yield "axis must be -2", "lay the cache out as [batch, heads, positions, width]"
 
 
+def _shape(node: ir.Node, version: Version, cached: bool) -> Iterator[Problem]:
+    if {"start", "end"} & set(node.attributes):
+        yield "it may give all axes, not those from start to end", "slice the whole shape"
+
+
 _RULES: dict[str, Callable[[ir.Node, Version, bool], Iterator[Problem]]] = {
     "Attention": _attention,
     "LayerNormalization": _layer_norm,
     "Resize": _resize,
+    "Shape": _shape,
     "TensorScatter": _tensor_scatter,
     "TopK": _top_k,
 }

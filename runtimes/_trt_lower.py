@@ -3,6 +3,7 @@
     Gelu                  below 10.6    x * (1 + Erf(x / sqrt 2)) / 2, or tanh's approximation
     CumSum of integers    always        Cast -> CumSum -> Cast: it sums floats alone
     Clip of integers      always        Max -> Min: it clips floats alone
+    Shape from and to     always        Shape -> Slice: 8.6 passes over both and says nothing
     opset 18 and above    8.6           opset 17: axes of reductions become attributes
 
 float16 is written into the graph, since TensorRT 11 knows no other way (and 10 takes it); a graph
@@ -26,6 +27,7 @@ from ._trt_operators import Version, names, operators
 
 _FLOAT = ir.DataType.FLOAT
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+_LAST = 2**31 - 1  # more than there are axes, and an INT32
 _REDUCTIONS = names(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
     "ReduceSum ReduceSumSquare"
@@ -58,6 +60,8 @@ def lower(
             _sum_in_float(model.graph, node, dtype)
         elif node.op_type == "Clip" and dtype in _INTEGERS:
             _replace(node, _bounds(node))
+        elif node.op_type == "Shape" and {"start", "end"} & set(node.attributes):
+            _replace(node, _part_of_shape(model.graph, node))
         else:
             continue
         changed = True
@@ -141,6 +145,23 @@ def _bounds(clip: ir.Node) -> list[ir.Node]:
         x.shape = clip.outputs[0].shape
         nodes.append(node)
     return nodes or [ir.Node("", "Identity", [x], name=f"{prefix}.Identity")]
+
+
+def _part_of_shape(graph: ir.Graph, shape: ir.Node) -> list[ir.Node]:
+    """Write Shape(start, end) as the whole shape and a Slice of it.
+
+    Seen on 8.6.0: a class token that was expanded to Shape(end=1) became one of all axes.
+    """
+    name = str(shape.name or shape.outputs[0].name)
+    whole = ir.Node("", "Shape", [shape.inputs[0]], name=f"{name}.whole")
+    value = whole.outputs[0]
+    value.name, value.type = f"{name}.whole", shape.outputs[0].type
+    bounds = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", _LAST)
+    constants = [
+        _initializer(graph, f"{name}.{what}", np.array([number], np.int64))
+        for what, number in zip(("start", "end", "axis"), (*bounds, 0), strict=True)
+    ]
+    return [whole, ir.Node("", "Slice", [value, *constants], name=f"{name}.part")]
 
 
 def _to_opset_17(model: ir.Model) -> bool:
