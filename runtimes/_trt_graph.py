@@ -23,6 +23,7 @@ from vlmedge.graph import CheckedGraph
 from vlmedge.spec import Component
 
 from . import _trt_api as api
+from ._trt_contexts import Contexts
 from ._trt_cuda import Cuda
 from ._trt_profile import Profile, choose
 
@@ -85,18 +86,21 @@ class TrtGraph(CheckedGraph):
         log = api.logger(trt, self._heard.append)
         runtime = trt.Runtime(log)
         engine = runtime.deserialize_cuda_engine(plan)
-        context = None if engine is None else engine.create_execution_context()
-        if context is None:
+        self._stream = cuda.stream()
+        contexts = None
+        if engine is not None:
+            contexts = Contexts(trt, engine, cuda, len(profiles), self._stream)
+        if contexts is None or not contexts.fits:
+            cuda.close_stream(self._stream)
             raise BundleError(
                 f"{where} cannot be opened by TensorRT {trt.__version__}: {self._last_words()}: "
                 "remove it (vlmedge engines clean BUNDLE) or free some memory"
             )
-        self._owners: tuple[Any, ...] = (log, runtime, engine)  # released after the context
-        self._context: Any = context
+        self._owners: tuple[Any, ...] = (log, runtime, engine)  # released after the contexts
+        self._contexts: Contexts | None = contexts
+        self._context: Any = contexts.of(0)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._dtypes = {n: api.dtype_of(trt, engine.get_tensor_dtype(n)) for n in names}
-        self._stream = cuda.stream()
-        self._profile = 0
         self._resident: dict[str, Array] = {}  # fed at every call, sent up once
         self._kept = self._fed_again(component)
         turns = {into: out for out, into in self._became.items()}
@@ -118,10 +122,10 @@ class TrtGraph(CheckedGraph):
 
     def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
         """Run the engine once; state goes in and comes out as places on the GPU."""
-        if self._context is None:
+        if self._contexts is None:
             raise RuntimeError(f"{self.component.name} is closed")
-        self._choose(feeds)
         self._heard.clear()
+        self._context = self._choose(self._contexts, feeds)
         for name, value in feeds.items():
             self._put(name, value)
         found = {spec.name: self._room(spec.name, feeds) for spec in self.component.outputs}
@@ -169,13 +173,15 @@ class TrtGraph(CheckedGraph):
     def close(self) -> None:
         """Free the context, the engine and all memory."""
         super().close()
-        if self._context is None:
+        if self._contexts is None:
             return
         self._cuda.wait(self._stream)
         for buffer in (*self._buffers.values(), *self._twins.values()):
             buffer.close()
-        self._cuda.close_stream(self._stream)
         self._context = None
+        self._contexts.close()
+        self._cuda.close_stream(self._stream)
+        self._contexts = None
         self._owners = ()
 
     def reset(self) -> None:
@@ -198,8 +204,8 @@ class TrtGraph(CheckedGraph):
         specs = (*self.component.inputs, *self.component.outputs)
         return not self.component.state and all(s.shape[:1] == ("batch",) for s in specs)
 
-    def _choose(self, feeds: Mapping[str, Any]) -> None:
-        """Take the profile that covers all axes."""
+    def _choose(self, contexts: Contexts, feeds: Mapping[str, Any]) -> Any:
+        """Return the context of the profile that covers all axes."""
         sizes = {
             axis: size
             for name, value in feeds.items()
@@ -207,11 +213,10 @@ class TrtGraph(CheckedGraph):
             for axis, size in zip(self._inputs[name].shape, value.shape, strict=True)
             if isinstance(axis, str)
         }
-        number = choose(self.component.name, self._profiles, sizes)
-        if number != self._profile:
-            if not self._context.set_optimization_profile_async(number, self._stream):
-                raise VlmEdgeError(f"{self.component.name}: TensorRT: {self._last_words()}")
-            self._profile = number
+        context = contexts.of(choose(self.component.name, self._profiles, sizes))
+        if context is None:
+            raise VlmEdgeError(f"{self.component.name}: TensorRT: {self._last_words()}")
+        return context
 
     def _put(self, name: str, value: Any) -> None:
         """Give the context an input: an array goes up, a state tensor is there already."""

@@ -4,6 +4,7 @@
     CumSum of integers    always        Cast -> CumSum -> Cast: it sums floats alone
     Clip of integers      always        Max -> Min: it clips floats alone
     Shape from and to     always        Shape -> Slice: 8.6 passes over both and says nothing
+    no zero point         8.6           a zero: its parser reads one, be it there or not
     opset 18 and above    8.6           opset 17: axes of reductions become attributes
 
 float16 is written into the graph, since TensorRT 11 knows no other way (and 10 takes it); a graph
@@ -67,6 +68,7 @@ def lower(
         changed = True
     if version < (10, 0):  # it computes in float16 by a flag, which strong typing has replaced
         changed = _to_opset_17(model) or changed
+        changed = _add_zero_points(model.graph) or changed
     elif precision == "float16" and not is_typed(model):
         halve(model, state, exact)
         changed = True
@@ -179,6 +181,22 @@ def _to_opset_17(model: ir.Model) -> bool:
         node.resize_inputs(1)
     model.opset_imports[""] = 17
     return True
+
+
+def _add_zero_points(graph: ir.Graph) -> bool:
+    """Give a zero to every DequantizeLinear that leaves it out; seen on 8.6.0."""
+    bare = [n for n in graph if n.op_type == "DequantizeLinear" and len(n.inputs) < 3]
+    for node in bare:
+        values, scale = node.inputs[0], node.inputs[1]
+        assert values is not None and values.dtype is not None and scale is not None
+        sizes = () if scale.shape is None else scale.shape.numpy()
+        name = f"{scale.name}.zero"
+        zero = graph.initializers.get(name) or _initializer(
+            graph, name, np.zeros(sizes, values.dtype.numpy())
+        )
+        node.resize_inputs(3)
+        node.replace_input_with(2, zero)
+    return bool(bare)
 
 
 def _drop_unused(model: ir.Model) -> None:

@@ -17,6 +17,7 @@ from vlmedge.scenes import draw_scene
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several worker processes its share of the cores, not all to all."""
+    config.addinivalue_line("markers", "xdist_group: known where pytest-xdist is not installed")
     worker = getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):  # Linux alone has it
         cores = sorted(os.sched_getaffinity(0))

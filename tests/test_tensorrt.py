@@ -341,6 +341,27 @@ def prompt(rows: int, tokens: int, total: int) -> dict[str, Array]:
     return {"inputs_embeds": embeds, "attention_mask": np.ones((rows, total), np.int64)}
 
 
+@pytest.mark.parametrize("version", ["trt86", "trt103", "trt110"])
+def test_each_profile_has_a_context_and_all_share_one_memory(
+    version: str, use: Use, blip2: Bundle
+) -> None:
+    """A context that changed its profile at every text lost tens of milliseconds on a GPU."""
+    gpu = use(version)
+    build(blip2, only("decoder"))
+    before = len(gpu.held)
+    graph: Any = ENGINES["tensorrt"].open(blip2, "decoder")
+    made = []
+    for _ in range(2):
+        graph.run(prompt(1, 9, 9))
+        graph.run(prompt(1, 1, 10))
+        graph.reset()
+        made.append(dict(graph._contexts._made))
+    assert set(made[0]) == {0, 1}
+    assert made[0] == made[1]
+    graph.close()
+    assert len(gpu.held) == before
+
+
 def test_state_stays_on_the_gpu(decoder: tuple[Graph, _FakeCuda, Graph]) -> None:
     graph, gpu, other = decoder
     graph.run(prompt(2, 9, 9))

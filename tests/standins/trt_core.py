@@ -31,6 +31,7 @@ NUMPY = {
     9: ("BOOL", np.bool_),
 }
 POOLS = ("WORKSPACE", "TACTIC_DRAM")
+SCRATCH_BYTES = 4096
 
 
 class Strict:
@@ -335,6 +336,12 @@ def install(
                 self._errors.append(f"opset {newest} is newer than {opset}")
                 return False
             onnx.checker.check_model(found)
+            if major < 9 and any(
+                len(n.input) < 3 for n in found.graph.node if "Linear" in n.op_type
+            ):
+                # seen: DequantizeLinear without a zero point, which it reads all the same
+                self._errors.append("vector::_M_range_check: __n (which is 2) >= this->size()")
+                return False
             self._network._model = found
             return True
 
@@ -379,14 +386,26 @@ def install(
             found: Flag = getattr(dtype, "INT32" if major < 9 and label == "INT64" else label)
             return found
 
-        def create_execution_context(self) -> Context:
-            return Context(self)
+        def create_execution_context(self, strategy: Flag | None = None) -> Context:
+            return Context(self, bare=strategy is not None and strategy.label == "USER_MANAGED")
+
+        def create_execution_context_without_device_memory(self) -> Context:
+            return Context(self, bare=True)
+
+        @property
+        def device_memory_size(self) -> int:
+            return SCRATCH_BYTES
+
+        @property
+        def device_memory_size_v2(self) -> int:
+            return SCRATCH_BYTES
 
     class Context(Strict):
         NAMES = allowed["IExecutionContext"]
 
-        def __init__(self, engine: Engine) -> None:
+        def __init__(self, engine: Engine, *, bare: bool) -> None:
             self._engine = engine
+            self._lent = not bare
             self._profile = 0
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
@@ -396,6 +415,18 @@ def install(
             self._profile = profile_index
             self._shapes = {}
             return profile_index < len(self._engine._head["profiles"])
+
+        @property
+        def device_memory(self) -> int:
+            raise AttributeError("it can only be set")
+
+        @device_memory.setter
+        def device_memory(self, address: int) -> None:
+            self._lent = bool(address)
+
+        def set_device_memory(self, memory: int, size: int) -> None:
+            assert memory and size >= SCRATCH_BYTES
+            self._lent = True
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             profiles = self._engine._head["profiles"]
@@ -428,6 +459,7 @@ def install(
             )
 
         def execute_async_v3(self, stream_handle: int) -> bool:
+            assert self._lent, "a context without memory"
             model, addresses = self._engine._model.graph, dict(self._addresses)
             taken = [addresses[v.name] for v in self._engine._values]
             assert len(set(taken)) == len(taken), "two tensors share memory"
@@ -463,5 +495,9 @@ def install(
     }
     if not monitor:
         del offered["IProgressMonitor"]
+    if major >= 10:
+        offered["ExecutionContextAllocationStrategy"] = Flags(
+            STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2
+        )
     for name, value in offered.items():
         setattr(module, name, value)

@@ -31,9 +31,10 @@ install(
         "Runtime": "deserialize_cuda_engine engine_host_code_allowed load_runtime",
         "ICudaEngine": """num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype
             get_tensor_shape get_tensor_profile_shape create_execution_context num_bindings
+            create_execution_context_without_device_memory
             get_binding_name get_binding_dtype get_binding_shape device_memory_size""",
         "IExecutionContext": """set_input_shape set_tensor_address get_tensor_shape
             execute_async_v3 set_optimization_profile_async execute execute_async execute_async_v2
-            execute_v2 set_output_allocator""",
+            execute_v2 set_output_allocator device_memory""",
     },
 )
