@@ -32,7 +32,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
-from vlmedge.machine import allowed_cores, cpu_features
+from vlmedge.machine import cores, cpu_features
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component
 
@@ -288,7 +288,7 @@ def _session(file: Path, root: Path, component: Component) -> ort.InferenceSessi
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors: they are raised anyhow, warnings are for developers
-    options.intra_op_num_threads = allowed_cores()
+    options.intra_op_num_threads = cores()
     options.enable_mem_pattern = not component.state  # every step has a new length, hence a plan
     # Threads wait awake between operators, which idle machines gain by (ViT-B/16: 66 ms, asleep
     # 87), but not for the milliseconds of the default, which busy machines lose by (222 and 164).

@@ -167,7 +167,7 @@ def test_process_kept_to_some_cores(patient) -> None:
 )
 def test_container_with_less_time_than_cores(patient, files: dict[str, str]) -> None:
     finding = only("cores", patient({**DESKTOP, **files}), "warn")
-    assert finding.what == "a control group allows 1.5 cores' time, engines take 6"
+    assert finding.what == "a control group allows 1.5 cores' time, the CPU engine takes 2"
     assert "--cpuset-cpus" in finding.cure
 
 

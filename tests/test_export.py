@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import KINDS, tiny
 
+from vlmedge import checkpoint
 from vlmedge.checkpoint import aliases, family_of, resolve
 from vlmedge.errors import CheckpointError, UnknownNameError, VlmEdgeError
 from vlmedge.exporting import export
@@ -278,6 +279,35 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
 def test_aliases_stand_for_hub_ids() -> None:
     assert aliases()["clip"] == "openai/clip-vit-base-patch32"
     assert all("/" in hub_id for hub_id in aliases().values())
+
+
+def test_what_is_fetched_is_what_an_export_reads() -> None:
+    """By the hub's own filter, on what repositories hold."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    needed = [
+        *("config.json", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"),
+        *("vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "text/merges.txt"),
+        *("model.safetensors.index.json", "model-00001-of-00002.safetensors"),
+        *("vision/config.json", "vision/model.safetensors", "text/spiece.model"),
+    ]
+    spared = ["README.md", "pytorch_model.bin", "tf_model.h5", "cat.png", "onnx/model.onnx"]
+    found = filter_repo_objects([*needed, *spared], allow_patterns=list(checkpoint._WANTED))
+    assert sorted(found) == sorted(needed)
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "text/model.safetensors", "text/config.json"]
+)
+def test_checkpoints_whose_parts_differ_are_told_apart(file: str, tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for name in ("config.json", "text/config.json", "a.safetensors", "text/a.safetensors"):
+        (tmp_path / name).write_bytes(b"{}")
+    opened = checkpoint.Checkpoint(tmp_path, "it", None, "it", False)
+    before = opened.identity()
+    assert opened.identity() == before
+    (tmp_path / file).write_bytes(b"[]")
+    assert opened.identity() != before
 
 
 def test_unreachable_hub_says_how_to_pass_a_folder(

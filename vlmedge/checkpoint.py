@@ -17,14 +17,8 @@ from vlmedge.registry import FAMILIES, unknown
 BUILT_INS = Path(__file__).parent / "checkpoints"
 
 # What an export reads; the rest of a hub repository (other frameworks, pictures) stays there.
-_WANTED = (
-    "*.json",
-    "*.jinja",
-    "*.safetensors",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-)
+# A `*` passes folders, so the parts of a composite come too.
+_WANTED = ("*.json", "*.jinja", "*.safetensors", "*merges.txt", "*vocab.txt", "*.model")
 _PICKLES = ("*.bin",)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -48,15 +42,15 @@ class Checkpoint:
     built_in: bool
 
     def identity(self) -> CheckpointId:
-        """Digest config.json, and name, size and the last MiB of each weight file.
+        """Digest config.json, and path, size and the last MiB of each weight file, parts' too.
 
         Two trainings of one shape differ there too, and nobody waits for 15 GB.
         """
         total = hashlib.sha256((self.folder / "config.json").read_bytes())
-        kinds = ("*.safetensors", "*.bin", "*.pth")
-        for file in sorted(file for kind in kinds for file in self.folder.glob(kind)):
-            size = file.stat().st_size
-            total.update(f"\n{file.name} {size}\n".encode())
+        kinds = ("*.safetensors", "*.bin", "*.pth", "*/config.json")
+        for file in sorted(file for kind in kinds for file in self.folder.rglob(kind)):
+            size, name = file.stat().st_size, file.relative_to(self.folder).as_posix()
+            total.update(f"\n{name} {size}\n".encode())
             with file.open("rb") as stream:
                 stream.seek(max(0, size - 2**20))
                 total.update(stream.read())

@@ -122,7 +122,8 @@ def check_cores(patient: Patient) -> list[Finding]:
         findings = [Finding("cores", "ok", line)]
     quota = _quota(patient)
     if quota is not None and quota < patient.cpus:
-        what = f"a control group allows {quota:.1f} cores' time, engines take {patient.threads}"
+        threads = max(1, min(patient.threads, round(quota)))  # machine.cores
+        what = f"a control group allows {quota:.1f} cores' time, the CPU engine takes {threads}"
         cure = (
             f"start the container with --cpuset-cpus for {max(1, int(quota))} cores instead of "
             "--cpus: threads that wait for time are slower than fewer threads"
