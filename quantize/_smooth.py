@@ -9,6 +9,7 @@ error of the products wins. With rounded activations that is SmoothQuant (Xiao e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,35 +35,51 @@ COLUMNS = 256  # of each weight that are tried: enough to tell one exponent from
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Linears that read one LayerNorm's output, which nothing else but adapters' slots reads."""
+    """Linears that read one LayerNorm's output, which nothing else but adapters' slots reads.
+
+    Attributes:
+        norm: The LayerNorm; `x` is what it makes.
+        linears: Some read x, some one token of it (the queries of a last layer, export/_pooled.py).
+        slots: The nodes by which it goes into adapters' slots.
+        inputs: x, and what is chosen from it.
+    """
 
     norm: ir.Node
     linears: tuple[Linear, ...]
-    slots: tuple[ir.Node, ...] = ()
+    slots: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
 
     @property
     def x(self) -> ir.Value:
-        """What they read."""
-        return self.linears[0].x
+        """The LayerNorm's output."""
+        return self.norm.outputs[0]
+
+    def divided(self, stats: Mapping[str, Stats], scale: Floats) -> dict[str, Stats]:
+        """Return the statistics of the inputs as they are once x is divided by `scale`."""
+        names = [str(value.name) for value in self.inputs]
+        return {name: stats[name].divided(scale) for name in names if name in stats}
 
 
 def groups(linears: list[Linear]) -> list[Group]:
     """Find the groups whose scale can be folded away."""
-    by_input: dict[str, list[Linear]] = {}
+    by_norm: dict[str, list[Linear]] = {}
     for linear in linears:
-        by_input.setdefault(str(linear.x.name), []).append(linear)
+        by_norm.setdefault(str(_whole(linear.x).name), []).append(linear)
     found = []
-    for members in by_input.values():
-        x = members[0].x
+    for members in by_norm.values():
+        x = _whole(members[0].x)
         norm = x.producer()
-        if norm is None or norm.op_type != "LayerNormalization" or x.is_graph_output():
+        if norm is None or norm.op_type != "LayerNormalization":
             continue
-        nodes = {use.node for use in x.uses()}
+        choices = [use.node for use in x.uses() if _chooses(use.node)]
+        inputs = (x, *(node.outputs[0] for node in choices))
+        readers = {use.node for value in inputs for use in value.uses()} - set(choices)
         shared = any(len(tuple(linear.weight.uses())) > 1 for linear in members)
-        slots = tuple(node for node in nodes if _enters_slot(node))
+        read_outside = any(value.is_graph_output() for value in inputs)
+        slots = tuple(node for node in readers if _enters_slot(node))
         owned = {*slots, *(linear.node for linear in members)}
-        if nodes == owned and not shared and _owns(norm):
-            found.append(Group(norm, tuple(members), slots))
+        if readers == owned and not shared and not read_outside and _owns(norm):
+            found.append(Group(norm, tuple(members), slots, inputs))
     return found
 
 
@@ -107,6 +124,25 @@ def smooth(
     return scale
 
 
+def _whole(x: ir.Value) -> ir.Value:
+    """Return what a token was chosen from, or the value itself."""
+    node = x.producer()
+    whole = node.inputs[0] if node is not None and _chooses(node) else None
+    return x if whole is None else whole
+
+
+def _chooses(node: ir.Node) -> bool:
+    """Recognise a choice among the tokens of [batch, tokens, channels]."""
+    x = node.inputs[0] if node.inputs else None
+    if node.domain or x is None or x.shape is None or len(x.shape) != 3:
+        return False
+    if node.op_type == "Gather":
+        return node.attributes.get_int("axis", 0) == 1
+    index = node.inputs[1] if node.op_type == "GatherND" else None
+    pairs = index is not None and index.shape is not None and index.shape[-1] == 2
+    return pairs and node.attributes.get_int("batch_dims", 0) == 0
+
+
 def _enters_slot(node: ir.Node) -> bool:
     """Tell whether x goes into an adapter's slot (lora.py) here, whose A is a graph's input."""
     if node.op_type == "Reshape":
@@ -117,15 +153,20 @@ def _enters_slot(node: ir.Node) -> bool:
 
 def _restore(group: Group, scale: Floats) -> None:
     """Give the slots x as it was: an adapter knows nothing of what moved into the weights."""
-    graph, x = group.norm.graph, group.x
+    graph = group.norm.graph
     assert graph is not None
-    name = f"{x.name}.unsmoothed"
-    factor = initializer(graph, f"{x.name}.smoothing", ir.tensor(scale))
-    node = ir.Node("", "Mul", [x, factor], name=name)
-    describe(node.outputs[0], name, x.shape)
-    graph.insert_after(group.norm, node)
-    for slot in group.slots:
-        slot.replace_input_with(0, node.outputs[0])
+    factor = initializer(graph, f"{group.x.name}.smoothing", ir.tensor(scale))
+    for x in group.inputs:
+        entered = [use for use in x.uses() if use.node in group.slots]
+        if not entered:
+            continue
+        name, made_by = f"{x.name}.unsmoothed", x.producer()
+        node = ir.Node("", "Mul", [x, factor], name=name)
+        describe(node.outputs[0], name, x.shape)
+        assert made_by is not None
+        graph.insert_after(made_by, node)
+        for slot, place in entered:
+            slot.replace_input_with(place, node.outputs[0])
 
 
 def _owns(norm: ir.Node) -> bool:

@@ -88,7 +88,7 @@ class Static:
                 rows = self._round_rows(stats[name])
                 scale = smooth(group, stats[name], self.form, rows)
                 if scale is not None:
-                    stats[name] = stats[name].divided(scale)
+                    stats |= group.divided(stats, scale)
         rounded: dict[str, ir.Value] = {}
         for linear in chosen:
             shrink(model.graph, linear, self.form)

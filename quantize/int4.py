@@ -55,7 +55,7 @@ class Int4:
             if name in stats and isinstance(form, Int4Blocks):
                 scale = smooth(group, stats[name], form, None)
                 if scale is not None:
-                    stats[name] = stats[name].divided(scale)
+                    stats |= group.divided(stats, scale)
         for linear in chosen:
             shrink(model.graph, linear, _form(linear, finer), importance(stats, linear))
         model.opset_imports[""] = max(model.opset_imports[""] or OPSET, OPSET)
