@@ -299,7 +299,12 @@ class _Taped:
     ) -> None:
         self.component, self._graph, self._tape, self._next = component, graph, tape, 0
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    @property
+    def reads(self) -> int:
+        """How often it has answered."""
+        return self._next
+
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         """Answer."""
         if self._graph is not None:
             self._tape.append(self._graph.run(feeds))

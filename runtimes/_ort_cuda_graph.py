@@ -229,7 +229,7 @@ class CachedGraph(DeviceGraph):
         self._used = 0
         self._mask = self._mask_name(opened)
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         """Run once; see `vlmedge.contracts.Graph.run`."""
         axes = self._check(feeds)
         given = {name: value for name, value in feeds.items() if name in self._specs}

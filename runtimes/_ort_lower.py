@@ -39,6 +39,7 @@ from ._ort_bidirectional import fuse_bidirectional
 from ._ort_fusion import Fusion
 from ._ort_gate import gates, unscale
 from ._ort_gemm import fuse_linears
+from ._ort_head import choose_tokens
 from ._ort_integer import multiply, quantize_once
 from ._ort_match import producer, reader
 from ._ort_nbits import bits_of, block_of, pack, promise, read, size
@@ -95,9 +96,10 @@ def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lo
     """
     graph = model.graph
     _widen(graph)
+    head = choose_tokens(component, graph)
     attentions = fuse(component, model)
     if component.state:
-        fusions = [_cached(component, attentions)]
+        fusions = [_cached(component, attentions), head]
     else:
         fusions = [fuse_bidirectional(model, version)]
     packed: dict[str, tuple[ir.Value, ir.Value]] = {}

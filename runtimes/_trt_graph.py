@@ -107,12 +107,12 @@ class TrtGraph(CheckedGraph):
         self._buffers = {name: _Buffer(cuda) for name in names if name not in turns.values()}
         self._twins = {name: _Buffer(cuda) for name in turns}
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         """Run once; a batch that is longer than the engine's goes through in pieces."""
         most = max((p["batch"].max for p in self._profiles if "batch" in p), default=0)
         rows = max((len(array) for array in feeds.values() if array.ndim), default=0)
         if not self._is_split_by_rows() or not most or rows <= most:
-            return super().run(feeds)
+            return super().run(feeds, last=last)
         self._check(feeds)
         parts = []
         for start in range(0, rows, most):

@@ -37,17 +37,22 @@ from vlmedge.portable import load_graph
 from vlmedge.spec import Component
 
 from ._ort_engines import GRAPHS, make, root
+from ._ort_head import FROM
 
 KERNEL = "GroupQueryAttention"  # in a lowered graph: its cache is in place
 TURN = b"turn.0.row"  # in a lowered graph: the kernel counts positions by itself
 # What a graph holds that can be lowered: quantized weights, fp16's, attention.
 MARKS = (b"DequantizeLinear", b".float16", b"Softmax")
 CAPACITY_MIN = 64  # positions of a new cache
-LOWERING = 7  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
+LOWERING = 8  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 # What ONNX Runtime fuses to kernels that are slower than what they replace: at [197, 768] Add and
 # LayerNormalization take 0.16 ms, SkipLayerNormalization 0.76.
 SLOWER = ["SkipLayerNormFusion"]
+
+# What a head that can choose is fed: the first token that it reads.
+ALL = ort.OrtValue.ortvalue_from_numpy(np.array([0]))
+LAST = ort.OrtValue.ortvalue_from_numpy(np.array([-1]))
 
 
 class OrtGraph(CheckedGraph):
@@ -64,12 +69,16 @@ class OrtGraph(CheckedGraph):
         self.fusions = fusions
         self._session: ort.InferenceSession | None = session
         self._outputs = [spec.name for spec in component.outputs]
+        # whether its head can be told to read the last token alone (_ort_head.py)
+        self._chooses = any(put.name == FROM for put in session.get_inputs())
 
     def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Run the session once; state goes in and comes out as OrtValues."""
         if self._session is None:
             raise RuntimeError(f"{self.component.name} is closed")
         values = {name: _held(value) for name, value in feeds.items()}
+        if self._chooses:
+            values[FROM] = LAST if self._last else ALL
         found = self._session.run_with_ort_values(self._outputs, values)
         return {
             name: value if name in self._became else value.numpy()
@@ -139,7 +148,7 @@ class InPlaceGraph(OrtGraph):
         self._shared = 0  # positions that rows of one origin have in common
         self._slots: dict[str, Any] | None = None  # what the binding has of adapters
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         """Run once; see `vlmedge.contracts.Graph.run`."""
         if self._session is None:
             raise RuntimeError(f"{self.component.name} is closed")
@@ -160,6 +169,8 @@ class InPlaceGraph(OrtGraph):
         held = {name: _held(value) for name, value in feeds.items() if name not in given}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
+        if self._chooses:
+            binding.bind_ortvalue_input(FROM, LAST if last else ALL)
         if self.component.slots and self._slots is not (slots := self._adapter_feeds(axes)):
             for name, value in slots.items():
                 binding.bind_ortvalue_input(name, value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny import KINDS, tiny
@@ -59,11 +60,11 @@ class Counted:
     def _watch(self, graph: Graph) -> None:
         plain, name = graph.run, graph.component.name
 
-        def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        def run(feeds: Mapping[str, Array], *, last: bool = False) -> dict[str, Array]:
             self.runs[name] = self.runs.get(name, 0) + 1
             if graph.component.state:
                 self.tokens.append(feeds["inputs_embeds"].shape[1])
-            return plain(feeds)
+            return plain(feeds, last=last)
 
         graph.run = run  # type: ignore[method-assign]
 
@@ -116,6 +117,25 @@ def in_ids(model: vlmedge.Model) -> vlmedge.Model:
     """Let a model answer in token ids: random ones may write tokens that no text shows."""
     model._parts.tokenizer.decode = lambda ids: str([*ids])  # type: ignore[method-assign]
     return model
+
+
+@pytest.mark.parametrize("by_hand", ["run", "reset"])
+def test_decoder_that_somebody_else_ran_reads_the_picture_again(
+    blip2_bundle: Path, image: Image.Image, by_hand: str
+) -> None:
+    model = vlmedge.load(blip2_bundle)
+    questions = ["how many objects are there?", "what color is the star?"]
+    expected = [model.ask(image, question) for question in questions]
+    with model.session(image) as session:
+        found = [session.ask(questions[0])]
+        decoder = model.graphs["decoder"]
+        decoder.reset()
+        if by_hand == "run":
+            noise = np.random.default_rng(0).standard_normal((1, 60, 128), np.float32)
+            mask = np.ones((1, 60), np.int64)
+            decoder.run({"inputs_embeds": noise, "attention_mask": mask})
+        found.append(session.ask(questions[1]))
+    assert found == expected
 
 
 @pytest.mark.parametrize("beams", [1, 3])

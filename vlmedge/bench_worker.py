@@ -45,9 +45,13 @@ class _Timed:
     def component(self) -> Component:
         return self._graph.component
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    @property
+    def reads(self) -> int:
+        return self._graph.reads
+
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         start = time.perf_counter()
-        outputs = self._graph.run(feeds)
+        outputs = self._graph.run(feeds, last=last)
         taken_ms = 1000 * (time.perf_counter() - start)
         name = self.component.name
         if self.component.state:

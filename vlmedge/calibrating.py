@@ -400,8 +400,8 @@ class _Recorder:
         self._graph, self._tally = graph, tally
         self.component = graph.component
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
-        """Run, and add the figures."""
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
+        """Run, and add the figures, which are of all tokens whatever is wanted of them."""
         out = self._graph.run(feeds)
         self._tally.add(out)
         return out

@@ -32,11 +32,18 @@ class Graph(Protocol):
         """What goes in and comes out."""
         ...
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    @property
+    def reads(self) -> int:
+        """How often it ran or was reset: by it one knows whether one's text is still cached."""
+        ...
+
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         """Run once; state inputs may be left out and then come from the call before.
 
         Args:
             feeds: Every input that is not state, by name.
+            last: Whether `logits` are wanted of the last token alone: an engine that can then
+                returns no others, [batch, 1, vocabulary].
 
         Returns:
             Every output that is not state, by name.

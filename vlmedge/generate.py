@@ -200,6 +200,7 @@ class _Reading:
 
     prompt: Prompt
     tokens: int
+    reads: int  # of the decoder, when it was there
 
 
 _READINGS: WeakKeyDictionary[Graph, _Reading] = WeakKeyDictionary()
@@ -208,10 +209,12 @@ _READINGS: WeakKeyDictionary[Graph, _Reading] = WeakKeyDictionary()
 def cached(decoder: Graph, prompt: Prompt) -> int:
     """Count the tokens that a decoder still holds of `prompt` and what was written after it.
 
-    It is 0 when the decoder has read something else since, or has failed.
+    It is 0 when the decoder has read something else since, whoever ran it, or has failed.
     """
     found = _READINGS.get(decoder)
-    return found.tokens if found is not None and found.prompt is prompt else 0
+    if found is None or found.prompt is not prompt or found.reads != decoder.reads:
+        return 0
+    return found.tokens
 
 
 def forget(decoder: Graph) -> None:
@@ -264,8 +267,8 @@ class _Loop:
         given = feeds(component, embeds, mask, tokens, self._media, self._names) | self._held
         given |= state or {}
         _READINGS.pop(self._decoder, None)
-        logits: Scores = self._decoder.run(given)["logits"][:, -1]
-        _READINGS[self._decoder] = _Reading(self._prompt, self._total)
+        logits: Scores = self._decoder.run(given, last=True)["logits"][:, -1]
+        _READINGS[self._decoder] = _Reading(self._prompt, self._total, self._decoder.reads)
         if not np.isfinite(logits.max(axis=-1)).all():
             step = self._total - self._prompt_tokens + 1
             raise VlmEdgeError(

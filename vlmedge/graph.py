@@ -29,6 +29,8 @@ class CheckedGraph(ABC):
         self._became = dict(component.state)
         state = set(self._became.values())
         self._needed = tuple(name for name in self._inputs if name not in state)
+        self.reads = 0
+        self._last = False  # whether the logits of the last token are all that is wanted
         self._state: dict[str, Array] = {}
         self._factors: dict[str, Array] = {}  # of adapters: [adapters, ...] for each slot input
         self._adapters = 1  # how many
@@ -44,9 +46,9 @@ class CheckedGraph(ABC):
         self._state = {}
         self._factors, self._slot_feeds = {}, None
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         """Run once; see `vlmedge.contracts.Graph.run`."""
-        axes = self._check(feeds)
+        axes, self._last = self._check(feeds), last
         full = {**self._past(axes), **feeds}
         if self.component.slots:
             full |= self._adapter_feeds(axes)
@@ -108,6 +110,7 @@ class CheckedGraph(ABC):
         Args:
             rows: Row i becomes row `rows[i]` of now; none: the first batch comes again.
         """
+        self.reads += rows is None
         if self._adapters == 1:
             return
         before = np.arange(self._adapters) if self._adapter_of is None else self._adapter_of
@@ -168,6 +171,7 @@ class CheckedGraph(ABC):
                 got = f"{array.dtype}{list(array.shape)}"
                 wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
                 raise InputError(f"{where}: {name!r} is {got}: it must be {wanted}")
+        self.reads += 1
         return axes
 
 
