@@ -20,6 +20,7 @@ from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import ENGINES, SCHEMES
 from vlmedge.samples import Samples
+from vlmedge.sharing import borrows
 from vlmedge.spec import Component
 
 if TYPE_CHECKING:
@@ -172,15 +173,19 @@ class Shrinker:
         return sum(len(part.keep) for part in self._parts)
 
     def _rewrite(self) -> None:
-        """Write the components again whose layers changed."""
+        """Write the components again whose layers changed, and those that point into these."""
         for part in self._parts:
-            if part.keep and not part.float_only:
+            changed = part.keep and not part.float_only
+            if changed or borrows(self._bundle.path, part.component.name):
                 self._write(part, part.stats)
 
     def _write(self, part: _Part, stats: dict[str, Stats]) -> None:
-        """Round one component and write it."""
+        """Round one component, unless it stays in float, and write it."""
         model = part.model.clone()
         name = part.component.name
+        if part.float_only:
+            write_graph(model, self._bundle.path, name, self._progress)
+            return
         part.kept = self._scheme.rewrite(part.component, model, stats, part.keep)
         for layer, precision in part.keep.items():
             known = part.harms.get(layer)
@@ -204,7 +209,7 @@ class Shrinker:
         part.float_only = True
         reason = f"{after / before:.1f} times slower here: {after:.2f} ms, {before:.2f} in float32"
         part.kept = [KeptLayer(name, "every layer", reason)]
-        write_graph(part.model.clone(), self._bundle.path, name, self._progress)
+        self._write(part, {})
 
     def _graphs_mib(self) -> float:
         files = (self._bundle.path / "graphs").iterdir()
