@@ -227,6 +227,10 @@ def scores(bundle: Bundle) -> list[float]:
     return list(api.load(bundle.path).match(picture, ["a red star", "two boxes"]))
 
 
+def graphs_mib(bundle: Bundle) -> float:
+    return sum(file.stat().st_size for file in bundle.path.glob("graphs/*")) / 2**20
+
+
 @pytest.mark.parametrize("scheme", ["float32", "int8", "int4"])
 def test_exported_text_encoder_and_fusion_share(
     matcher: Bundle, tmp_path: Path, scheme: str
@@ -239,17 +243,30 @@ def test_exported_text_encoder_and_fusion_share(
     assert len(scores(bundle)) == 2
 
 
-@pytest.mark.parametrize("budgeted", [False, True])
-def test_layers_that_get_bits_back_leave_no_graph_behind(
-    matcher: Bundle, tmp_path: Path, budgeted: bool
-) -> None:
+def test_budget_counts_what_is_shared_once(matcher: Bundle, tmp_path: Path) -> None:
+    small = exporting.quantize(
+        matcher.path, Recipe("int8", keep_slower=True), tmp_path / "small", check=False
+    )
+    budget = graphs_mib(small) + 0.03
+    recipe = Recipe("int8", keep_slower=True, budget_mib=budget)
+    mixed = exporting.quantize(matcher.path, recipe, tmp_path / "mixed", check=False)
+    assert any("instead" in kept.reason for kept in mixed.manifest.kept)
+    assert graphs_mib(small) < graphs_mib(mixed) <= budget
+    np.testing.assert_allclose(scores(mixed), scores(matcher), atol=0.02)
+    tight = Recipe("int8", keep_slower=True, budget_mib=graphs_mib(small) - 0.01)
+    with pytest.raises(BundleError, match=f"takes {graphs_mib(small):.1f} MiB: a budget"):
+        exporting.quantize(matcher.path, tight, tmp_path / "none", check=False)
+
+
+def test_layers_that_get_bits_back_leave_no_graph_behind(matcher: Bundle, tmp_path: Path) -> None:
     """A text encoder that is written again moves what the fusion points to."""
-    checkpoint = str(matcher.path.parent / "checkpoint")
-    more = {"budget_mib": 0.2} if budgeted else {"target_drop": 0.0}
     mixed = exporting.quantize(
-        matcher.path, Recipe("int8", keep_slower=True, **more), tmp_path / "b",
-        against=checkpoint, allow_unverified=True,
-    )  # fmt: skip
+        matcher.path,
+        Recipe("int8", keep_slower=True, target_drop=0.0),
+        tmp_path / "b",
+        against=str(matcher.path.parent / "checkpoint"),
+        allow_unverified=True,
+    )
     assert any("instead" in kept.reason for kept in mixed.manifest.kept)
     np.testing.assert_allclose(scores(mixed), scores(matcher), atol=0.02)
 

@@ -65,6 +65,21 @@ def borrows(folder: Path, component: str) -> bool:
     return any(tensor.location != own for tensor in tensors)
 
 
+def common(folder: Path, components: Iterable[str]) -> dict[str, set[str]]:
+    """Name the weights of each graph whose bytes are another graph's too."""
+    places: dict[tuple[str, int, int], dict[str, set[str]]] = {}
+    found: dict[str, set[str]] = {}
+    for component in components:
+        found[component] = set()
+        for value, tensor in _external(load_graph(folder, component)):
+            readers = places.setdefault((tensor.location, *_place(tensor)), {})
+            readers.setdefault(component, set()).add(str(value.name))
+    for readers in places.values():
+        for component, names in readers.items() if len(readers) > 1 else ():
+            found[component] |= names
+    return found
+
+
 def _share(folder: Path, component: str, known: _Known) -> int:
     """Point one graph to pieces that are known, and add those of its own."""
     import onnx_ir as ir
