@@ -72,7 +72,7 @@ def common(folder: Path, components: Iterable[str]) -> dict[str, set[str]]:
     for component in components:
         found[component] = set()
         for value, tensor in _external(load_graph(folder, component)):
-            readers = places.setdefault((tensor.location, *_place(tensor)), {})
+            readers = places.setdefault((str(tensor.location), *_place(tensor)), {})
             readers.setdefault(component, set()).add(str(value.name))
     for readers in places.values():
         for component, names in readers.items() if len(readers) > 1 else ():
