@@ -4,6 +4,7 @@
     python benchmarks/make_checkpoint.py clip-vit-b-16 /tmp/clip-vit-b-16        (0.3 GB)
     python benchmarks/make_checkpoint.py blip2-opt-2.7b /tmp/blip2-cut 6    (of each part 6 layers)
     python benchmarks/make_checkpoint.py blip-base /tmp/blip-base                (0.5 GB)
+    python benchmarks/make_checkpoint.py blip-itm-base /tmp/blip-itm-base        (0.4 GB)
     python benchmarks/make_checkpoint.py blip2-opt-cut /tmp/blip2-opt-cut        (1.1 GB)
     python benchmarks/make_checkpoint.py llava-1.1b /tmp/llava-1.1b              (2.2 GB)
 
@@ -145,6 +146,14 @@ def blip() -> Any:
     )
 
 
+def blip_itm() -> Any:
+    """Return the config of Salesforce/blip-itm-base-coco."""
+    config = blip()
+    config.image_text_hidden_size = 256
+    config.architectures = ["BlipForImageTextRetrieval"]
+    return config
+
+
 def blip_large() -> Any:
     """Return the config of Salesforce/blip-image-captioning-large."""
     config = blip()
@@ -156,6 +165,7 @@ def blip_large() -> Any:
 
 MODELS = {
     "blip-base": (blip, transformers.BlipForConditionalGeneration),
+    "blip-itm-base": (blip_itm, transformers.BlipForImageTextRetrieval),
     "blip-large": (blip_large, transformers.BlipForConditionalGeneration),
     "blip2-opt-2.7b": (blip2_opt, transformers.Blip2ForConditionalGeneration),
     "blip2-opt-cut": (blip2_opt_cut, transformers.Blip2ForConditionalGeneration),

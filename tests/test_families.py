@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 import transformers
@@ -114,6 +115,20 @@ def test_plan_counts_what_was_exported(case: Case) -> None:
         if part.name == "projector" and 2 * counted == part.parameters:
             continue  # the first LLaVA's one Linear: its config does not tell it from two
         assert part.parameters == counted
+
+
+def test_weights_are_stored_once(case: Case) -> None:
+    """Of whatever two graphs of a family, or one, hold the same of."""
+    bundle = case.model.bundle
+    places: dict[bytes, tuple[Any, ...]] = {}
+    for component in bundle.spec.components:
+        for value in load_graph(bundle.path, component.name).graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                place = tensor.location, tensor.offset, tensor.length
+                assert places.setdefault(tensor.tobytes(), place) == place, value.name
+    files = bundle.path.glob("graphs/*.bin")
+    assert sum(len(data) for data in places) == sum(file.stat().st_size for file in files)
 
 
 def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:

@@ -2,7 +2,8 @@
 
     manifest.json  graphs/<component>.onnx + .bin  assets/*  reports/*  engines/ (a cache)
 
-Weights lie beside their graph because ONNX forbids external data outside the graph's folder.
+Weights lie beside their graph because ONNX forbids external data outside the graph's folder. What
+two components have in common lies in the first one's file alone (sharing.py).
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ def graph_path(component: str) -> str:
     return f"graphs/{component}.onnx"
 
 
+def weights_path(component: str) -> str:
+    """Return the path of a component's weights inside its bundle."""
+    return f"graphs/{component}.bin"
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read manifest.json of the folder `path` and check its types, not yet its files."""
     if not path.exists():
@@ -140,15 +146,15 @@ def _verify(path: Path, manifest: Manifest, thorough: bool) -> None:
     for stored in manifest.files:
         file = path / _inside(path, stored.path)
         if not file.is_file():
-            raise BundleError(f"{path}: {stored.path} is missing: copy the whole folder again")
+            what = stored.path + _readers(path, manifest, stored.path)
+            raise BundleError(f"{path}: {what} is missing: copy the whole folder again")
         status = file.stat()
         stamp = [status.st_size, status.st_mtime_ns, stored.sha256]
         if status.st_size != stored.bytes or (
             stamps.get(stored.path) != stamp and digest(file) != stored.sha256
         ):
-            raise BundleError(
-                f"{path}: {stored.path} is not the file that was exported: copy it again"
-            )
+            what = stored.path + _readers(path, manifest, stored.path)
+            raise BundleError(f"{path}: {what} is not the file that was exported: copy it again")
         fresh[stored.path] = stamp
     known = {stored.path for stored in manifest.files} | {MANIFEST}
     for file in sorted(path.rglob("*")):
@@ -157,6 +163,20 @@ def _verify(path: Path, manifest: Manifest, thorough: bool) -> None:
             raise BundleError(f"{path}: {name} is not in the manifest: remove it")
     if fresh != stamps:
         _write_stamps(stamp_file, fresh)
+
+
+def readers(path: Path, manifest: Manifest, file: str) -> list[str]:
+    """Name the components whose graphs point to a weight file of the bundle at `path`."""
+    name = PurePosixPath(file).name.encode()
+    entry = b"\x12" + bytes([len(name)]) + name  # how ONNX spells it: field 2 of an entry
+    graphs = [(c.name, path / graph_path(c.name)) for c in manifest.spec.components]
+    return [name for name, graph in graphs if graph.is_file() and entry in graph.read_bytes()]
+
+
+def _readers(path: Path, manifest: Manifest, file: str) -> str:
+    """Say whom a broken file concerns, if that is more than one component."""
+    found = readers(path, manifest, file) if file.endswith(".bin") else []
+    return f" (weights of {', '.join(found)})" if len(found) > 1 else ""
 
 
 def _inside(path: Path, name: str) -> str:

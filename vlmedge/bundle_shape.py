@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmedge.bundle import graph_path
 from vlmedge.manifest import Manifest
 from vlmedge.portable import load_graph
 from vlmedge.prompt_rows import picture_rows, writing
 from vlmedge.shape import Part, Shape
+from vlmedge.sharing import stored_bytes
 from vlmedge.spec import Component
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ def bundle_shape(path: Path, manifest: Manifest) -> tuple[Shape, dict[str, float
     """
     parts, sizes = [], {}
     for component in manifest.spec.components:
-        stem = graph_path(component.name).removesuffix("onnx")
-        stored = sum(f.bytes for f in manifest.files if f.path == f"{stem}bin")
-        part, mapped_bytes = _part(path, manifest, component)
+        model = load_graph(path, component.name)
+        part, mapped_bytes = _part(manifest, component, model)
         parts.append(part)
-        sizes[component.name] = float(stored - mapped_bytes)
+        sizes[component.name] = float(stored_bytes(model) - mapped_bytes)
     table = manifest.embeddings
     return (
         Shape(
@@ -52,9 +51,8 @@ def bundle_shape(path: Path, manifest: Manifest) -> tuple[Shape, dict[str, float
     )
 
 
-def _part(path: Path, manifest: Manifest, component: Component) -> tuple[Part, int]:
+def _part(manifest: Manifest, component: Component, model: ir.Model) -> tuple[Part, int]:
     """Count one component; also the bytes of tables of which few rows are read."""
-    model = load_graph(path, component.name)
     graph = model.graph
     shapes: Counter[tuple[int, int]] = Counter()
     linear = table = table_bytes = counted = 0

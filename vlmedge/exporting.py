@@ -27,6 +27,7 @@ from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import FAMILIES, SCHEMES, SLOTTERS
 from vlmedge.rows import TABLE, round_rows
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
+from vlmedge.sharing import store_once
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 from vlmedge.writer import new_bundle, refuse_existing, stored_files, write_manifest
@@ -266,9 +267,10 @@ def _write(
 
 
 def _seal(unsealed: Bundle, provenance: dict[str, str], kept: Sequence[KeptLayer]) -> Bundle:
-    """Write the manifest of what lies in the folder now."""
+    """Store common weights once, and write the manifest of what lies in the folder then."""
     folder, manifest = unsealed.path, unsealed.manifest
     shutil.rmtree(folder / ENGINE_CACHE, ignore_errors=True)
+    store_once(folder, [component.name for component in manifest.spec.components])
     return write_manifest(
         folder,
         msgspec.structs.replace(

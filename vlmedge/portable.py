@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmedge.bundle import graph_path
+from vlmedge.bundle import graph_path, weights_path
 from vlmedge.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def save_graph(
     ir.save(
         model,
         file,
-        external_data=f"{component}.bin",
+        external_data=Path(weights_path(component)).name,
         size_threshold_bytes=EXTERNAL_THRESHOLD_BYTES,
         callback=wrote,
     )

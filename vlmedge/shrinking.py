@@ -20,6 +20,7 @@ from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import ENGINES, SCHEMES
 from vlmedge.samples import Samples
+from vlmedge.sharing import borrows, common, store_once
 from vlmedge.spec import Component
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class Shrinker:
         Raises:
             BundleError: The scheme alone is larger than the budget.
         """
+        store_once(self._bundle.path, self._names())
         have = self._graphs_mib()
         if have > budget_mib:
             raise BundleError(
@@ -152,17 +154,23 @@ class Shrinker:
             self._rewrite()
 
     def _ranked(self, *, by_size: bool) -> list[tuple[_Part, str, float]]:
-        """List (part, layer, MiB that more bits cost), the most worth it first."""
+        """List (part, layer, MiB that more bits cost at most), the most worth it first.
+
+        A layer that another graph holds too may stay as it is there, beside its finer form here.
+        """
         found = []
+        shared = common(self._bundle.path, self._names())
         for part in self._parts:
             if part.float_only:
                 continue
+            stay = {name.rpartition(".")[0] for name in shared[part.component.name]}
             for layer, harm in part.harms.items():
                 if layer in part.keep:
                     continue
                 tensor = part.model.graph.initializers[layer].const_value
                 assert tensor is not None
-                cost_mib = tensor.size * (FINER[harm.bits][1] - harm.bits / 8) / 2**20
+                freed = 0.0 if layer in stay else harm.bits / 8
+                cost_mib = tensor.size * (FINER[harm.bits][1] - freed) / 2**20
                 worth = harm.error / cost_mib if by_size else harm.error
                 found.append((worth, part, layer, cost_mib))
         found.sort(key=lambda entry: -entry[0])
@@ -172,15 +180,19 @@ class Shrinker:
         return sum(len(part.keep) for part in self._parts)
 
     def _rewrite(self) -> None:
-        """Write the components again whose layers changed."""
+        """Write the components again whose layers changed, and those that point into these."""
         for part in self._parts:
-            if part.keep and not part.float_only:
+            changed = part.keep and not part.float_only
+            if changed or borrows(self._bundle.path, part.component.name):
                 self._write(part, part.stats)
 
     def _write(self, part: _Part, stats: dict[str, Stats]) -> None:
-        """Round one component and write it."""
+        """Round one component, unless it stays in float, and write it."""
         model = part.model.clone()
         name = part.component.name
+        if part.float_only:
+            write_graph(model, self._bundle.path, name, self._progress)
+            return
         part.kept = self._scheme.rewrite(part.component, model, stats, part.keep)
         for layer, precision in part.keep.items():
             known = part.harms.get(layer)
@@ -204,7 +216,10 @@ class Shrinker:
         part.float_only = True
         reason = f"{after / before:.1f} times slower here: {after:.2f} ms, {before:.2f} in float32"
         part.kept = [KeptLayer(name, "every layer", reason)]
-        write_graph(part.model.clone(), self._bundle.path, name, self._progress)
+        self._write(part, {})
+
+    def _names(self) -> list[str]:
+        return [part.component.name for part in self._parts]
 
     def _graphs_mib(self) -> float:
         files = (self._bundle.path / "graphs").iterdir()

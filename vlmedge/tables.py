@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vlmedge import checkpoint, registry
 from vlmedge.building import stored_engines
-from vlmedge.bundle import Bundle
+from vlmedge.bundle import Bundle, readers, weights_path
 from vlmedge.manifest import Parity
 from vlmedge.spec import TensorSpec
 
@@ -94,6 +94,10 @@ def show_info(bundle: Bundle) -> None:
         ends = _tensors(component.inputs, state), _tensors(component.outputs, state)
         _row(table, component.name, f"{size / MIB:.1f}", *ends)
     _print(table)
+    for component in spec.components:
+        found = readers(bundle.path, manifest, weights_path(component.name))
+        if others := [name for name in found if name != component.name]:
+            print(f"  {component.name} holds weights of {', '.join(others)} too, stored once")
     if manifest.kept:
         table = _table("kept in float", "component", "why", left=(0, 1, 2))
         for layer in manifest.kept:
