@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
+from vlmedge.errors import UnknownNameError
 from vlmedge.image import ImageSource
 from vlmedge.registry import unknown
 from vlmedge.sampling import options as merge
@@ -85,7 +86,8 @@ class ModelStep(Step, frozen=True, kw_only=True):
         known = parts.bundle.spec.tasks
         for name in self.needs:
             if name not in known:
-                raise unknown(f"task in {parts.bundle.path}", name, sorted(known))
+                error = unknown("task", name, sorted(known))
+                raise UnknownNameError(f"{parts.bundle.path}: {error}")
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
         """Do it."""
@@ -212,6 +214,16 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
 
 class Match(ModelStep, frozen=True, kw_only=True, tag="match"):
     """Give each text the probability that it belongs to the picture."""
+
+    def fits(self, parts: Parts) -> None:
+        """Point at the other way to score, where a bundle has that one alone."""
+        try:
+            super().fits(parts)
+        except UnknownNameError as error:
+            if {"embed_image", "embed_text"} <= parts.bundle.spec.tasks.keys():
+                way = f"--set {self.name}.task=cosine"
+                raise UnknownNameError(f"{error} (it compares vectors: {way})") from None
+            raise
 
     def scores(self, given: Sequence[bool]) -> bool:
         """That is a score."""

@@ -143,7 +143,7 @@ def compose(
     given = bundles or {}
     for name in given:
         if name not in read.bundles:
-            raise unknown("bundle in the composition", name, list(read.bundles))
+            raise unknown("bundle", name, list(read.bundles))
     chosen = {name: given.get(name, folder) for name, folder in read.bundles.items()}
     missing = [name for name, source in chosen.items() if source is None]
     if missing:
