@@ -81,6 +81,18 @@ def texts(model: vlmedge.Model, image: Any, **options: Any) -> list[str]:
     return found
 
 
+def test_captions_are_those_of_as_many_copies(folder: Path, image: Image.Image) -> None:
+    """Several draws of one picture, whatever the family: the picture is read once, then copied."""
+    model = in_ids(writes(folder))
+    task = model.bundle.spec.tasks.get("caption")
+    if not isinstance(task, GenerateTask):
+        pytest.skip("captions no pictures")
+    options = {"top_k": 5, "num_beams": 1, "max_tokens": NEW, "seed": 7}
+    found = model.captions(image, 3, **options)
+    assert found == model.caption([image] * 3, **options)
+    assert len(set(found)) > 1
+
+
 class Asked:
     """A session behind the methods of a model."""
 

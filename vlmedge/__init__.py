@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlmedge.model import Model as Model
     from vlmedge.model import load as load
+    from vlmedge.tasks.compose import compose as compose
     from vlmedge.video import Video as Video
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Video", "__version__", "load"]
+__all__ = ["Model", "Video", "__version__", "compose", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from vlmedge import model
 
         return getattr(model, name)
+    if name == "compose":
+        from vlmedge.tasks.compose import compose
+
+        return compose
     raise AttributeError(f"module 'vlmedge' has no attribute {name!r}")

@@ -20,6 +20,7 @@ from vlmedge import (
     cli_bench,
     cli_build,
     cli_chat,
+    cli_compose,
     cli_detect,
     cli_device,
     cli_model,
@@ -256,6 +257,7 @@ for _command in (
     cli_chat.chat,
     cli_detect.detect,
     cli_paint.paint,
+    cli_compose.compose,
 ):
     app.command()(_command)
 app.command()(cli_device.plan)

@@ -27,6 +27,8 @@ from vlmedge.video import Video, is_video
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vlmedge.tasks.compose import Composed
+
 FIRST_FIGURES = 4  # of a vector, printed
 
 
@@ -187,6 +189,40 @@ def _caption_each(
         emit(rows)
     if broken:
         raise InputError(f"{len(broken)} of {len(images)} pictures have no caption: see above")
+
+
+def compose(composed: Composed, images: Sequence[str], as_json: bool, quiet: bool) -> None:
+    """Print the texts of each picture as they come, a line each, with their scores."""
+    broken: list[str] = []
+
+    def note(image: object, error: InputError) -> None:
+        broken.append(str(error))
+        print(f"vlmedge: {error}", file=sys.stderr)
+
+    rows: list[dict[str, Any]] = []
+    answers = (
+        composed.run(iter(images), on_error=note)
+        if len(images) > 1
+        else iter([composed.run(images[0])])
+    )
+    for image, texts in zip(images, answers, strict=True):
+        if as_json:
+            found: dict[str, Any] = (
+                {"error": broken[-1]}
+                if texts is None
+                else {"texts": [{"text": text, "score": score} for text, score in texts]}
+            )
+            rows.append({"image": _name(image)} | found)
+            continue
+        for text, score in texts or ():
+            line = _line(text) if score is None else f"{score:.3f} {_line(text)}"
+            print(line if len(images) == 1 else f"{image}: {line}", flush=True)
+        if texts == [] and not quiet:
+            print(f"vlmedge: {image}: no text is left", file=sys.stderr)
+    if as_json:
+        emit(rows)
+    if broken:
+        raise InputError(f"{len(broken)} of {len(images)} pictures have no texts: see above")
 
 
 def _line(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ from vlmedge.tasks import paint as painting
 from vlmedge.tasks import retrieve as retrieving
 from vlmedge.tasks._kept import Kept
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
-from vlmedge.tasks._pipeline import OnError, answers
+from vlmedge.tasks._pipeline import OnError, is_stream, respond
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
 from vlmedge.tasks.paint import Painting
@@ -246,6 +246,34 @@ class Model:
         """
         wiring = generating.caption_task(self._parts, prompt, self._about(task, images))
         return self._write(wiring, images, prompt, seed, options, examples, on_error)
+
+    def captions(
+        self,
+        image: ImageSource | Video,
+        count: int,
+        prompt: str = "",
+        *,
+        task: str = "caption",
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Draw several captions of one image, which is encoded once.
+
+        Args:
+            image: What to look at.
+            count: How many captions.
+            prompt: As of `caption`.
+            task: As of `caption`.
+            seed: Of the draws; the first caption is the one that `caption` gives for it.
+            **options: As of `caption`; without sampling there is but one caption to give.
+        """
+        wiring = generating.caption_task(self._parts, prompt, self._about(task, image))
+        chosen = self._options(options)
+        generating.check_draws(count, chosen)
+        [soft], grids = generating.seen(self._parts, wiring, [self._parts.open(image)])
+        text = generating.fill(wiring, prompt, grids)
+        ids = generating.draws(self._parts, wiring, soft, text, count, chosen, seed)
+        return [self._parts.tokenizer.text(row) for row in ids]
 
     @overload
     def ask(
@@ -461,17 +489,12 @@ class Model:
     ) -> tuple[Sequence[str], Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
         """Name what is chosen from, and say how pixel_values become [images, labels]."""
         parts = self._parts
-        if isinstance(self.bundle.spec.tasks.get("classify"), LabelTask):
-            if labels is not None or template is not None:
-                raise InputError(
-                    f"{self.bundle.path} has a closed head with labels of its own: give none"
-                )
+        if labelling.is_closed(self.bundle, labels, template):
             closed = self._task("classify", LabelTask)
             names = labelling.read_labels(self.bundle, closed)
             return names, lambda pixels: labelling.probabilities(parts, closed, pixels)
         task = self._task("classify", MatchTask)
-        if labels is None:
-            raise InputError(f"{self.bundle.path} has no labels of its own: give some")
+        assert labels is not None
         vectors = self._label_vectors(task, labels, template)
 
         def shares(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -707,15 +730,7 @@ class Model:
         on_error: OnError | None = None,
     ) -> Any:
         """Answer for one image, for a list of them, or for a stream as its answers are taken."""
-        if is_stream(images):
-            return answers(self._parts.open, images, answer, on_error)
-        if on_error is not None:
-            raise InputError("on_error is for a stream of images: give iter(images)")
-        if not is_images(images):
-            return next(iter(answer([self._parts.open(images)])))
-        if not images:
-            raise InputError("no images: give at least one")
-        return list(answers(self._parts.open, images, answer))
+        return respond(self._parts.open, images, answer, on_error)
 
 
 def load(
@@ -753,12 +768,6 @@ def _adapt(graph: Graph, factors: Factors) -> None:
     if graph.component.slots:
         assert isinstance(graph, CheckedGraph)  # as every engine's is
         graph.adapt(factors.get(name))
-
-
-def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
-    """Tell what is to be iterated over from one image and from a list of them."""
-    single = (str, bytes, np.ndarray, list, tuple)
-    return hasattr(images, "__iter__") and not isinstance(images, single)
 
 
 def _one(image: ImageSource | None) -> ImageSource:

@@ -13,37 +13,72 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
+
+import numpy as np
 
 from vlmedge.errors import InputError
-from vlmedge.image import HUSH, ImageSource
+from vlmedge.image import HUSH, ImageSource, is_images
 from vlmedge.machine import cores
 
-from ._parts import IMAGES_PER_BATCH, Opened
+from ._parts import IMAGES_PER_BATCH
 
 THREADS_MAX = 4  # Pillow decodes some hundred pictures a second in each
 
+Loaded = TypeVar("Loaded")
 Answer = TypeVar("Answer")
 OnError = Callable[[ImageSource, InputError], None]
 """Is told of a picture that cannot be used."""
 
-_Loaded = list[tuple[ImageSource, "Opened | InputError"]]
+
+def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
+    """Tell what is to be iterated over from one image and from a list of them."""
+    single = (str, bytes, np.ndarray, list, tuple)
+    return hasattr(images, "__iter__") and not isinstance(images, single)
+
+
+def respond(
+    load: Callable[[Any], Loaded],
+    images: Any,
+    answer: Callable[[Sequence[Loaded]], Iterable[Any]],
+    on_error: OnError | None = None,
+    per_batch: int = IMAGES_PER_BATCH,
+) -> Any:
+    """Answer for one image, for a list of them, or for a stream as its answers are taken.
+
+    The arguments are those of `answers`.
+    """
+    if is_stream(images):
+        return answers(load, images, answer, on_error, per_batch)
+    if on_error is not None:
+        raise InputError("on_error is for a stream of images: give iter(images)")
+    if not is_images(images):
+        found = next(iter(answer([load(images)])))
+        if isinstance(found, InputError):
+            raise found
+        return found
+    if not images:
+        raise InputError("no images: give at least one")
+    return list(answers(load, images, answer, per_batch=per_batch))
 
 
 def answers(
-    load: Callable[[ImageSource], Opened],
+    load: Callable[[ImageSource], Loaded],
     sources: Iterable[ImageSource],
-    answer: Callable[[Sequence[Opened]], Iterable[Answer]],
+    answer: Callable[[Sequence[Loaded]], Iterable[Answer | InputError]],
     on_error: OnError | None = None,
+    per_batch: int = IMAGES_PER_BATCH,
 ) -> Iterator[Answer | None]:
     """Answer for each picture, in order.
 
     Args:
         load: Decodes and resizes one, in a thread.
         sources: Read as they are needed, in the caller's thread, up to two batches ahead.
-        answer: Answers for some, in the caller's thread.
+        answer: Answers for some, in the caller's thread; an error in the place of an answer says
+            that the picture cannot be used after all.
         on_error: Is told of a picture that cannot be used, whose answer is then none. Without it
             the first such picture raises, after the answers of those before it.
+        per_batch: How many are loaded, and answered for, at a time.
 
     Raises:
         InputError: A picture cannot be used; the message names it.
@@ -51,7 +86,7 @@ def answers(
     coming, count = iter(sources), 0
     with ThreadPoolExecutor(min(THREADS_MAX, cores()), "vlmedge-decode") as pool:
         with HUSH:
-            batch = _wait(_begin(pool, load, coming))
+            batch = _wait(_begin(pool, load, coming, per_batch))
         while batch:
             usable = [found for _, found in batch if not isinstance(found, InputError)]
             if on_error is None and len(usable) < len(batch):  # it ends here
@@ -60,14 +95,15 @@ def answers(
                     : next(i for i, (_, f) in enumerate(batch) if isinstance(f, InputError))
                 ]
             with HUSH:
-                begun = _begin(pool, load, coming)
+                begun = _begin(pool, load, coming, per_batch)
                 try:
                     made = iter(answer(usable) if usable else ())
                 finally:
                     following = _wait(begun)
-            for source, found in batch:
+            for source, loaded in batch:
+                found = loaded if isinstance(loaded, InputError) else next(made)
                 if not isinstance(found, InputError):
-                    yield next(made)
+                    yield found
                 elif on_error is None:
                     raise _named(source, count, found)
                 else:
@@ -78,15 +114,20 @@ def answers(
 
 
 def _begin(
-    pool: ThreadPoolExecutor, load: Callable[[ImageSource], Opened], coming: Iterator[ImageSource]
-) -> list[tuple[ImageSource, Future[Opened]]]:
+    pool: ThreadPoolExecutor,
+    load: Callable[[ImageSource], Loaded],
+    coming: Iterator[ImageSource],
+    count: int,
+) -> list[tuple[ImageSource, Future[Loaded]]]:
     """Let threads open the next batch."""
-    return [(source, pool.submit(load, source)) for source in islice(coming, IMAGES_PER_BATCH)]
+    return [(source, pool.submit(load, source)) for source in islice(coming, count)]
 
 
-def _wait(begun: Sequence[tuple[ImageSource, Future[Opened]]]) -> _Loaded:
+def _wait(
+    begun: Sequence[tuple[ImageSource, Future[Loaded]]],
+) -> list[tuple[ImageSource, Loaded | InputError]]:
     """Wait for a batch; what cannot be used is an error in its place."""
-    found: _Loaded = []
+    found: list[tuple[ImageSource, Loaded | InputError]] = []
     for source, future in begun:
         try:
             found.append((source, future.result()))

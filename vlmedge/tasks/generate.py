@@ -78,6 +78,43 @@ def write(
     return loop.generate(parts.graphs[task.decoder], parts.embed, prompt, options, seed)
 
 
+def check_draws(count: int, options: Generation) -> None:
+    """Refuse several texts that would all be the same."""
+    if count < 1:
+        raise InputError(f"count is {count}: it must be at least 1")
+    if count > 1 and not options.do_sample:
+        raise InputError(
+            f"count is {count}, and without sampling all would be the same: "
+            "give a temperature, top_k or top_p, or count 1"
+        )
+
+
+def draws(
+    parts: Parts,
+    task: GenerateTask,
+    soft: Soft,
+    text: str,
+    count: int,
+    options: Generation,
+    seed: int | None = None,
+) -> list[list[int]]:
+    """Write several times after one soft prompt and text, some at a time; see `write`.
+
+    Text n of some is drawn as row n of `write`; the next some have the seed `IMAGES_PER_BATCH`
+    higher.
+    """
+    soft = instructed(parts, task, [soft], [text])[0]
+    task = settled(task)
+    once = read(parts, task, [soft], [text]) if task.read else None
+    found: list[list[int]] = []
+    for start in range(0, count, IMAGES_PER_BATCH):
+        some = min(IMAGES_PER_BATCH, count - start)
+        held = once and {name: np.repeat(array, some, axis=0) for name, array in once.items()}
+        this = None if seed is None else seed + start
+        found += write(parts, task, [soft] * some, [text] * some, options, this, held)
+    return found
+
+
 def stream(
     parts: Parts,
     task: GenerateTask,

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.bundle import Bundle
-from vlmedge.errors import BundleError
-from vlmedge.spec import LabelTask
+from vlmedge.errors import BundleError, InputError
+from vlmedge.spec import LabelTask, MatchTask
 
 from ._parts import Parts, activate
+
+
+def is_closed(
+    bundle: Bundle, labels: Sequence[str] | None, template: str | Sequence[str] | None
+) -> bool:
+    """Tell whether a bundle chooses from its own labels; refuse some there, and none elsewhere."""
+    task = bundle.spec.tasks.get("classify")
+    if isinstance(task, LabelTask) and (labels is not None or template is not None):
+        raise InputError(f"{bundle.path} has a closed head with labels of its own: give none")
+    if isinstance(task, MatchTask) and labels is None:
+        raise InputError(f"{bundle.path} has no labels of its own: give some")
+    return isinstance(task, LabelTask)
 
 
 def read_labels(bundle: Bundle, task: LabelTask) -> list[str]:

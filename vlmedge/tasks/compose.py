@@ -1,0 +1,171 @@
+"""One picture in, texts out, by the steps of a composition: several bundles, one after the other.
+
+    picture -> [ caption ] -> texts -> [ match ] -> texts, scores -> [ filter ] -> texts, scores
+               a bundle                another
+
+Pictures go through one at a time, the next one being decoded meanwhile, so two are in memory and
+none has a say in another's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from vlmedge.composition import Composition, read_composition
+from vlmedge.errors import InputError, VlmEdgeError
+from vlmedge.image import ImageSource, load_image
+from vlmedge.model import Model, load
+from vlmedge.registry import unknown
+
+from ._parts import Parts
+from ._pipeline import OnError, respond
+from ._steps import HostStep, ModelStep, Step, Texts
+
+
+class Composed:
+    """A composition with its bundles, ready to run; made by `vlmedge.compose`."""
+
+    def __init__(
+        self, composition: Composition, models: Mapping[str, Model], *, low_memory: bool = False
+    ) -> None:
+        """Refuse a bundle that does not fit its steps; no graph is opened.
+
+        Args:
+            composition: What is done.
+            models: By the composition's names.
+            low_memory: Whether a bundle's components are closed after each of its steps.
+        """
+        self.composition = composition
+        self.models = models
+        self._low_memory = low_memory
+        for step in composition.steps:
+            if isinstance(step, ModelStep):
+                model = models[step.bundle]
+                try:
+                    step.fits(Parts(model.bundle, model.graphs))
+                except VlmEdgeError as error:
+                    raise _of(step, error) from None
+
+    @overload
+    def run(self, images: list[Any] | tuple[ImageSource, ...]) -> list[Texts]: ...
+
+    @overload
+    def run(self, images: ImageSource) -> Texts: ...
+
+    @overload
+    def run(self, images: Iterator[ImageSource], *, on_error: None = None) -> Iterator[Texts]: ...
+
+    @overload
+    def run(
+        self, images: Iterator[ImageSource], *, on_error: OnError
+    ) -> Iterator[Texts | None]: ...
+
+    def run(self, images: Any, *, on_error: OnError | None = None) -> Any:
+        """Do all steps for one image, for each of several, or for a stream of them.
+
+        Args:
+            images: What to look at, as of `Model.caption`; no videos.
+            on_error: Of a stream: is told (image, error) of one that cannot be used, whose texts
+                are then none. Without it that error is raised, after the texts before it.
+
+        Returns:
+            (text, score) pairs of the last step, in its order; a score is none where no step has
+            given one.
+        """
+        return respond(load_image, images, self._answer, on_error, per_batch=1)
+
+    def close(self) -> None:
+        """Give the memory of every open graph back; they open again when needed."""
+        for model in self.models.values():
+            model.close()
+
+    def _answer(self, pictures: Sequence[ImageSource]) -> list[Texts | InputError]:
+        found: list[Texts | InputError] = []
+        for picture in pictures:
+            try:
+                found.append(self._steps(picture))
+            except InputError as error:  # of this picture, or of what was written about it
+                found.append(error)
+        return found
+
+    def _steps(self, picture: ImageSource) -> Texts:
+        made: dict[str, Texts] = {}
+        for step in self.composition.steps:
+            given = [pair for name in step.inputs for pair in made[name]]
+            try:
+                made[step.name] = self._step(step, picture, given)
+            except InputError as error:
+                raise _of(step, error) from None
+        return made[step.name]
+
+    def _step(self, step: Step, picture: ImageSource, texts: Texts) -> Texts:
+        if isinstance(step, HostStep):
+            return step.run(texts)
+        assert isinstance(step, ModelStep)
+        model = self.models[step.bundle]
+        try:
+            return step.run(model, picture, texts)
+        finally:
+            if self._low_memory:
+                model.close()
+
+
+def compose(
+    composition: str | Path | Mapping[str, Any],
+    bundles: Mapping[str, str | Path | Model] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    engine: str = "ort",
+    low_memory: bool = False,
+    allow_fallback: bool = False,
+) -> Composed:
+    """Put tasks of several bundles together; graphs open when they are first needed.
+
+        capfilt = vlmedge.compose("capfilt", {"captioner": "blip-int8", "matcher": "blip-itm-int8"})
+        capfilt.run("cat.jpg")  # [(caption, score), ...], best first
+
+    Args:
+        composition: The name of a built-in one, a JSON file, or what would stand in one; see
+            `vlmedge.composition`.
+        bundles: Folders or open models by the composition's names, in place of its own.
+        changes: Other values for words of its steps, such as {"kept.at_least": 0.3}.
+        engine: As of `vlmedge.load`, for every folder; so are the others.
+        low_memory: As of `load`; and a bundle is closed before the next one opens.
+        allow_fallback: As of `load`.
+
+    Raises:
+        VlmEdgeError: The composition makes no sense (before any bundle is read), a bundle is not
+            given, is none, or cannot do what a step wants.
+    """
+    read = read_composition(composition, changes)
+    given = bundles or {}
+    for name in given:
+        if name not in read.bundles:
+            raise unknown("bundle", name, list(read.bundles))
+    chosen = {name: given.get(name, folder) for name, folder in read.bundles.items()}
+    missing = [name for name, source in chosen.items() if source is None]
+    if missing:
+        raise InputError(
+            f"no bundle for {' and '.join(missing)}: give its folder (--bundle {missing[0]}=DIR)"
+        )
+    models: dict[str, Model] = {}
+    opened: dict[Path, Model] = {}
+    for name, source in chosen.items():
+        assert source is not None
+        if isinstance(source, Model):
+            models[name] = source
+            continue
+        path = Path(source).resolve()
+        if path not in opened:  # one bundle may have two names
+            opened[path] = load(
+                source, engine, low_memory=low_memory, allow_fallback=allow_fallback
+            )
+        models[name] = opened[path]
+    return Composed(read, models, low_memory=low_memory)
+
+
+def _of(step: Step, error: VlmEdgeError) -> VlmEdgeError:
+    """Say which step it was."""
+    return type(error)(f"step {step.name!r}: {error}")
