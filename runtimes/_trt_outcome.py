@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from vlmedge.building import Precision
-from vlmedge.manifest import ComponentParity
+from vlmedge.level4 import Verdict
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -25,20 +25,6 @@ class Restored(msgspec.Struct, frozen=True):
     operator: str
     output: str
     largest: float
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """What level 4 found.
-
-    Attributes:
-        against: What the engine was held against; none: it could not be.
-        parity: How far it is from that, the worst of all outputs, and whether that is allowed.
-        latency_ms: Of one pass over what it was tried on, the median, copies included.
-    """
-
-    against: str | None
-    parity: ComponentParity | None
-    latency_ms: float
 
 
 class Outcome(msgspec.Struct, frozen=True):

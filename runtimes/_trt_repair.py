@@ -25,8 +25,8 @@ from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES
 from vlmedge.spec import Component
 
 from ._half import HALF_MAX, MASKED
+from ._probe import Probe
 from ._trt_outcome import Restored
-from ._trt_probe import Probe
 
 # Shares of float16's largest number: other pictures reach further than the one that was tried. The
 # second takes what is masked (MASKED) too.

@@ -30,14 +30,14 @@ from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
 
 from . import _trt_api as api
 from . import _trt_cache as cache
+from ._level4 import judge
+from ._probe import Probe, not_finite
 from ._trt_attempts import FLOAT, attempts, has_rival
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda, connect
 from ._trt_graph import TrtGraph, read_profiles
-from ._trt_level4 import judge
 from ._trt_operators import version_of
 from ._trt_outcome import Outcome, read_outcome
-from ._trt_probe import Probe, not_finite
 from ._trt_profile import profiles, refuse_unknown_axes
 from ._trt_worker import PLAN, TIMING
 
