@@ -29,7 +29,7 @@ from ._trt_cuda import connect
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING = 2  # count it up when _ort_cuda_lower.py writes something else: engines are made again
+LOWERING = 3  # count it up when _ort_cuda_lower.py writes something else: engines are made again
 IN_PLACE, MASK, SHAPES = "vlmedge.in_place", "vlmedge.mask", "vlmedge.shapes"
 UNRECORDABLE = "graph capture"  # in ONNX Runtime's words when a session cannot record its runs
 
