@@ -35,12 +35,14 @@ class Outcome(msgspec.Struct, frozen=True):
         restored: The nodes of a float16 engine that compute in float32 all the same.
         level4: What it gives on this device, against its portable graph.
         dropped: What was built too and was slower, with its ms: "int8", or "GPU" beside a DLA.
+        records: Whether steps are recorded and played, which was equal and faster here.
     """
 
     computed_in: Precision
     restored: tuple[Restored, ...]
     level4: Verdict
     dropped: dict[str, float] = {}
+    records: bool = False
 
 
 def read_outcome(record: Mapping[str, Any]) -> Outcome:

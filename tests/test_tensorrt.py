@@ -64,6 +64,9 @@ class _FakeCuda:
         self.copied_bytes = {"up": 0, "down": 0, "inside": 0}
         self.streams = 0
         self.free = 4 * 2**30
+        self.recordings: dict[int, list[Callable[[], Any]]] = {}
+        self.played = self.dropped = 0
+        self.unrecordable = False
 
     def memory(self) -> tuple[int, int]:
         return self.free, 8 * 2**30
@@ -97,6 +100,46 @@ class _FakeCuda:
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         ctypes.memmove(target, source, size)
         self.copied_bytes["inside"] += size
+
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        assert width <= target_pitch and width <= source_pitch
+        for row in range(rows):
+            ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
+        self.copied_bytes["inside"] += rows * width
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        assert size <= len(self._at(address))
+        ctypes.memset(address, 0, size)
+
+    def begin_recording(self, stream: int) -> None:
+        sys.modules["trt_core"].recording = []  # type: ignore[attr-defined]
+
+    def end_recording(self, stream: int) -> int:
+        core: Any = sys.modules["trt_core"]
+        made, core.recording = core.recording, None
+        if self.unrecordable:
+            raise VlmEdgeError("Orin: cudaStreamEndCapture: operation not permitted")
+        self.recordings[len(self.recordings) + self.dropped + 1] = made
+        return len(self.recordings) + self.dropped
+
+    def play(self, recording: int, stream: int) -> None:
+        assert self.recordings[recording]
+        self.played += 1
+        for run in self.recordings[recording]:
+            run()
+
+    def drop_recording(self, recording: int) -> None:
+        del self.recordings[recording]
+        self.dropped += 1
 
     def wait(self, stream: int) -> None:
         pass
@@ -1030,6 +1073,138 @@ def test_level_4_of_what_is_not_built_is_refused(clip: Bundle, vlmedge: Any) -> 
     ran = vlmedge("check", clip.path, "--engine", "tensorrt")
     assert ran.code == 1 and ran.out == ""
     assert ran.err.endswith("tensorrt has built nothing of it: run `vlmedge build` first\n")
+
+
+# ---- steps that are recorded
+
+
+RECORDED = BuildOptions(precision="float32", components=("decoder",), record=True)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
+    """Have plain and recorded steps take these times, ms."""
+    taken, walked = itertools.cycle(times), engine.walked
+    monkeypatch.setattr(engine, "walked", lambda *a: (walked(*a)[0], next(taken)))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_recorded_steps_give_what_plain_ones_do(
+    version: str, use: Use, blip2: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts, steps, a rewound text and beams, on a graph that plays what it has recorded."""
+    gpu = use(version)
+    clock(monkeypatch, 3.0, 2.0)
+    notes = _Notes()
+    (built,) = build(blip2, RECORDED, notes)
+    assert notes.lines == ["decoder: a step takes 3.00 ms, recorded 2.00 ms: they are recorded"]
+    assert building.read_sidecar(built.folder)["records"] is True
+    gpu.played = 0
+    held, there = len(gpu.held), ENGINES["ort"].open(blip2, "decoder")
+    here = ENGINES["tensorrt"].open(blip2, "decoder")
+    for rows in (2, 1, 2):
+        for graph in (here, there):
+            graph.reset()
+        length = 0
+        more = 3 if rows == 1 else 1  # ONNX Runtime takes several tokens after a past for one row
+        for tokens in (9, *[1] * 6, more, *[1] * 5):
+            length += tokens
+            feeds = prompt(rows, tokens, length)
+            expected, found = there.run(feeds)["logits"], here.run(feeds)["logits"]
+            np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert gpu.played > 3 * 5  # of 33 steps; the first two of each run, and each recording, are not
+    swapped = np.array([1, 0])
+    for graph in (here, there):
+        graph.reorder(swapped)
+    for _ in range(5):
+        length += 1
+        feeds = prompt(2, 1, length)
+        feeds["inputs_embeds"][1] *= 2
+        expected, found = there.run(feeds)["logits"], here.run(feeds)["logits"]
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    for graph in (here, there):
+        graph.rewind(10)
+    for name, array in there.snapshot(10).items():
+        np.testing.assert_allclose(here.snapshot(10)[name], array, atol=1e-5)
+    here.close()
+    assert len(gpu.held) == held and gpu.recordings == {}
+
+
+def test_captions_of_recorded_steps_are_those_of_onnx_runtime(
+    use: Use, blip2: Bundle, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    gpu = use("trt103")
+    clock(monkeypatch, 3.0, 2.0)
+    paths = [str(p) for p in pictures]
+    build(blip2, BuildOptions(precision="float32", record=True))
+    gpu.played = 0
+    model, known = Model(blip2, "tensorrt"), Model(blip2)
+    assert model.caption(paths) == known.caption(paths)
+    assert gpu.played
+    assert model.caption(paths, num_beams=3) == known.caption(paths, num_beams=3)
+    model.graphs.close()
+
+
+def test_steps_that_outgrow_their_capacity_are_recorded_anew(
+    use: Use, blip2: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = import_module(f"{package}._trt_recording")
+    monkeypatch.setattr(recording, "CAPACITY_MIN", 8)
+    gpu = use("trt103")
+    clock(monkeypatch, 3.0, 2.0)
+    build(blip2, RECORDED)
+    here, there = (ENGINES[name].open(blip2, "decoder") for name in ("tensorrt", "ort"))
+    gpu.dropped = 0
+    for length in range(4, 40):
+        feeds = prompt(1, 4 if length == 4 else 1, length)
+        expected, found = there.run(feeds)["logits"], here.run(feeds)["logits"]
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert (gpu.dropped, len(gpu.recordings)) == (3, 1)  # 8, 16, 32, then 64 positions
+    here.close()
+
+
+@pytest.mark.parametrize(
+    ("times", "other", "unrecordable", "words"),
+    [
+        ((2.0, 2.0), False, False, "recorded 2.00 ms: they are not recorded"),
+        ((3.0, 2.0), True, False, "recorded steps give something else (cosine -1.0"),
+        ((3.0, 2.0), False, True, "its steps cannot be recorded"),
+    ],
+)
+def test_steps_are_not_recorded_in_vain(
+    times: tuple[float, ...],
+    other: bool,
+    unrecordable: bool,
+    words: str,
+    use: Use,
+    blip2: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where they are not faster, give something else, or the driver refuses: in one line."""
+    gpu = use("trt103")
+    clock(monkeypatch, *times)
+    gpu.unrecordable = unrecordable
+    if other:
+        made = engine.RecordedGraph
+        ran = made.run
+        monkeypatch.setattr(
+            made, "run", lambda graph, feeds: {n: -a for n, a in ran(graph, feeds).items()}
+        )
+    notes = _Notes()
+    (built,) = build(blip2, RECORDED, notes)
+    (line,) = notes.lines
+    assert words in line
+    assert building.read_sidecar(built.folder)["records"] is False
+    graph = ENGINES["tensorrt"].open(blip2, "decoder")
+    assert type(graph) is graphs.TrtGraph
+    graph.close()
+
+
+def test_what_has_no_cache_is_not_recorded(use: Use, clip: Bundle) -> None:
+    use("trt103")
+    notes = _Notes()
+    (built,) = build(clip, only("vision_encoder", record=True), notes)
+    assert notes.lines == []
+    assert building.read_sidecar(built.folder)["records"] is False
 
 
 # ---- quantized layers have to be faster

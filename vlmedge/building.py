@@ -61,6 +61,7 @@ class BuildOptions:
         memory_mib: The build is stopped when it takes more of the host's memory, or none.
         components: Only these, or all.
         keep_slower: Whether quantized layers stay where float16 would be faster.
+        record: Whether a decoder's steps are recorded (CUDA graphs), if that is equal and faster.
     """
 
     precision: Precision = "float16"
@@ -70,6 +71,7 @@ class BuildOptions:
     memory_mib: int | None = None
     components: tuple[str, ...] = ()
     keep_slower: bool = False
+    record: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no engine takes."""

@@ -44,6 +44,9 @@ def build(
     keep_slower: Annotated[
         bool, typer.Option("--keep-slower", help="Keep int8 where float16 is faster here.")
     ] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Record a decoder's steps, if equal and faster.")
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Refuse what it cannot do; see list. Build only there."),
@@ -77,6 +80,7 @@ def build(
         memory_mib=memory,
         components=tuple(component or ()),
         keep_slower=keep_slower,
+        record=cuda_graphs,
     )
     opened = console.load(bundle)
     versions: tuple[str, ...] = (tensorrt,) if tensorrt else ()
