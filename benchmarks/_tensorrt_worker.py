@@ -66,7 +66,7 @@ def components(model: vlmedge.Model, exact: vlmedge.Model, probe: Any, rounds: i
 def main(folder: Path, tokens: int, rounds: int, level: int | None) -> Column:
     """Build a bundle's engines, compare and time them."""
     engine: Any = ENGINES["tensorrt"]
-    probes: Any = import_module(f"{import_module(type(engine).__module__).__package__}._trt_probe")
+    probes: Any = import_module(f"{import_module(type(engine).__module__).__package__}._probe")
     exact = vlmedge.load(folder)
     built = engine.build(exact.bundle, BuildOptions(level=level), SILENT)
     model = vlmedge.load(folder, engine="tensorrt")

@@ -3,8 +3,9 @@
     inputs -> Cast(float16) -> ... nodes in float16 ... -> Cast(float32) -> outputs
 
 A node stays in float32 when what it reads, writes or adds up came near the largest float16 on the
-calibration data: that is measured, since no list of operators knows a checkpoint's outliers. The
-types are in the graph, so it is the same on every engine. Inputs and outputs stay float32.
+calibration data: that is measured, since no list of operators knows a checkpoint's outliers. So
+does one that computes with a single number that float16 does not have. The types are in the graph,
+so it is the same on every engine. Inputs and outputs stay float32.
 
 The sum behind a mean counts, though no tensor holds it: an H100 adds up squares in float16, and an
 RMS norm of 128 channels was infinite there at a mean square of 630.
@@ -19,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vlmedge.contracts import Array, Harm, Stats, Wanted
+from vlmedge.errors import CheckpointError
 from vlmedge.manifest import KeptLayer
 from vlmedge.spec import Component
 
@@ -28,6 +30,7 @@ LARGEST = 65504.0
 HEADROOM = 4.0  # calibration has not seen everything
 MASK = 1e30  # what reaches it is no value, but the lowest float32 of an attention mask
 CLAMP = LARGEST / 2  # for constants such as a mask's -3.4e38, so that two of them still fit
+BOUNDED = ("Clip", "Max", "Min")  # where 3.4e38 stands for "no bound", and CLAMP would be one
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -139,7 +142,7 @@ class _Halver:
             shape = ir.Shape(sizes(source.shape))
 
             def load() -> ir.Tensor[Array]:
-                return ir.Tensor(_halved(source.numpy()))
+                return ir.Tensor(_halved(source.numpy(), str(value.name)))
 
             twin = ir.Value(name=name, type=ir.TensorType(HALF), shape=shape)
             twin.const_value = ir.LazyTensor(load, HALF, shape, name=name)
@@ -186,8 +189,15 @@ def _retype(node: ir.Node) -> None:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_halved(tensor.numpy())))
 
 
-def _halved(array: Array) -> Array:
-    return np.clip(array, -CLAMP, CLAMP).astype(np.float16)
+def _halved(array: Array, name: str = "a constant") -> Array:
+    """Cast to float16, masks to what still fits twice; refuse a weight that has no float16."""
+    array = np.where(np.abs(array) >= MASK, np.sign(array) * CLAMP, array)
+    if (largest := np.abs(array).max(initial=0.0)) > LARGEST:
+        raise CheckpointError(
+            f"{name} reaches {largest:.3g}, and float16 ends at {LARGEST:.0f}: leave it in float32 "
+            f"(--keep '{name}=float32')"
+        )
+    return array.astype(np.float16)
 
 
 def _reason(component: Component, node: ir.Node, stats: Mapping[str, Stats]) -> KeptLayer | None:
@@ -201,10 +211,24 @@ def _reason(component: Component, node: ir.Node, stats: Mapping[str, Stats]) -> 
         seen.append(stats[str(node.outputs[0].name)].amax * _added(node))
     worst = max((amax for amax in seen if amax < MASK), default=0.0)
     if worst * HEADROOM < LARGEST:
+        worst = _beyond(node)
+    if not worst:
         return None
     name = str(node.name or node.outputs[0].name)
     text = f"values reach {worst:.3g}, and float16 ends at {LARGEST:.0f}"
     return KeptLayer(component.name, name, text)
+
+
+def _beyond(node: ir.Node) -> float:
+    """Return the single number in a node that float16 does not have, or 0; a mask has one."""
+    for value in node.inputs:
+        tensor = value.const_value if value is not None else None
+        if tensor is None or tensor.dtype != FLOAT or tensor.size != 1:
+            continue
+        size = float(np.abs(tensor.numpy()).item())
+        if size > LARGEST and (size < MASK or node.op_type in BOUNDED):
+            return size
+    return 0.0
 
 
 def _added(node: ir.Node) -> int:

@@ -18,9 +18,10 @@ from ._trt_operators import names
 
 HALF_MAX = 65504.0
 HALF_NORMAL = 2.0**-14  # below it a float16 loses digits
-# A mask of float32's -3.4e38 becomes this: far enough from any logit, and adding one to it stays
-# finite, so that a row without any key gives an even distribution and not nan.
-MASKED = 3e4
+# What reaches MASK stands for "never", as float32's -3.4e38 does in an attention mask, and becomes
+# MASKED: far enough from any logit, and adding one to it stays finite, so that a row without any
+# key gives an even distribution and not nan. Below it is a number, which must stay what it is.
+MASK, MASKED = 1e30, 3e4
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _EXACT = names(
@@ -30,6 +31,7 @@ _EXACT = names(
 )
 # Which input is the scale of numbers that are none themselves.
 SCALES = {"QuantizeLinear": 1, "DequantizeLinear": 1, "MatMulNBits": 2}
+_BOUNDED = names("Clip Max Min")  # where 3.4e38 stands for "no bound", and 3e4 would be one
 _FOLLOWING = names("Abs Add Clip Div Max Min Mul Neg Sigmoid Sub")
 
 
@@ -82,7 +84,7 @@ class _Halver:
                 self._give(number, given, wanted)
 
     def _is_half(self, node: ir.Node) -> bool:
-        if node.outputs[0].name in self._exact:
+        if node.outputs[0].name in self._exact or _has_no_half(node):
             return False
         if node.op_type in SCALES:
             return self._scale_fits(node, SCALES[node.op_type])
@@ -144,16 +146,25 @@ class _Halver:
         self._graph.outputs[index] = node.outputs[0]
 
 
+def _has_no_half(node: ir.Node) -> bool:
+    """Tell whether a node computes with a single number that float16 does not have."""
+    for value in node.inputs:
+        tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+        if tensor is None or tensor.dtype != _FLOAT or tensor.size != 1:
+            continue
+        size = float(np.abs(tensor.numpy()).item())
+        if size > HALF_MAX and (size < MASK or node.op_type in _BOUNDED):
+            return True
+    return False
+
+
 def _halved(array: Array, name: str) -> Array:
-    """Cast float32 to float16; refuse a weight that has no float16."""
-    huge = np.abs(array) > HALF_MAX
-    if huge.any():
-        if array.size > 1:
-            raise BeyondHalfError(
-                f"{name} reaches {np.abs(array).max():.1e}, beyond float16: "
-                "build with --precision float32"
-            )
-        array = np.where(huge, np.sign(array) * MASKED, array)
+    """Cast float32 to float16, masks to MASKED; refuse a weight that has no float16."""
+    array = np.where(np.abs(array) >= MASK, np.sign(array) * MASKED, array)
+    if (largest := np.abs(array).max(initial=0.0)) > HALF_MAX:
+        raise BeyondHalfError(
+            f"{name} reaches {largest:.1e}, beyond float16: build with --precision float32"
+        )
     return array.astype(np.float16)
 
 

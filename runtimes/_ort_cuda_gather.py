@@ -68,6 +68,8 @@ class Gatherer:
         chosen = [(self._provider.name, dict(self._provider.options))]
         if self._provider.behind:  # what copies rows is no work for a compiler
             chosen = [(name, dict(more)) for name, more in self._provider.behind]
+        if self._provider.plugin:  # whose tensors are the host's between runs
+            chosen = [("CPUExecutionProvider", {})]
         return ort.InferenceSession(data, options, providers=chosen)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,6 +23,9 @@ from vlmedge.errors import BundleError, MissingExtraError
 _LIBRARIES = ("cudart", "nvrtc", "cublasLt", "cublas", "curand", "cufft", "cudnn")
 
 
+_PLUGGED: dict[str, str] = {}  # packages whose library is registered, and their provider's name
+
+
 @dataclass(frozen=True, slots=True)
 class Provider:
     """Where a session runs.
@@ -33,6 +37,8 @@ class Provider:
         behind: Providers that take what this one does not, the CPU's excepted.
         captures: Whether it records steps of one shape and plays them again (CUDA graphs).
         needs: What to install where it is missing.
+        plugin: The package that brings it, where ONNX Runtime itself does not.
+        rounds: Whether it multiplies what a scheme has rounded as it is (explicit Q/DQ).
     """
 
     name: str
@@ -41,6 +47,8 @@ class Provider:
     behind: tuple[tuple[str, Mapping[str, str]], ...] = ()
     captures: bool = False
     needs: str = ""
+    plugin: str = ""
+    rounds: bool = False
 
 
 CUDA = Provider(
@@ -59,7 +67,9 @@ CUDA = Provider(
 def require(provider: Provider) -> None:
     """Refuse a machine that lacks a provider, and say how to get it."""
     _load_libraries()
-    if provider.name not in ort.get_available_providers():
+    if provider.plugin:
+        _plugged(provider)
+    elif provider.name not in ort.get_available_providers():
         raise MissingExtraError(
             f"this onnxruntime {ort.__version__} has no {provider.name} (it has "
             f"{', '.join(ort.get_available_providers())}): {provider.needs}"
@@ -85,25 +95,58 @@ def open_session(
     options.log_severity_level = 3  # errors: they are raised anyhow, warnings are for developers
     entries = {
         "session.model_external_initializers_file_folder_path": str(root.resolve()),
-        # weights that a scheme has rounded are restored once, when the graph is opened
-        "session.disable_quant_qdq": "1",
         "session.record_ep_graph_assignment_info": "1",
     }
+    if not provider.rounds:  # then rounded weights are restored once, when the graph is opened
+        entries["session.disable_quant_qdq"] = "1"
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     own = {**provider.options, **({"enable_cuda_graph": "1"} if capture else {})}
     providers = [(provider.name, own), *((name, dict(more)) for name, more in provider.behind)]
     try:
-        session = ort.InferenceSession(graph, options, providers=providers)
+        if provider.plugin:
+            options.add_provider_for_devices(_plugged(provider), own)
+            session = ort.InferenceSession(graph, options)
+        else:
+            session = ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ONNX Runtime has a dozen exceptions without a common base
         line = " ".join(str(error).split())[:300]
         raise BundleError(f"{where} cannot be opened on {provider.name}: {line}") from None
-    if provider.name not in session.get_providers():
+    if not provider.plugin and provider.name not in session.get_providers():
         raise BundleError(
             f"{where}: {provider.name} did not load, so it would run on "
             f"{session.get_providers()[0]}: run `vlmedge doctor` to see why"
         )
     return session
+
+
+def _plugged(provider: Provider) -> list[Any]:
+    """Load the plugin that brings a provider, once; return the devices that it has here.
+
+    Source: onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html.
+    """
+    try:
+        plugin = importlib.import_module(provider.plugin)
+        if provider.plugin not in _PLUGGED:
+            name, library = plugin.get_ep_name(), plugin.get_library_path()
+            ort.register_execution_provider_library(name, str(library))
+            _PLUGGED[provider.plugin] = name
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            f"this onnxruntime {ort.__version__} has no {provider.name}: {provider.needs}"
+        ) from None
+    except Exception as error:  # ONNX Runtime's own have no common base
+        line = " ".join(str(error).split())[:300]
+        raise MissingExtraError(
+            f"{provider.name} cannot be loaded: {line}: {provider.needs}"
+        ) from None
+    found = [one for one in ort.get_ep_devices() if one.ep_name == _PLUGGED[provider.plugin]]
+    if not found:
+        raise MissingExtraError(
+            f"{provider.name} finds no GPU that it runs on (GeForce RTX 30 and later): "
+            "use another --engine"
+        )
+    return found
 
 
 def strays(session: ort.InferenceSession, shapes: frozenset[str]) -> list[tuple[str, str]]:

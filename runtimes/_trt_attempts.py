@@ -11,11 +11,11 @@ from vlmedge.bundle import Bundle
 from vlmedge.progress import Progress
 from vlmedge.spec import Component
 
+from ._level4 import fits_here
+from ._probe import Probe
 from ._trt_build import lowered
-from ._trt_level4 import fits_here
 from ._trt_operators import Version
 from ._trt_outcome import Restored
-from ._trt_probe import Probe
 
 Attempt = tuple[Precision, tuple[Restored, ...]]  # and the nodes of float16 that stay float32
 FLOAT: Attempt = ("float32", ())

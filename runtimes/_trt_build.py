@@ -17,9 +17,9 @@ import msgspec
 
 from vlmedge.building import BuildOptions, Finding, Precision
 from vlmedge.bundle import Bundle
-from vlmedge.errors import BundleError, VlmEdgeError
-from vlmedge.machine import free_bytes
-from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES, load_graph
+from vlmedge.errors import BundleError
+from vlmedge.machine import RESERVE_BYTES, free_bytes
+from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES, load_graph, promised
 from vlmedge.progress import Advance, Progress
 from vlmedge.spec import Component
 
@@ -28,7 +28,6 @@ from ._trt_operators import Version
 from ._trt_profile import Profile, shapes
 
 MIB = 2**20
-RESERVE_BYTES = 256 * MIB  # of the host's memory: with less left, the whole machine stalls
 DISK_MARGIN_BYTES = 64 * MIB  # beside the plan: timings, the graph
 WORKSPACE_SHARE = 0.5  # of the GPU's free memory; weights and activations need room too
 _TICK_S = 0.2
@@ -150,15 +149,10 @@ def _write(model: Any, changed: bool, bundle: Bundle, name: str, partial: Path) 
     import onnx_ir as ir
 
     file = partial / "graph.onnx"
-    try:
+    with promised():
         ir.save(
             model, file, external_data="graph.bin", size_threshold_bytes=EXTERNAL_THRESHOLD_BYTES
         )
-    except Exception as error:  # the writer wraps what a promised weight raises
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, (VlmEdgeError, OSError)):
-            cause = cause.__cause__ or cause.__context__
-        raise (cause or error) from None
     return file
 
 

@@ -42,7 +42,7 @@ from ._trt_outcome import Outcome
 from ._trt_worker import PLAN
 
 FORMAT = 2  # of engine.json
-LOWERING = 3  # count it up when _trt_lower.py writes something else: engines are rebuilt
+LOWERING = 4  # count it up when _trt_lower.py writes something else: engines are rebuilt
 _POLL_S = 0.2
 
 
@@ -63,6 +63,7 @@ class Identity(msgspec.Struct, frozen=True):
         level: The builder's optimization level, or its default.
         workspace_mib: The workspace that was asked for, or the default.
         keep_slower: Whether quantized layers stay where float16 would be faster.
+        record: Whether a decoder's steps were to be recorded.
     """
 
     component: str
@@ -78,6 +79,7 @@ class Identity(msgspec.Struct, frozen=True):
     level: int | None
     workspace_mib: int | None
     keep_slower: bool
+    record: bool
 
     @property
     def key(self) -> str:
@@ -117,6 +119,7 @@ def identify(
         options.level,
         options.workspace_mib,
         options.keep_slower,
+        options.record,
     )
 
 
@@ -176,6 +179,7 @@ def last_options(bundle: Bundle, component: str, gpu: str) -> BuildOptions:
             options["level"],
             options["workspace_mib"],
             keep_slower=options.get("keep_slower", False),
+            record=options.get("record", False),
         )
     return BuildOptions()
 
@@ -208,6 +212,7 @@ def store(
             "level": options.level,
             "workspace_mib": options.workspace_mib,
             "keep_slower": options.keep_slower,
+            "record": options.record,
         },
         **msgspec.to_builtins(outcome),
         "plan": {"sha256": digest(plan), "bytes": plan.stat().st_size},

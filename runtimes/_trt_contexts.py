@@ -37,15 +37,22 @@ class Contexts:
     def of(self, number: int) -> Any:
         """Return the context of a profile, or none: TensorRT cannot make it and has logged why."""
         if number not in self._made:
-            context = self._make()
+            context = self.fresh(number)
             if context is None:
-                return None
-            if self._shares:
-                self._lend(context)
-            if number and not context.set_optimization_profile_async(number, self._stream):
                 return None
             self._made[number] = context
         return self._made[number]
+
+    def fresh(self, number: int) -> Any:
+        """Make one more context of a profile, for who must be alone in setting its shapes."""
+        context = self._make()
+        if context is None:
+            return None
+        if self._shares:
+            self._lend(context)
+        if number and not context.set_optimization_profile_async(number, self._stream):
+            return None
+        return context
 
     def close(self) -> None:
         """Free all of them and what they share."""

@@ -19,6 +19,7 @@ from vlmedge.errors import VlmEdgeError
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind, driver_types.h
 _CAPABILITY = (75, 76)  # cudaDevAttrComputeCapabilityMajor and Minor, driver_types.h
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_THREAD_LOCAL = 1  # cudaStreamCaptureModeThreadLocal, driver_types.h
 _LIBRARIES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 
 
@@ -65,6 +66,39 @@ class Cuda(Protocol):
 
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         """Copy on the GPU."""
+        ...
+
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        """Copy `width` bytes of each of some rows on the GPU; a pitch leads from row to row."""
+        ...
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        """Fill memory with zeros."""
+        ...
+
+    def begin_recording(self, stream: int) -> None:
+        """Record what is put on a stream from now on, and run none of it."""
+        ...
+
+    def end_recording(self, stream: int) -> int:
+        """Return the handle of what was recorded (a CUDA graph, made ready)."""
+        ...
+
+    def play(self, recording: int, stream: int) -> None:
+        """Put all of a recording on a stream at once."""
+        ...
+
+    def drop_recording(self, recording: int) -> None:
+        """Free it."""
         ...
 
     def wait(self, stream: int) -> None:
@@ -136,6 +170,62 @@ class Cudart:
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         """Copy on the GPU."""
         self._copy(target, source, size, _ON_DEVICE, stream)
+
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        """Copy `width` bytes of each of some rows on the GPU; a pitch leads from row to row."""
+        if width and rows:
+            self._do(
+                "cudaMemcpy2DAsync",
+                ctypes.c_void_p(target),
+                ctypes.c_size_t(target_pitch),
+                ctypes.c_void_p(source),
+                ctypes.c_size_t(source_pitch),
+                ctypes.c_size_t(width),
+                ctypes.c_size_t(rows),
+                ctypes.c_int(_ON_DEVICE),
+                ctypes.c_void_p(stream),
+            )
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        """Fill memory with zeros."""
+        place, handle = ctypes.c_void_p(address), ctypes.c_void_p(stream)
+        self._do("cudaMemsetAsync", place, ctypes.c_int(0), ctypes.c_size_t(size), handle)
+
+    def begin_recording(self, stream: int) -> None:
+        """Record what is put on a stream from now on, and run none of it."""
+        self._do("cudaStreamBeginCapture", ctypes.c_void_p(stream), ctypes.c_int(_THREAD_LOCAL))
+
+    def end_recording(self, stream: int) -> int:
+        """Return the handle of what was recorded (a CUDA graph, made ready).
+
+        `cudaGraphInstantiateWithFlags` has one signature in CUDA 11.4 to 13, unlike its elder.
+        """
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        self._do("cudaStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
+        try:
+            self._do(
+                "cudaGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0)
+            )
+        finally:
+            self._do("cudaGraphDestroy", graph)
+        return int(ready.value or 0)
+
+    def play(self, recording: int, stream: int) -> None:
+        """Put all of a recording on a stream at once."""
+        self._do("cudaGraphLaunch", ctypes.c_void_p(recording), ctypes.c_void_p(stream))
+
+    def drop_recording(self, recording: int) -> None:
+        """Free it."""
+        self._do("cudaGraphExecDestroy", ctypes.c_void_p(recording))
 
     def wait(self, stream: int) -> None:
         """Return when all work of a stream is done."""

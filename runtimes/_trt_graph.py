@@ -81,7 +81,7 @@ class TrtGraph(CheckedGraph):
     ) -> None:
         super().__init__(component)
         self._cuda = cuda
-        self._profiles = profiles
+        self.profiles = profiles
         self._heard: list[str] = []
         log = api.logger(trt, self._heard.append)
         runtime = trt.Runtime(log)
@@ -109,7 +109,7 @@ class TrtGraph(CheckedGraph):
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
         """Run once; a batch that is longer than the engine's goes through in pieces."""
-        most = max((p["batch"].max for p in self._profiles if "batch" in p), default=0)
+        most = max((p["batch"].max for p in self.profiles if "batch" in p), default=0)
         rows = max((len(array) for array in feeds.values() if array.ndim), default=0)
         if not self._is_split_by_rows() or not most or rows <= most:
             return super().run(feeds, last=last)
@@ -213,26 +213,31 @@ class TrtGraph(CheckedGraph):
             for axis, size in zip(self._inputs[name].shape, value.shape, strict=True)
             if isinstance(axis, str)
         }
-        context = contexts.of(choose(self.component.name, self._profiles, sizes))
+        context = contexts.of(choose(self.component.name, self.profiles, sizes))
         if context is None:
             raise VlmEdgeError(f"{self.component.name}: TensorRT: {self._last_words()}")
         return context
 
     def _put(self, name: str, value: Any) -> None:
         """Give the context an input: an array goes up, a state tensor is there already."""
-        state = name in self._twins
         if isinstance(value, _Held):
             address = self._turn(name, value.turn).address
         else:
-            array = self._fitted(name, value)
-            address = (self._turn(name, 0) if state else self._buffers[name]).hold(array.nbytes)
-            if self._resident.get(name) is not array:
-                self._cuda.upload(address, array, self._stream)
-            if name in self._kept or name not in self._inputs:  # or an adapter's
-                self._resident[name] = array
+            state = name in self._twins
+            address = self._sent(name, value, self._turn(name, 0) if state else self._buffers[name])
         if not self._context.set_input_shape(name, tuple(value.shape)):
             raise VlmEdgeError(f"{self.component.name}: {name}: {self._last_words()}")
         self._context.set_tensor_address(name, address)
+
+    def _sent(self, name: str, value: Array, buffer: _Buffer) -> int:
+        """Have an array in a buffer; return the address."""
+        array = self._fitted(name, value)
+        address = buffer.hold(array.nbytes)
+        if self._resident.get(name) is not array:
+            self._cuda.upload(address, array, self._stream)
+        if name in self._kept or name not in self._inputs:  # or an adapter's
+            self._resident[name] = array
+        return address
 
     def _room(self, name: str, feeds: Mapping[str, Any]) -> tuple[int, ...]:
         """Give the context room for an output; return its shape."""

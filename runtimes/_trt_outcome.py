@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from vlmedge.building import Precision
-from vlmedge.manifest import ComponentParity
+from vlmedge.level4 import Verdict
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -27,20 +27,6 @@ class Restored(msgspec.Struct, frozen=True):
     largest: float
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What level 4 found.
-
-    Attributes:
-        against: What the engine was held against; none: it could not be.
-        parity: How far it is from that, the worst of all outputs, and whether that is allowed.
-        latency_ms: Of one pass over what it was tried on, the median, copies included.
-    """
-
-    against: str | None
-    parity: ComponentParity | None
-    latency_ms: float
-
-
 class Outcome(msgspec.Struct, frozen=True):
     """What came out of a build.
 
@@ -49,12 +35,14 @@ class Outcome(msgspec.Struct, frozen=True):
         restored: The nodes of a float16 engine that compute in float32 all the same.
         level4: What it gives on this device, against its portable graph.
         dropped: What was built too and was slower, with its ms: "int8", or "GPU" beside a DLA.
+        records: Whether steps are recorded and played, which was equal and faster here.
     """
 
     computed_in: Precision
     restored: tuple[Restored, ...]
     level4: Verdict
     dropped: dict[str, float] = {}
+    records: bool = False
 
 
 def read_outcome(record: Mapping[str, Any]) -> Outcome:

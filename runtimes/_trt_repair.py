@@ -24,9 +24,9 @@ from vlmedge.graph import CheckedGraph
 from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES
 from vlmedge.spec import Component
 
-from ._half import HALF_MAX, MASKED
+from ._half import HALF_MAX, MASK, MASKED
+from ._probe import Probe
 from ._trt_outcome import Restored
-from ._trt_probe import Probe
 
 # Shares of float16's largest number: other pictures reach further than the one that was tried. The
 # second takes what is masked (MASKED) too.
@@ -136,7 +136,7 @@ def _mask(graph: ir.Graph) -> None:
         if tensor is None or tensor.size != 1 or tensor.dtype != ir.DataType.FLOAT:
             continue
         number = tensor.numpy()
-        if np.abs(number) > HALF_MAX:
+        if np.abs(number) >= MASK:
             value.const_value = ir.tensor(
                 (np.sign(number) * MASKED).astype(np.float32), name=value.name
             )

@@ -32,8 +32,10 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
-from vlmedge.machine import cores, cpu_features
+from vlmedge.level4 import OnDevice
+from vlmedge.machine import cores, cpu_features, cpu_name
 from vlmedge.portable import load_graph
+from vlmedge.progress import Progress
 from vlmedge.spec import Component
 
 from ._ort_engines import GRAPHS, make, root
@@ -278,6 +280,13 @@ class Ort:
                 shutil.rmtree(folder, ignore_errors=True)
         make(bundle, component, folder, lambda partial: _lower(bundle, component, partial, folder))
         return _opened(spec, file, root(bundle, folder, component))
+
+    def judge(self, bundle: Bundle, progress: Progress) -> list[OnDevice]:
+        """Hold what this processor's kernels give against the portable graphs."""
+        from ._level4 import judge_all  # it draws pictures, which running does not need
+
+        title = f"ONNX Runtime {ort.__version__}"
+        return judge_all(self, bundle, "float32", title, cpu_name(), progress)
 
 
 ENGINE = Ort()

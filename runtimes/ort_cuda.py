@@ -16,16 +16,20 @@ import onnxruntime as ort
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError
+from vlmedge.level4 import OnDevice
+from vlmedge.machine import cpu_name
+from vlmedge.progress import Progress
 from vlmedge.spec import Component
 
 from ._ort_cuda_graph import CachedGraph, DeviceGraph, Opened
 from ._ort_cuda_session import CUDA, Provider, open_session, refuse_strays, require
 from ._ort_cuda_store import Stored, stored
+from ._trt_cuda import connect
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING = 2  # count it up when _ort_cuda_lower.py writes something else: engines are made again
+LOWERING = 3  # count it up when _ort_cuda_lower.py writes something else: engines are made again
 IN_PLACE, MASK, SHAPES = "vlmedge.in_place", "vlmedge.mask", "vlmedge.shapes"
 UNRECORDABLE = "graph capture"  # in ONNX Runtime's words when a session cannot record its runs
 
@@ -48,6 +52,16 @@ class OrtCuda:
         files = stored(bundle, component, "ort_cuda", LOWERING, _lower)
         opened = _opened(files, component, self._provider, self._allow_fallback)
         return (CachedGraph if opened.in_place else DeviceGraph)(spec, opened)
+
+    def judge(self, bundle: Bundle, progress: Progress) -> list[OnDevice]:
+        """Hold what the device gives against the portable graphs."""
+        from ._level4 import judge_all  # it draws pictures, which running does not need
+
+        require(self._provider)
+        title = f"ONNX Runtime {ort.__version__}, {self._provider.name}"
+        device = connect().name if self._provider.device == CUDA.device else cpu_name()
+        # its kernels for a cache are of float16, whatever the bundle
+        return judge_all(self, bundle, "float16", title, device, progress)
 
 
 ENGINE = OrtCuda(CUDA)

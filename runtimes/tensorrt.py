@@ -21,7 +21,7 @@ import msgspec
 
 from vlmedge.building import BuildOptions, Built, Finding, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Engine, Graph
+from vlmedge.contracts import Array, Engine, Graph
 from vlmedge.errors import BundleError, MissingExtraError
 from vlmedge.progress import Advance, Progress
 from vlmedge.registry import ENGINES
@@ -30,15 +30,16 @@ from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
 
 from . import _trt_api as api
 from . import _trt_cache as cache
+from ._level4 import judge
+from ._probe import Probe, not_finite
 from ._trt_attempts import FLOAT, attempts, has_rival
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda, connect
 from ._trt_graph import TrtGraph, read_profiles
-from ._trt_level4 import judge
 from ._trt_operators import version_of
 from ._trt_outcome import Outcome, read_outcome
-from ._trt_probe import Probe, not_finite
 from ._trt_profile import profiles, refuse_unknown_axes
+from ._trt_recording import RecordedGraph, proven, recordable, walked
 from ._trt_worker import PLAN, TIMING
 
 SLOWER = 1.05  # times differ by this much from run to run
@@ -215,14 +216,18 @@ class TensorRt:
                 left, output = iter([FLOAT]), ""
                 continue
             plan = (partial / PLAN).read_bytes()
-            graph = TrtGraph(trt, cuda, component, plan, built_for, partial / PLAN)
+            opening = trt, cuda, component, plan, built_for, partial / PLAN
+            graph = TrtGraph(*opening)
             try:
                 output = not_finite(graph, probe)
                 if not output:
                     verdict = judge(bundle, graph, precision, probe)
-                    return Outcome(precision, restored, verdict)
+                    steps = walked(graph, probe) if options.record and recordable(graph) else None
             finally:
                 graph.close()
+            if not output:
+                records = steps is not None and _is_faster(opening, steps, bundle, probe, progress)
+                return Outcome(precision, restored, verdict, records=records)
         raise BundleError(
             f"{component.name}: {output} is nan or inf even in float32: check the bundle with "
             f"`vlmedge check {bundle.path} --against {bundle.manifest.checkpoint.id}`"
@@ -260,10 +265,41 @@ def _identify(
     return cache.identify(bundle, component.name, machine, built_for, options)
 
 
+def _is_faster(
+    opening: tuple[Any, ...],
+    steps: tuple[list[dict[str, Array]], float],
+    bundle: Bundle,
+    probe: Probe,
+    progress: Progress,
+) -> bool:
+    """Tell whether an engine's steps are the same when they are recorded, and take less time."""
+    plain, before = steps
+    graph = RecordedGraph(*opening)
+    try:
+        played, after = walked(graph, probe)
+        recorded = graph.recorded
+    finally:
+        graph.close()
+    name, scheme = graph.component.name, bundle.manifest.scheme
+    parity = proven("fp16" if scheme == "float32" else scheme, plain, played)
+    told = f"{name}: a step takes {before:.2f} ms, recorded {after:.2f} ms"
+    if not recorded:
+        progress.note(f"{name}: its steps cannot be recorded")
+    elif not parity.passed:
+        progress.note(f"{name}: recorded steps give something else (cosine {parity.cosine:.4f})")
+    elif before < SLOWER * after:
+        progress.note(f"{told}: they are not recorded")
+    else:
+        progress.note(f"{told}: they are recorded")
+        return True
+    return False
+
+
 def _opened(trt: Any, cuda: Cuda, component: Component, folder: Path) -> Graph:
     record = read_sidecar(folder)
     stored = read_profiles(record["identity"]["profiles"])
-    parity = read_outcome(record).level4.parity
+    outcome = read_outcome(record)
+    parity = outcome.level4.parity
     if parity is not None and not parity.passed:
         _LOG.warning(
             "%s: its engine is not what its graph gives (cosine %.4f): build it with "
@@ -272,7 +308,8 @@ def _opened(trt: Any, cuda: Cuda, component: Component, folder: Path) -> Graph:
             parity.cosine,
         )
     plan = folder / PLAN
-    return TrtGraph(trt, cuda, component, plan.read_bytes(), stored, plan)
+    made = RecordedGraph if outcome.records else TrtGraph
+    return made(trt, cuda, component, plan.read_bytes(), stored, plan)
 
 
 def _report(component: Component, folder: Path, seconds: float) -> Built:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,43 @@ def test_check_prints_the_table_and_writes_it(vlmedge, clip_int8: Path, tmp_path
     assert (bundle / "reports" / "parity.json").is_file()
 
 
+def test_check_without_a_checkpoint_holds_the_engine_against_the_graphs(
+    vlmedge, clip_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Level 4: what ONNX Runtime is given on this processor is no longer the portable graph."""
+    bundle = shutil.copytree(clip_int8, tmp_path / "clip")
+    ran = vlmedge("check", bundle, "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0 and [one["component"] for one in found] == [
+        "vision_encoder",
+        "text_encoder",
+    ]
+    for one in found:
+        assert one["engine"].startswith("ONNX Runtime 1.") and one["device"]
+        assert one["verdict"]["against"].startswith("its graph on ONNX Runtime 1.")
+        assert one["verdict"]["parity"]["passed"] and one["verdict"]["latency_ms"] > 0
+    report = json.loads((bundle / "reports" / "parity.json").read_bytes())
+    assert report["level4"] == found and report["passed"]
+    assert "passed, cosine" in vlmedge("info", bundle).out
+    # the gate writes the report anew, and leaves what devices gave
+    assert vlmedge("check", bundle, "--against", "tiny-clip", "--quiet").code == 0
+    assert json.loads((bundle / "reports" / "parity.json").read_bytes())["level4"] == found
+    from vlmedge.registry import ENGINES
+
+    graph = import_module(type(ENGINES["ort"]).__module__).OrtGraph
+    ran_as_it_is = graph.run
+
+    def off(self, feeds):
+        return {name: array[:, ::-1] for name, array in ran_as_it_is(self, feeds).items()}
+
+    monkeypatch.setattr(graph, "run", off)
+    ran = vlmedge("check", bundle, "--quiet")
+    assert ran.code == 1 and "FAILED, cosine" in ran.out
+    assert "is not what its portable graph gives: build it with" in ran.err
+    report = json.loads((bundle / "reports" / "parity.json").read_bytes())
+    assert not report["level4"][0]["verdict"]["parity"]["passed"] and report["passed"]
+
+
 def test_failed_gate_says_so_and_exits_1(
     vlmedge, clip_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +265,8 @@ def test_demo_runs_what_it_echoes(vlmedge, tmp_path: Path) -> None:
         ["embed", "bundle"],
         ["quantize", "bundle"],
         ["export", "tiny-clip", "--int8", "--scheme", "int4"],
-        ["check", "bundle"],
+        ["check", "bundle", "--images", "folder"],
+        ["check", "bundle", "--against", "tiny-clip", "--engine", "ort"],
     ],
 )
 def test_bad_usage_exits_2(vlmedge, arguments: list[str]) -> None:

@@ -19,7 +19,7 @@ from tiny import tiny
 import vlmedge
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.contracts import Stats
-from vlmedge.errors import BundleError, InputError, UnknownNameError
+from vlmedge.errors import BundleError, CheckpointError, InputError, UnknownNameError
 from vlmedge.exporting import export, quantize
 from vlmedge.portable import load_graph
 from vlmedge.recipe import Recipe, read_recipe
@@ -180,6 +180,33 @@ def test_float16_keeps_what_overflows_in_float32() -> None:
     assert twin.dtype == np.float16
     assert np.isfinite(twin).all()
     assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_float16_changes_no_number_that_it_does_not_have() -> None:
+    """A factor keeps its node in float32, a weight is refused; what fits is not rounded down."""
+    component, model = linear(np.full((8, 8), 4e4, np.float32))
+    first = next(iter(model.graph))
+    factor = ir.Value(name="factor", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
+    factor.const_value = ir.tensor(np.array(1e6, np.float32))
+    model.graph.register_initializer(factor)
+    scaled = ir.Node("", "Mul", [first.outputs[0], factor], name="scaled")
+    out = scaled.outputs[0]
+    out.name, out.type, out.shape = "scaled", first.outputs[0].type, first.outputs[0].shape
+    first.outputs[0].replace_all_uses_with(out)
+    scaled.replace_input_with(0, first.outputs[0])
+    model.graph.insert_after(first, scaled)
+    stats = dict.fromkeys("xzy", Stats(1.0, 0.0))
+    kept = SCHEMES["fp16"].rewrite(component, model, stats)
+    assert [(layer.layer, layer.reason) for layer in kept] == [
+        ("scaled", "values reach 1e+06, and float16 ends at 65504")
+    ]
+    assert "factor.float16" not in model.graph.initializers
+    twin = model.graph.initializers["w.float16"].const_value.numpy()
+    assert (twin == np.float16(4e4)).all()
+    component, model = linear(np.full((8, 8), 1e5, np.float32))
+    SCHEMES["fp16"].rewrite(component, model, dict.fromkeys("xzy", Stats(1.0, 0.0)))
+    with pytest.raises(CheckpointError, match=r"w reaches 1e\+05, .*: leave it in float32"):
+        model.graph.initializers["w.float16"].const_value.numpy()
 
 
 def test_int4_is_lowered_to_the_kernel_with_the_same_numbers(

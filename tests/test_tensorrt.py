@@ -29,7 +29,7 @@ from overflow import COMPONENT, overflowing
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import building, exporting, tables_build
+from vlmedge import building, exporting, level4, tables_build
 from vlmedge.building import AxisRange, BuildOptions
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Graph
@@ -46,6 +46,7 @@ api, builder, cache, cuda, graphs, profile, tactics = (
     import_module(f"{package}._trt_{name}")
     for name in ("api", "build", "cache", "cuda", "graph", "profile", "tactics")
 )
+judging = import_module(f"{package}._level4")
 STANDINS = Path(__file__).parent / "standins"
 VERSIONS = {"trt86": "8.6.1", "trt103": "10.3.0", "trt110": "11.0.0"}
 EXACT = BuildOptions(precision="float32")
@@ -63,6 +64,9 @@ class _FakeCuda:
         self.copied_bytes = {"up": 0, "down": 0, "inside": 0}
         self.streams = 0
         self.free = 4 * 2**30
+        self.recordings: dict[int, list[Callable[[], Any]]] = {}
+        self.played = self.dropped = 0
+        self.unrecordable = False
 
     def memory(self) -> tuple[int, int]:
         return self.free, 8 * 2**30
@@ -96,6 +100,46 @@ class _FakeCuda:
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         ctypes.memmove(target, source, size)
         self.copied_bytes["inside"] += size
+
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        assert width <= target_pitch and width <= source_pitch
+        for row in range(rows):
+            ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
+        self.copied_bytes["inside"] += rows * width
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        assert size <= len(self._at(address))
+        ctypes.memset(address, 0, size)
+
+    def begin_recording(self, stream: int) -> None:
+        sys.modules["trt_core"].recording = []  # type: ignore[attr-defined]
+
+    def end_recording(self, stream: int) -> int:
+        core: Any = sys.modules["trt_core"]
+        made, core.recording = core.recording, None
+        if self.unrecordable:
+            raise VlmEdgeError("Orin: cudaStreamEndCapture: operation not permitted")
+        self.recordings[len(self.recordings) + self.dropped + 1] = made
+        return len(self.recordings) + self.dropped
+
+    def play(self, recording: int, stream: int) -> None:
+        assert self.recordings[recording]
+        self.played += 1
+        for run in self.recordings[recording]:
+            run()
+
+    def drop_recording(self, recording: int) -> None:
+        del self.recordings[recording]
+        self.dropped += 1
 
     def wait(self, stream: int) -> None:
         pass
@@ -831,7 +875,7 @@ def test_overflow_in_float16_is_repaired_node_by_node(
     assert [node["node"] for node in record] == list(built.restored)
     assert max(node["largest"] for node in record) > 65504
     graph = ENGINES["tensorrt"].open(bundle, COMPONENT)
-    probe = import_module(f"{package}._trt_probe").Probe(bundle)
+    probe = import_module(f"{package}._probe").Probe(bundle)
     (feeds,) = probe.steps(graph)
     found = graph.run(feeds)["image_embeds"]
     expected = ENGINES["ort"].open(bundle, COMPONENT).run(feeds)["image_embeds"]
@@ -890,7 +934,7 @@ def test_nan_in_float32_is_refused(use: Use, clip: Bundle, monkeypatch: pytest.M
 
 
 def test_outputs_are_looked_at_for_nan() -> None:
-    probe = import_module(f"{package}._trt_probe")
+    probe = import_module(f"{package}._probe")
     component = SimpleNamespace(inputs=(), state=())
     for bad in (np.nan, np.inf):
         outputs = {"ids": np.ones(2, np.int64), "y": np.array([1, bad], np.float16)}
@@ -917,9 +961,9 @@ def test_engine_is_held_against_its_portable_graph(
         allowed = "cosine >= 0.999" if precision == "float16" else "relative <= 0.0001"
         assert built.parity.tolerance == allowed
         assert built.latency_ms is not None and built.latency_ms > 0
-        level4 = building.read_sidecar(built.folder)["level4"]
-        assert level4["against"].startswith("its graph on ONNX Runtime 1.")
-        assert level4["parity"]["component"] == built.component
+        kept = building.read_sidecar(built.folder)["level4"]
+        assert kept["against"].startswith("its graph on ONNX Runtime 1.")
+        assert kept["parity"]["component"] == built.component
         cleared = ["TF32"] if precision == "float32" else []
         assert plan_head(built.folder)["cleared"] == cleared
     assert build(blip2, BuildOptions(precision=precision))[0].parity is not None  # kept
@@ -943,6 +987,9 @@ def test_engine_that_computes_something_else_fails(
     assert ran_build.code == 1
     assert "FAILED, cosine" in ran_build.out.replace("\n", " ")
     assert "vision_encoder on this device is not what its graph gives: try --prec" in ran_build.err
+    ran_check = vlmedge("check", clip.path, "--engine", "tensorrt")
+    assert ran_check.code == 1 and "FAILED, cosine" in ran_check.out
+    assert "vision_encoder on NVIDIA Orin Nano is not what its portable" in ran_check.err
     ENGINES["tensorrt"].open(clip, "vision_encoder").close()
     assert "vision_encoder: its engine is not what its graph gives" in caplog.text  # every time
 
@@ -951,12 +998,11 @@ def test_board_without_onnx_runtime_is_not_compared(
     use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use("trt103")
-    level4 = import_module(f"{package}._trt_level4")
 
     def missing(*_: object) -> None:
         raise ImportError("No module named 'onnxruntime'")
 
-    monkeypatch.setattr(level4, "_Portable", missing)
+    monkeypatch.setattr(judging, "_Portable", missing)
     (built,) = build(clip, only("vision_encoder"))
     assert built.parity is None
     assert built.latency_ms is not None
@@ -966,13 +1012,199 @@ def test_board_without_memory_for_both_is_not_compared(
     use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use("trt103")
-    level4 = import_module(f"{package}._trt_level4")
     weights = clip.path.joinpath("graphs/vision_encoder.bin").stat().st_size
     for more, compared in ((1.0, False), (2.0, True)):
         free = builder.RESERVE_BYTES + int(more * weights)
-        monkeypatch.setattr(level4, "free_bytes", lambda free=free: free)
+        monkeypatch.setattr(judging, "free_bytes", lambda free=free: free)
         (built,) = build(clip, only("vision_encoder", level=int(more)))
         assert (built.parity is not None) == compared
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_level_4_of_engines_is_shown_and_reported(
+    read_only: bool,
+    use: Use,
+    clip: Bundle,
+    vlmedge: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Engines of a bundle that cannot be written lie elsewhere, and what they say is read there."""
+    use("trt103")
+    engines, report = tmp_path / "cache", clip.path / "reports/parity.json"
+    monkeypatch.setenv("VLMEDGE_CACHE", str(engines))
+    before = json.loads(report.read_bytes())
+    if read_only:
+        may = os.access  # root may write what nobody may
+        monkeypatch.setattr(os, "access", lambda p, m, **k: m != os.W_OK and may(p, m, **k))
+    assert vlmedge("build", clip.path, "--keep-slower").code == 0
+    assert engines.exists() == read_only
+    ran = vlmedge("check", clip.path, "--engine", "tensorrt", "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0 and ("cannot be written" in ran.err) == read_only
+    names = [component.name for component in clip.spec.components]
+    assert [one["component"] for one in found] == names
+    for one in found:
+        assert (one["engine"], one["device"]) == ("TensorRT 10.3.0, float16", "NVIDIA Orin Nano")
+        assert one["verdict"]["parity"]["passed"] and one["verdict"]["latency_ms"] > 0
+    now = json.loads(report.read_bytes())
+    assert now.pop("level4", []) == ([] if read_only else found)
+    assert now == {name: value for name, value in before.items() if name != "level4"}
+    assert Bundle.load(clip.path, thorough=True).verified
+    shown = vlmedge("info", clip.path).out
+    assert ("TensorRT 10.3.0" in shown) == (not read_only)
+    # what the processor's engine gives stands beside it
+    ran = vlmedge("check", clip.path, "--quiet")
+    assert ran.code == 0 and ran.out.count("passed, cosine") == 2 * len(names)
+    assert "ONNX Runtime 1." in ran.out and "TensorRT 10.3.0" in ran.out
+
+
+def test_level_4_of_an_older_graph_is_no_longer_shown(
+    use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("trt103")
+    build(clip, only("vision_encoder"))
+    assert [one.component for one in level4.recorded(clip)] == ["vision_encoder"]
+    monkeypatch.setattr(level4, "digest", lambda file: "of another graph")
+    assert level4.recorded(clip) == []
+
+
+def test_level_4_of_what_is_not_built_is_refused(clip: Bundle, vlmedge: Any) -> None:
+    ran = vlmedge("check", clip.path, "--engine", "tensorrt")
+    assert ran.code == 1 and ran.out == ""
+    assert ran.err.endswith("tensorrt has built nothing of it: run `vlmedge build` first\n")
+
+
+# ---- steps that are recorded
+
+
+RECORDED = BuildOptions(precision="float32", components=("decoder",), record=True)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
+    """Have plain and recorded steps take these times, ms."""
+    taken, walked = itertools.cycle(times), engine.walked
+    monkeypatch.setattr(engine, "walked", lambda *a: (walked(*a)[0], next(taken)))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_recorded_steps_give_what_plain_ones_do(
+    version: str, use: Use, blip2: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts, steps, a rewound text and beams, on a graph that plays what it has recorded."""
+    gpu = use(version)
+    clock(monkeypatch, 3.0, 2.0)
+    notes = _Notes()
+    (built,) = build(blip2, RECORDED, notes)
+    assert notes.lines == ["decoder: a step takes 3.00 ms, recorded 2.00 ms: they are recorded"]
+    assert building.read_sidecar(built.folder)["records"] is True
+    gpu.played = 0
+    held, there = len(gpu.held), ENGINES["ort"].open(blip2, "decoder")
+    here = ENGINES["tensorrt"].open(blip2, "decoder")
+    for rows in (2, 1, 2):
+        for graph in (here, there):
+            graph.reset()
+        length = 0
+        more = 3 if rows == 1 else 1  # ONNX Runtime takes several tokens after a past for one row
+        for tokens in (9, *[1] * 6, more, *[1] * 5):
+            length += tokens
+            feeds = prompt(rows, tokens, length)
+            expected, found = there.run(feeds)["logits"], here.run(feeds)["logits"]
+            np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert gpu.played > 3 * 5  # of 33 steps; the first two of each run, and each recording, are not
+    swapped = np.array([1, 0])
+    for graph in (here, there):
+        graph.reorder(swapped)
+    for _ in range(5):
+        length += 1
+        feeds = prompt(2, 1, length)
+        feeds["inputs_embeds"][1] *= 2
+        expected, found = there.run(feeds)["logits"], here.run(feeds)["logits"]
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    for graph in (here, there):
+        graph.rewind(10)
+    for name, array in there.snapshot(10).items():
+        np.testing.assert_allclose(here.snapshot(10)[name], array, atol=1e-5)
+    here.close()
+    assert len(gpu.held) == held and gpu.recordings == {}
+
+
+def test_captions_of_recorded_steps_are_those_of_onnx_runtime(
+    use: Use, blip2: Bundle, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    gpu = use("trt103")
+    clock(monkeypatch, 3.0, 2.0)
+    paths = [str(p) for p in pictures]
+    build(blip2, BuildOptions(precision="float32", record=True))
+    gpu.played = 0
+    model, known = Model(blip2, "tensorrt"), Model(blip2)
+    assert model.caption(paths) == known.caption(paths)
+    assert gpu.played
+    assert model.caption(paths, num_beams=3) == known.caption(paths, num_beams=3)
+    model.graphs.close()
+
+
+def test_steps_that_outgrow_their_capacity_are_recorded_anew(
+    use: Use, blip2: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = import_module(f"{package}._trt_recording")
+    monkeypatch.setattr(recording, "CAPACITY_MIN", 8)
+    gpu = use("trt103")
+    clock(monkeypatch, 3.0, 2.0)
+    build(blip2, RECORDED)
+    here, there = (ENGINES[name].open(blip2, "decoder") for name in ("tensorrt", "ort"))
+    gpu.dropped = 0
+    for length in range(4, 40):
+        feeds = prompt(1, 4 if length == 4 else 1, length)
+        expected, found = there.run(feeds)["logits"], here.run(feeds)["logits"]
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert (gpu.dropped, len(gpu.recordings)) == (3, 1)  # 8, 16, 32, then 64 positions
+    here.close()
+
+
+@pytest.mark.parametrize(
+    ("times", "other", "unrecordable", "words"),
+    [
+        ((2.0, 2.0), False, False, "recorded 2.00 ms: they are not recorded"),
+        ((3.0, 2.0), True, False, "recorded steps give something else (cosine -1.0"),
+        ((3.0, 2.0), False, True, "its steps cannot be recorded"),
+    ],
+)
+def test_steps_are_not_recorded_in_vain(
+    times: tuple[float, ...],
+    other: bool,
+    unrecordable: bool,
+    words: str,
+    use: Use,
+    blip2: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where they are not faster, give something else, or the driver refuses: in one line."""
+    gpu = use("trt103")
+    clock(monkeypatch, *times)
+    gpu.unrecordable = unrecordable
+    if other:
+        made = engine.RecordedGraph
+        ran = made.run
+        monkeypatch.setattr(
+            made, "run", lambda graph, feeds: {n: -a for n, a in ran(graph, feeds).items()}
+        )
+    notes = _Notes()
+    (built,) = build(blip2, RECORDED, notes)
+    (line,) = notes.lines
+    assert words in line
+    assert building.read_sidecar(built.folder)["records"] is False
+    graph = ENGINES["tensorrt"].open(blip2, "decoder")
+    assert type(graph) is graphs.TrtGraph
+    graph.close()
+
+
+def test_what_has_no_cache_is_not_recorded(use: Use, clip: Bundle) -> None:
+    use("trt103")
+    notes = _Notes()
+    (built,) = build(clip, only("vision_encoder", record=True), notes)
+    assert notes.lines == []
+    assert building.read_sidecar(built.folder)["records"] is False
 
 
 # ---- quantized layers have to be faster
@@ -983,9 +1215,8 @@ def test_slower_of_int8_and_float16_is_dropped_with_its_figures(
     slow: str, kept: str, use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use("trt103")
-    level4 = import_module(f"{package}._trt_level4")
     times = iter([5.0, 2.0] if slow == "int8" else [2.0, 2.05])
-    monkeypatch.setattr(level4, "time_ms", lambda graph, probe: next(times))
+    monkeypatch.setattr(judging, "time_ms", lambda graph, probe: next(times))
     notes = _Notes()
     (built,) = build(clip, BuildOptions(components=("vision_encoder",)), notes)
     figures = "5.00 ms, float16 2.00" if slow == "int8" else "2.00 ms, float16 2.05"
@@ -1003,10 +1234,9 @@ def test_faster_float16_that_fails_level_4_drops_nothing(
     use: Use, clip: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use("trt103")
-    outcome = import_module(f"{package}._trt_outcome")
     bad = compare("vision_encoder", "int8", np.ones((1, 4)), -np.ones((1, 4)))
     verdicts = iter([(None, 5.0), (bad, 2.0)])
-    monkeypatch.setattr(engine, "judge", lambda *_: outcome.Verdict("its graph", *next(verdicts)))
+    monkeypatch.setattr(engine, "judge", lambda *_: level4.Verdict("its graph", *next(verdicts)))
     (built,) = build(clip, BuildOptions(components=("vision_encoder",)))
     assert b"QuantizeLinear" in (built.folder / "engine.plan").read_bytes()
     assert built.dropped == {"float16": 2.0}

@@ -36,6 +36,8 @@ class _Runtime:
         self._room = room
         self._held: dict[int, Any] = {}
         self.kinds: list[int] = []
+        self.calls: list[str] = []
+        self.refuses = 0
         self.cudaGetErrorString = _Function(lambda error: TEXTS[error])
 
     def cudaGetDeviceCount(self, count: Any) -> int:
@@ -83,6 +85,64 @@ class _Runtime:
         self.kinds.append(kind.value)
         return self.cudaStreamSynchronize(stream)
 
+    def cudaMemcpy2DAsync(
+        self,
+        target: ctypes.c_void_p,
+        target_pitch: ctypes.c_size_t,
+        source: ctypes.c_void_p,
+        source_pitch: ctypes.c_size_t,
+        width: ctypes.c_size_t,
+        rows: ctypes.c_size_t,
+        kind: ctypes.c_int,
+        stream: ctypes.c_void_p,
+    ) -> int:
+        if width.value > min(target_pitch.value, source_pitch.value):
+            return INVALID
+        for row in range(rows.value):
+            to = (target.value or 0) + row * target_pitch.value
+            ctypes.memmove(to, (source.value or 0) + row * source_pitch.value, width.value)
+        self.kinds.append(kind.value)
+        return self.cudaStreamSynchronize(stream)
+
+    def cudaMemsetAsync(
+        self, target: ctypes.c_void_p, byte: ctypes.c_int, size: ctypes.c_size_t, stream: Any
+    ) -> int:
+        ctypes.memset(target.value or 0, byte.value, size.value)
+        return self.cudaStreamSynchronize(stream)
+
+    def cudaStreamBeginCapture(self, stream: ctypes.c_void_p, mode: ctypes.c_int) -> int:
+        assert mode.value == 1  # cudaStreamCaptureModeThreadLocal
+        self.calls.append("begin")
+        return self.cudaStreamSynchronize(stream)
+
+    def cudaStreamEndCapture(self, stream: ctypes.c_void_p, graph: Any) -> int:
+        graph._obj.value = 0x7F00_0000_0020
+        self.calls.append("end")
+        return self.cudaStreamSynchronize(stream)
+
+    def cudaGraphInstantiateWithFlags(
+        self, ready: Any, graph: ctypes.c_void_p, flags: ctypes.c_ulonglong
+    ) -> int:
+        assert (graph.value, flags.value) == (0x7F00_0000_0020, 0)
+        ready._obj.value = 0x7F00_0000_0030
+        self.calls.append("make ready")
+        return self.refuses
+
+    def cudaGraphDestroy(self, graph: ctypes.c_void_p) -> int:
+        assert graph.value == 0x7F00_0000_0020
+        self.calls.append("drop graph")
+        return 0
+
+    def cudaGraphLaunch(self, ready: ctypes.c_void_p, stream: ctypes.c_void_p) -> int:
+        assert ready.value == 0x7F00_0000_0030
+        self.calls.append("play")
+        return self.cudaStreamSynchronize(stream)
+
+    def cudaGraphExecDestroy(self, ready: ctypes.c_void_p) -> int:
+        assert ready.value == 0x7F00_0000_0030
+        self.calls.append("drop")
+        return 0
+
 
 class _Driver:
     def cuInit(self, flags: int) -> int:
@@ -122,6 +182,34 @@ def test_bytes_go_up_over_and_down(gpu: Any, runtime: _Runtime) -> None:
     gpu.release(first)
     gpu.release(second)
     gpu.close_stream(stream)
+
+
+def test_rows_are_copied_from_pitch_to_pitch(gpu: Any, runtime: _Runtime) -> None:
+    """Two rows of three numbers go to the end of rows of five, which were cleared before."""
+    stream, sent = gpu.stream(), np.arange(1, 7, dtype=np.int32).reshape(2, 3)
+    source, target = gpu.allocate(sent.nbytes), gpu.allocate(40)
+    gpu.upload(source, sent, stream)
+    gpu.clear(target, 40, stream)
+    gpu.copy_rows(target + 8, 20, source, 12, 12, 2, stream)
+    got = np.ones((2, 5), np.int32)
+    gpu.download(got, target, stream)
+    assert got.tolist() == [[0, 0, 1, 2, 3], [0, 0, 4, 5, 6]]
+    assert runtime.kinds == [1, 3, 2]
+    gpu.copy_rows(target, 20, source, 12, 0, 2, stream)  # nothing to copy is no call
+    assert len(runtime.kinds) == 3
+
+
+def test_recording_is_made_ready_played_and_dropped(gpu: Any, runtime: _Runtime) -> None:
+    stream = gpu.stream()
+    gpu.begin_recording(stream)
+    recording = gpu.end_recording(stream)
+    gpu.play(recording, stream)
+    gpu.drop_recording(recording)
+    assert runtime.calls == ["begin", "end", "make ready", "drop graph", "play", "drop"]
+    runtime.calls, runtime.refuses = [], INVALID
+    with pytest.raises(VlmEdgeError, match="cudaGraphInstantiateWithFlags: invalid argument"):
+        gpu.end_recording(stream)
+    assert runtime.calls == ["end", "make ready", "drop graph"]  # nothing of it is left
 
 
 def test_too_little_memory_says_how_much_there_is(gpu: Any) -> None:

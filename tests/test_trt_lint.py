@@ -494,6 +494,39 @@ def test_mask_of_the_least_float_stays_finite() -> None:
     np.testing.assert_allclose(found, 1 / 8, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("Mul", 1e6), ("Div", -1e6), ("Add", 7e4), ("Max", -3.4e38), ("Min", 3.4e38)],
+)
+def test_number_that_float16_does_not_have_keeps_its_node_in_float32(
+    kind: str, number: float
+) -> None:
+    """A mask's -3.4e38 may become -3e4; a factor may not, and neither may a bound that is none."""
+    draft = _Draft()
+    small = draft.add("MatMul", draft.x, draft.constant(np.eye(8, dtype=np.float32) * 4e4))
+    factor = draft.add(kind, small, draft.constant(number, np.float32))
+    y = draft.add("Mul", factor, draft.constant(1e-6, np.float32))
+    model = draft.model(y)
+    x = np.array([[1, -1, 1e-3, 0.5, -0.25, 0.75, 0, 1]], np.float32)
+    (expected,) = run(model, x=x)
+    lower.lower(model, V10_3, "float16")
+    assert half_types(model)[kind] == "FLOAT"
+    (found,) = run(model, x=x)
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_mask_among_many_numbers_is_masked() -> None:
+    draft = _Draft()
+    rows = np.zeros((2, 8), np.float32)
+    rows[0, 3:] = np.finfo(np.float32).min
+    scores = draft.add("Add", draft.add("Relu", draft.x), draft.constant(rows))
+    model = draft.model(draft.add("Softmax", scores, axis=-1))
+    lower.lower(model, V10_3, "float16")
+    assert half_types(model)["Add"] == "FLOAT16"
+    (found,) = run(model, x=np.ones((2, 8), np.float32))
+    np.testing.assert_allclose(found[0], [1 / 3] * 3 + [0] * 5, atol=1e-3)
+
+
 def test_weight_beyond_float16_is_refused() -> None:
     draft = _Draft()
     model = draft.model(draft.add("MatMul", draft.x, draft.constant(np.full((8, 8), 1e5, "f4"))))

@@ -23,7 +23,8 @@ from vlmedge.spec import Component, TensorSpec
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
 build, plain, probes, repair = (
-    import_module(f"{package}._trt_{name}") for name in ("build", "plain", "probe", "repair")
+    import_module(f"{package}.{name}")
+    for name in ("_trt_build", "_trt_plain", "_probe", "_trt_repair")
 )
 _spec = spec_from_file_location("rounding", Path(__file__).parent / "standins/rounding.py")
 assert _spec is not None and _spec.loader is not None

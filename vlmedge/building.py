@@ -61,6 +61,7 @@ class BuildOptions:
         memory_mib: The build is stopped when it takes more of the host's memory, or none.
         components: Only these, or all.
         keep_slower: Whether quantized layers stay where float16 would be faster.
+        record: Whether a decoder's steps are recorded (CUDA graphs), if that is equal and faster.
     """
 
     precision: Precision = "float16"
@@ -70,6 +71,7 @@ class BuildOptions:
     memory_mib: int | None = None
     components: tuple[str, ...] = ()
     keep_slower: bool = False
+    record: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no engine takes."""
@@ -194,8 +196,13 @@ def engines_folder(bundle: Bundle, name: str) -> Path:
     writable = os.access(engines if engines.is_dir() else bundle.path, os.W_OK)
     if (engines / name).is_dir() or writable:
         return engines
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("VLMEDGE_CACHE") or home / "vlmedge")
+    return _users_cache()
+
+
+def engine_records(bundle: Bundle) -> list[dict[str, Any]]:
+    """Read what all engines say that a bundle may have: its own, and those in the user's cache."""
+    places = (bundle.path / ENGINES, _users_cache())
+    return [read_sidecar(file.parent) for each in places for file in each.glob(f"[!.]*/{SIDECAR}")]
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -205,6 +212,11 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _users_cache() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("VLMEDGE_CACHE") or home / "vlmedge")
 
 
 def _folders(bundle: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from vlmedge.spec import ModelSpec
 
 MANIFEST = "manifest.json"
 ENGINES = "engines"
+REPORT = "reports/parity.json"
 STAMP = "verified.json"  # in engines/: size and time of the files whose digest was right
 
 
@@ -72,14 +73,13 @@ class Bundle:
             raise BundleError(f"{self.path} has no embedding table: export the model again")
         return open_rows(self.path, table)
 
-    def with_parity(self, parity: Parity, report: bytes) -> Bundle:
+    def with_parity(self, parity: Parity | None, report: bytes) -> Bundle:
         """Write what the gate found into reports/parity.json and the manifest."""
-        name = "reports/parity.json"
-        file = self.path / name
+        file = self.path / REPORT
         file.parent.mkdir(exist_ok=True)
         replace_file(file, report)
-        others = [f for f in self.manifest.files if f.path != name]
-        files = (*others, StoredFile(name, hashlib.sha256(report).hexdigest(), len(report)))
+        others = [f for f in self.manifest.files if f.path != REPORT]
+        files = (*others, StoredFile(REPORT, hashlib.sha256(report).hexdigest(), len(report)))
         manifest = msgspec.structs.replace(self.manifest, parity=parity, files=files)
         replace_file(self.path / MANIFEST, encode(manifest))
         return Bundle(self.path, manifest)
@@ -125,8 +125,12 @@ def encode(manifest: Manifest) -> bytes:
 def replace_file(file: Path, data: bytes) -> None:
     """Write a file so that it is there whole or as it was."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, file)
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, file)
+    except OSError:  # a file more than the manifest names makes a bundle unreadable
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def digest(file: Path) -> str:

@@ -22,6 +22,7 @@ from vlmedge.contracts import Array, Arrays, Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.generate import feeds
 from vlmedge.image import Grid, pieces
+from vlmedge.level4 import reported
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
@@ -124,6 +125,7 @@ def run_gate(
         "bundle_of": bundle.manifest.checkpoint.id,
         "scheme": bundle.manifest.scheme,
         **msgspec.to_builtins(parity),
+        "level4": msgspec.to_builtins(reported(bundle.path)),
     }
     bundle.with_parity(parity, json.dumps(report, indent=2).encode() + b"\n")
     return parity

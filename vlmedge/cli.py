@@ -217,8 +217,13 @@ def quantize(
 def check(
     bundle: BundleFolder,
     against: Annotated[
-        str, typer.Option(metavar="CHECKPOINT", help="What the bundle was exported from.")
-    ],
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="What it was exported from: levels 1 to 3."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Level 4 of this engine, without --against. [ort]"),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Pictures to compare on. [default: drawn]")
     ] = None,
@@ -230,10 +235,16 @@ def check(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a bundle with the checkpoint that it came from."""
+    """Compare a bundle with its checkpoint; or an engine of this machine with the bundle."""
     from vlmedge import checking, console, records
     from vlmedge.bundle import Bundle
 
+    if against is None:
+        if images is not None or lora or record is not None:
+            raise typer.BadParameter("--images, --lora and --record go with --against CHECKPOINT")
+        return cli_build.check_engine(bundle, engine or "ort", as_json, quiet)
+    if engine is not None:
+        raise typer.BadParameter("--against compares on ort: leave one of it and --engine out")
     if record is not None:
         records.read_records(record)  # before the work: it may be refused
     checking.check(bundle, against, images, lora=lora or (), progress=console.progress(quiet))

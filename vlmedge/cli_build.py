@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -10,6 +11,8 @@ from vlmedge.cli_types import BundleFolder, Json, Quiet
 from vlmedge.errors import BundleError, InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlmedge.building import AxisRange, Precision
 
 engines = typer.Typer(help="List or remove what engines have built of a bundle.")
@@ -41,6 +44,9 @@ def build(
     keep_slower: Annotated[
         bool, typer.Option("--keep-slower", help="Keep int8 where float16 is faster here.")
     ] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Record a decoder's steps, if equal and faster.")
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Refuse what it cannot do; see list. Build only there."),
@@ -59,7 +65,7 @@ def build(
         raise typer.BadParameter("--check-only and --tensorrt VERSION go together")
     if check_only and tensorrt is None and device is None:
         raise typer.BadParameter("--check-only wants --tensorrt VERSION or --device NAME")
-    from vlmedge import console, tables_build
+    from vlmedge import console, level4, tables_build
     from vlmedge.building import BuildOptions, Compiler
     from vlmedge.registry import ENGINES
 
@@ -74,6 +80,7 @@ def build(
         memory_mib=memory,
         components=tuple(component or ()),
         keep_slower=keep_slower,
+        record=cuda_graphs,
     )
     opened = console.load(bundle)
     versions: tuple[str, ...] = (tensorrt,) if tensorrt else ()
@@ -88,6 +95,7 @@ def build(
             raise InputError(f"{device} takes any TensorRT: give --tensorrt VERSION")
     if not check_only:
         built = compiler.build(opened, options, console.progress(quiet))
+        level4.report(opened, level4.recorded(opened))
         console.emit(built) if as_json else tables_build.show_built(built)
         failed = [one.component for one in built if one.parity and not one.parity.passed]
         if failed:
@@ -107,6 +115,31 @@ def build(
         raise BundleError(f"{bundle}: {engine} {', '.join(refusing)}")
     if not as_json and not quiet:
         print(f"{bundle}: {engine} {', '.join(versions)} takes it")
+
+
+def check_engine(bundle: Path, engine: str, as_json: bool, quiet: bool) -> None:
+    """Show level 4 of an engine on this machine, and add it to the bundle's report.
+
+    An engine that is compiled has been judged by its build, whose word is shown.
+    """
+    from vlmedge import console, level4, tables
+    from vlmedge.registry import ENGINES
+
+    opened, chosen = console.load(bundle), ENGINES[engine]
+    found = level4.recorded(opened)
+    if isinstance(chosen, level4.Judging):
+        found = chosen.judge(opened, console.progress(quiet)) + found
+    if not found:
+        raise BundleError(f"{bundle}: {engine} has built nothing of it: run `vlmedge build` first")
+    written = level4.report(opened, found)
+    console.emit(found) if as_json else tables.show_level4(found)
+    if not written and not quiet:
+        print(f"{bundle} cannot be written: its report does not tell of this", file=sys.stderr)
+    if failed := [f"{one.component} on {one.device}" for one in found if one.failed]:
+        raise BundleError(
+            f"{bundle}: {', '.join(failed)} is not what its portable graph gives: "
+            "build it with --precision float32, or use another --engine"
+        )
 
 
 @engines.command("list")

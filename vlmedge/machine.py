@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+RESERVE_BYTES = 256 * 2**20  # of free memory: with less left, the whole machine stalls
+
 # What kernels are chosen by, as /proc/cpuinfo names it.
 FEATURES = {
     *("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16"),
@@ -45,7 +47,7 @@ class Machine:
 def this_machine(libraries: Iterable[str]) -> Machine:
     """Describe the machine, with the versions of `libraries` that are installed."""
     return Machine(
-        _cpu_name(),
+        cpu_name(),
         os.cpu_count() or 1,
         _physical_cores(),
         _load(),
@@ -132,7 +134,8 @@ def _physical_cores() -> int:
     return len(cores) or len(allowed)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name."""
     names = [value for name, value in map(_fact, _lines("/proc/cpuinfo")) if name == "model name"]
     return names[0] if names else platform.processor() or platform.machine()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmedge.bundle import graph_path, weights_path
-from vlmedge.errors import MissingExtraError
+from vlmedge.errors import MissingExtraError, VlmEdgeError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,13 +60,28 @@ def save_graph(
         if progress:
             progress(done, total)
 
-    ir.save(
-        model,
-        file,
-        external_data=Path(weights_path(component)).name,
-        size_threshold_bytes=EXTERNAL_THRESHOLD_BYTES,
-        callback=wrote,
-    )
+    with promised():
+        ir.save(
+            model,
+            file,
+            external_data=Path(weights_path(component)).name,
+            size_threshold_bytes=EXTERNAL_THRESHOLD_BYTES,
+            callback=wrote,
+        )
+
+
+@contextlib.contextmanager
+def promised() -> Iterator[None]:
+    """Raise what a promised weight raises when it is written; ONNX's writer wraps it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (VlmEdgeError, OSError)):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or cause is error:
+            raise
+        raise cause from None
 
 
 def save_edited(model: ir.Model, folder: Path, component: str) -> None:

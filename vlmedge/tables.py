@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -13,7 +14,8 @@ from rich.text import Text
 from vlmedge import checkpoint, registry
 from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle, readers, weights_path
-from vlmedge.manifest import Parity
+from vlmedge.level4 import OnDevice, reported
+from vlmedge.manifest import ComponentParity, Parity
 from vlmedge.spec import TensorSpec
 
 MIB = 2**20
@@ -106,6 +108,8 @@ def show_info(bundle: Bundle) -> None:
     show_fusions(bundle)
     if manifest.parity is not None:
         show_parity(manifest.parity)
+    if on_devices := reported(bundle.path):
+        show_level4(on_devices)
 
 
 def show_fusions(bundle: Bundle) -> None:
@@ -119,6 +123,24 @@ def show_fusions(bundle: Bundle) -> None:
         left = [f"{one['kind']}: {line}" for one in engine.fusions for line in one["left"]]
         _row(table, str(engine.identity.get("component")), ", ".join(done), "; ".join(left))
     _print(table)
+
+
+def show_level4(found: Sequence[OnDevice]) -> None:
+    """Print what engines give on their machines, against the portable graphs."""
+    table = _table("component", "engine", "on", "ms", "level 4", left=(0, 1, 2, 4))
+    for one in found:
+        told = level4_words(one.verdict.parity, one.verdict.latency_ms)
+        _row(table, one.component, one.engine, one.device, *told)
+    _print(table)
+
+
+def level4_words(parity: ComponentParity | None, latency_ms: float | None) -> tuple[str, str]:
+    """Tell how fast an engine is, and how far from its portable graph."""
+    latency = "" if latency_ms is None else f"{latency_ms:.2f}"
+    if parity is None:
+        return latency, "not compared"
+    word = "passed" if parity.passed else "FAILED"
+    return latency, f"{word}, cosine {parity.cosine:.6f} ({parity.tolerance})"
 
 
 def shelves() -> dict[str, Any]:

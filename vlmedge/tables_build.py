@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmedge.building import Built, Finding, StoredEngine
-from vlmedge.tables import MIB, _print, _row, _table
+from vlmedge.tables import MIB, _print, _row, _table, level4_words
 
 
 def show_built(built: Sequence[Built]) -> None:
@@ -18,17 +18,9 @@ def show_built(built: Sequence[Built]) -> None:
             precision += f", {len(one.restored)} nodes float32"
         for what, latency_ms in one.dropped.items():
             precision += f" ({what}: {latency_ms:.2f} ms)"
-        _row(table, one.component, precision, f"{one.bytes / MIB:.1f}", taken, *_level4(one))
+        told = level4_words(one.parity, one.latency_ms)
+        _row(table, one.component, precision, f"{one.bytes / MIB:.1f}", taken, *told)
     _print(table)
-
-
-def _level4(one: Built) -> tuple[str, str]:
-    """Tell how fast an engine is, and how far from its portable graph."""
-    latency = "" if one.latency_ms is None else f"{one.latency_ms:.2f}"
-    if one.parity is None:
-        return latency, "not compared"
-    word = "passed" if one.parity.passed else "FAILED"
-    return latency, f"{word}, cosine {one.parity.cosine:.6f} ({one.parity.tolerance})"
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

@@ -2,7 +2,8 @@
 
 PyTorch is not on a board, so it has vouched for the portable graph at the export (levels 1 and 3),
 and the portable graph, on ONNX Runtime with nothing lowered, vouches for the engine here. Both run
-on what a fresh engine is tried on (_trt_probe.py): a picture, then a prompt and one token more.
+on what a fresh engine is tried on (_probe.py): a picture, then a prompt and one token more. ONNX
+Runtime's own engines are judged so too: they lower by the processor or the GPU that they find.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import numpy as np
 
 from vlmedge.building import Precision
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Graph
+from vlmedge.contracts import Array, Engine, Graph
 from vlmedge.graph import CheckedGraph
-from vlmedge.machine import free_bytes
+from vlmedge.level4 import OnDevice, Verdict
+from vlmedge.machine import RESERVE_BYTES, free_bytes
 from vlmedge.parity import compare, worst
 from vlmedge.portable import load_graph
+from vlmedge.progress import Progress
 from vlmedge.spec import Component
 
-from ._trt_build import RESERVE_BYTES
-from ._trt_outcome import Verdict
-from ._trt_probe import Probe
+from ._probe import Probe
 
-REPEATS = 10
+REPEATS, TIMED_S = 10, 10.0  # passes that are timed, and when it is enough of them
 ROOM = 1.5  # of a graph's weights: activations and what ONNX Runtime repacks
 
 
@@ -65,6 +66,38 @@ def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> V
     return Verdict(f"its graph on ONNX Runtime {reference.version}", worst(found), latency_ms)
 
 
+def judge_all(
+    engine: Engine,
+    bundle: Bundle,
+    precision: Precision,
+    title: str,
+    device: str,
+    progress: Progress,
+) -> list[OnDevice]:
+    """Hold every component of a bundle against its portable graph; one is open at a time.
+
+    Args:
+        engine: What opens them.
+        bundle: Whose they are.
+        precision: What the engine's float layers compute in.
+        title: The engine's name and version.
+        device: What it runs on.
+        progress: Watches.
+    """
+    probe, found = Probe(bundle), []
+    for component in bundle.spec.components:
+        with progress.step(f"checking {component.name}"):
+            graph = engine.open(bundle, component.name)
+            try:
+                verdict = judge(bundle, graph, precision, probe)
+                if not component.state:  # the next ones are fed what this one gives
+                    probe.learn(graph.run(probe.steps(graph)[0]))
+            finally:
+                graph.close()
+        found.append(OnDevice(component.name, title, device, verdict))
+    return found
+
+
 def fits_here(model: Any) -> bool:
     """Tell whether the host has memory to run a graph beside its engine; a board may not."""
     free = free_bytes()  # 0: the system does not tell
@@ -82,6 +115,8 @@ def time_ms(graph: Graph, probe: Probe) -> float:
         for step in feeds:
             graph.run(step)
         times.append(time.perf_counter() - start)
+        if sum(times) > TIMED_S:
+            break
     graph.reset()
     return 1000 * float(np.median(times))
 

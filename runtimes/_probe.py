@@ -29,8 +29,8 @@ class Probe:
         self._parts = Parts(bundle, {})
         self._pool: dict[str, Array] | None = None
 
-    def steps(self, graph: Graph) -> list[dict[str, Array]]:
-        """Return what to feed: once, or a prompt and one token more for a graph with state."""
+    def steps(self, graph: Graph, count: int = 1) -> list[dict[str, Array]]:
+        """Return what to feed: once, or a prompt and `count` tokens more for a graph with state."""
         component = graph.component
         pool = self._known() | self._looked_at(component)
         sizes = _sizes(component, pool)
@@ -43,8 +43,9 @@ class Probe:
             return [first]
         if prompt is not None:
             pool["inputs_embeds"] = prompt[:, -1:]
-        one = {"tokens": 1, "past": tokens, "total": tokens + 1}
-        return [first, _feeds(component, pool, sizes | one)]
+        ends = range(tokens, tokens + count)
+        each = [{"tokens": 1, "past": past, "total": past + 1} for past in ends]
+        return [first, *(_feeds(component, pool, sizes | one) for one in each)]
 
     def learn(self, outputs: dict[str, Array]) -> None:
         """Keep what a component gave, for those that come after it."""

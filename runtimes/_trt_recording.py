@@ -1,0 +1,311 @@
+"""A decoder whose steps of one token are recorded once and played again (CUDA graphs).
+
+A recording knows shapes and addresses, and a cache that grows has others at every step. So here it
+lies in buffers of a capacity, of which a step looks at everything, masked where nothing is yet:
+
+    past    [batch, heads, capacity, width]        0 .. used-1 are filled, zeros behind them
+    mask    [batch, capacity + 1]                  ones, zeros up to the capacity, the new token
+    present [batch, heads, capacity + 1, width]    its last position is copied to past[used]
+
+That gives what a plain step gives where a graph finds out positions from its mask or is fed them.
+Where it counts keys instead (a window, a bias by distance) it does not, so a build tries both, and
+keeps recordings only where they are equal and faster (`proven`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmedge.contracts import Array, Graph
+from vlmedge.errors import VlmEdgeError
+from vlmedge.manifest import ComponentParity
+from vlmedge.parity import compare, worst
+
+from ._probe import Probe
+from ._trt_graph import TrtGraph, _Buffer, _Held
+
+CAPACITY_MIN = 256  # positions of a new cache; few sizes make few recordings
+PLAIN_STEPS = 2  # before a text is worth a recording; beams, which move rows, never get that far
+PROOF_STEPS = 12  # of which the second half is timed
+_LOG = logging.getLogger("vlmedge.tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    """A state tensor that lies in its buffer of a capacity; `shape` is of what is used of it."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a state tensor lies in memory: `rows` times some positions of `position_bytes`."""
+
+    rows: int
+    position_bytes: int
+
+    def bytes(self, positions: int) -> int:
+        """Return the size of so many positions in every row."""
+        return self.rows * positions * self.position_bytes
+
+
+class RecordedGraph(TrtGraph):
+    """One deserialized engine that plays its steps."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._caches = {name: _Buffer(self._cuda) for name in self._became.values()}
+        self._longer = {name: _Buffer(self._cuda) for name in self._became}
+        self._most = self.profiles[-1]["past"].max
+        assert self._contexts is not None
+        self._alone: Any = self._contexts.fresh(len(self.profiles) - 1)
+        self._capacity = self._batch = 0
+        self._streak = 0  # plain steps in a row
+        self._recording: int | None = None
+        self._recorded_for: tuple[Any, ...] = ()
+        self._fails = self._alone is None  # no memory for one more context
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a recording, as there is after some steps of one text."""
+        return self._recording is not None
+
+    def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Play a step, or run what is none."""
+        held = [feeds[name] for name in self._caches]
+        step = all(isinstance(value, (_Held, _Padded)) for value in held)
+        step = step and self._tokens(feeds) == 1 and not self._fails
+        used = self._used(next(iter(self._caches)), held[0]) if step else 0
+        self._streak = self._streak + 1 if step else 0
+        if step and self._streak > PLAIN_STEPS and used < self._most:
+            return self._step(feeds, used)
+        return super().infer({name: self._packed(name, value) for name, value in feeds.items()})
+
+    def reorder(self, rows: NDArray[np.int64]) -> None:
+        """Make state row i the row `rows[i]` of now."""
+        held = next(iter(self._state.values()), None)
+        if isinstance(held, _Padded) and np.array_equal(rows, np.arange(held.shape[0])):
+            self.follow(rows)
+            return
+        self._streak = 0
+        self._state = {name: self._packed(name, value) for name, value in self._state.items()}
+        super().reorder(rows)
+
+    def fetch(self, name: str, value: Any) -> Array:
+        """Bring a tensor of the state down."""
+        return super().fetch(name, self._packed(name, value))
+
+    def reset(self) -> None:
+        """Forget the state; buffers and recording stay for the next text."""
+        super().reset()
+        self._streak = 0
+
+    def close(self) -> None:
+        """Free all of it."""
+        if self._contexts is not None:
+            self._forget()
+            self._alone = None
+            for buffer in (*self._caches.values(), *self._longer.values()):
+                buffer.close()
+        super().close()
+
+    def _step(self, feeds: dict[str, Any], used: int) -> dict[str, Any]:
+        self._heard.clear()
+        self._enter({name: feeds[name] for name in self._caches}, used)
+        given = {n: self._widened(n, v, used) for n, v in feeds.items() if n not in self._caches}
+        for name, array in given.items():
+            self._sent(name, array, self._buffers[name])
+        self._run(given)
+        for out, into in self._became.items():
+            layout = self._layout(into)
+            size = layout.position_bytes
+            self._cuda.copy_rows(
+                self._caches[into].address + used * size,
+                self._capacity * size,
+                self._longer[out].address + self._capacity * size,
+                (self._capacity + 1) * size,
+                size,
+                layout.rows,
+                self._stream,
+            )
+        plain = [spec for spec in self.component.outputs if spec.name not in self._became]
+        arrays = {}
+        for spec in plain:
+            shape = tuple(int(size) for size in self._alone.get_tensor_shape(spec.name))
+            array = np.empty(shape, self._dtypes[spec.name])
+            self._cuda.download(array, self._buffers[spec.name].address, self._stream)
+            arrays[spec.name] = array
+        self._cuda.wait(self._stream)
+        found: dict[str, Any] = {
+            spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in plain
+        }
+        for out, into in self._became.items():
+            found[out] = _Padded(self._shape(into, used + 1))
+        return found
+
+    def _run(self, given: Mapping[str, Any]) -> None:
+        """Play the recording of these shapes and addresses; a first time runs and makes it."""
+        if self._recording is not None and self._recorded_for == self._places(given):
+            self._cuda.play(self._recording, self._stream)
+            return
+        self._forget()
+        self._set_up(given)
+        # a run settles what TensorRT puts off until shapes are known, which no recording may hold
+        self._execute()
+        self._cuda.wait(self._stream)
+        try:
+            self._cuda.begin_recording(self._stream)
+            try:
+                self._execute()
+            finally:
+                self._recording = self._cuda.end_recording(self._stream)
+        except VlmEdgeError as error:
+            _LOG.warning("%s: its steps cannot be recorded: %s", self.component.name, error)
+            self._forget()
+            self._fails = True
+            return
+        self._recorded_for = self._places(given)
+
+    def _set_up(self, given: Mapping[str, Any]) -> None:
+        """Tell the context shapes and places; whoever changes them spoils its recording.
+
+        Source: "Modifying the context from which the graph was captured will cause undefined
+        behaviors", NVIDIA's guide. So plain runs have a context apart from this one.
+        """
+        context = self._alone
+        sent = [(name, array.shape, self._buffers[name].address) for name, array in given.items()]
+        held = [(n, self._shape(n, self._capacity), b.address) for n, b in self._caches.items()]
+        for name, shape, address in (*sent, *held):
+            if not context.set_input_shape(name, tuple(shape)):
+                raise VlmEdgeError(f"{self.component.name}: {name}: {self._last_words()}")
+            context.set_tensor_address(name, address)
+        for spec in self.component.outputs:
+            into = self._became.get(spec.name)
+            if into is None:
+                shape = tuple(int(size) for size in context.get_tensor_shape(spec.name))
+                size = int(np.prod(shape)) * self._dtypes[spec.name].itemsize
+                buffer = self._buffers[spec.name]
+            else:
+                size = self._layout(into).bytes(self._capacity + 1)
+                buffer = self._longer[spec.name]
+            context.set_tensor_address(spec.name, buffer.hold(size))
+
+    def _execute(self) -> None:
+        if not self._alone.execute_async_v3(stream_handle=self._stream):
+            raise VlmEdgeError(f"{self.component.name}: TensorRT: {self._last_words()}")
+
+    def _enter(self, state: Mapping[str, Any], used: int) -> None:
+        """See that the cache is in buffers with room for one position more."""
+        batch = next(iter(state.values())).shape[0]
+        capacity = min(max(CAPACITY_MIN, 1 << used.bit_length()), self._most)
+        inside = all(isinstance(value, _Padded) for value in state.values())
+        if inside and batch == self._batch and used < self._capacity:
+            return
+        packed = {name: self._packed(name, value) for name, value in state.items()}
+        self._batch, self._capacity = batch, capacity
+        for name, value in packed.items():
+            layout = self._layout(name)
+            size, whole = layout.position_bytes, layout.bytes(capacity)
+            address = self._caches[name].hold(whole)
+            self._cuda.clear(address, whole, self._stream)  # nan times a weight of 0 is nan
+            source = self._turn(name, value.turn).address
+            row = used * size
+            self._cuda.copy_rows(
+                address, capacity * size, source, row, row, layout.rows, self._stream
+            )
+
+    def _packed(self, name: str, value: Any) -> Any:
+        """Return a state tensor without the room behind it, as plain runs have it."""
+        if not isinstance(value, _Padded):
+            return value
+        layout, used = self._layout(name), self._used(name, value)
+        row = used * layout.position_bytes
+        target = self._turn(name, 0).hold(layout.bytes(used))
+        source, pitch = self._caches[name].address, self._capacity * layout.position_bytes
+        self._cuda.copy_rows(target, row, source, pitch, row, layout.rows, self._stream)
+        return _Held(0, value.shape)
+
+    def _widened(self, name: str, value: Any, used: int) -> Any:
+        """Put zeros between what is used and the new token, along an axis that counts both."""
+        shape = self._inputs[name].shape if name in self._inputs else ()
+        if "total" not in shape:
+            return value
+        room = [(0, 0)] * value.ndim
+        axis = shape.index("total")
+        before, new = np.split(value, [used], axis)
+        room[axis] = (0, self._capacity - used)
+        return np.concatenate([np.pad(before, room), new], axis)
+
+    def _tokens(self, feeds: Mapping[str, Any]) -> int:
+        for name, spec in self._inputs.items():
+            if "tokens" in spec.shape and name in feeds:
+                return int(feeds[name].shape[spec.shape.index("tokens")])
+        return 0
+
+    def _used(self, name: str, value: Any) -> int:
+        return int(value.shape[self._inputs[name].shape.index("past")])
+
+    def _shape(self, name: str, positions: int) -> tuple[int, ...]:
+        known = {"batch": self._batch, "past": positions}
+        return tuple(s if isinstance(s, int) else known[s] for s in self._inputs[name].shape)
+
+    def _layout(self, name: str) -> _Layout:
+        shape, axis = self._shape(name, 1), self._inputs[name].shape.index("past")
+        size = int(np.prod(shape[axis + 1 :])) * self._dtypes[name].itemsize
+        return _Layout(int(np.prod(shape[:axis])), size)
+
+    def _places(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return all that a recording knows: shapes, and where tensors lie."""
+        shapes = [(name, value.shape) for name, value in given.items()]
+        kept = (*self._buffers.values(), *self._caches.values(), *self._longer.values())
+        return (*shapes, self._capacity, *(buffer.address for buffer in kept))
+
+    def _forget(self) -> None:
+        if self._recording is not None:
+            self._cuda.drop_recording(self._recording)
+        self._recording, self._recorded_for = None, ()
+
+
+def recordable(graph: TrtGraph) -> bool:
+    """Tell whether a component has steps that can be recorded: a cache that grows, with room."""
+    component = graph.component
+    state = {into for _, into in component.state}
+    grown = all("past" in spec.shape for spec in component.inputs if spec.name in state)
+    others = any("past" in spec.shape for spec in component.inputs if spec.name not in state)
+    if not state or not grown or others:
+        return False
+    prompt, steps = graph.profiles[0], graph.profiles[-1]
+    return steps["past"].max >= prompt["tokens"].opt + PROOF_STEPS
+
+
+def walked(graph: Graph, probe: Probe) -> tuple[list[dict[str, Array]], float]:
+    """Run a prompt and some steps; return what they gave, and how long a late step takes, ms."""
+    graph.reset()
+    found, times = [], []
+    for feeds in probe.steps(graph, PROOF_STEPS):
+        start = time.perf_counter()
+        found.append(graph.run(feeds))
+        times.append(time.perf_counter() - start)
+    graph.reset()
+    return found, 1000 * float(np.median(times[-PROOF_STEPS // 2 :]))
+
+
+def proven(
+    scheme: str, plain: list[dict[str, Array]], played: list[dict[str, Array]]
+) -> ComponentParity:
+    """Hold played steps against plain ones."""
+    return worst(
+        [
+            compare("steps", scheme, expected[name], got[name])
+            for expected, got in zip(plain, played, strict=True)
+            for name in expected
+            if expected[name].dtype.kind == "f"
+        ]
+    )
