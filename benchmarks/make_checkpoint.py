@@ -334,7 +334,8 @@ def write(kind: str, folder: Path, layers: int | None = None) -> None:
         head = model.language_model.lm_head
         head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
         tied.remove("language_model.lm_head.weight")
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if n not in tied}
+    parameters = model.named_parameters(remove_duplicate=False)  # a tied name may be the first
+    shapes = {n: tuple(p.shape) for n, p in parameters if n not in tied}
     shards: list[list[str]] = [[]]
     filled = 0
     for name, shape in shapes.items():
