@@ -222,6 +222,7 @@ def run_cells(kind: str, row: Row) -> list[str]:
         beside("first_token_ms" if writes else "answer_ms"),
         beside(RATE),
         beside("peak_gib"),
+        str(run["cores"]),
         theirs.get("error", "in turns" if run["in_turns"] else "one after the other"),
     ]
 
@@ -251,7 +252,7 @@ def page(found: dict[str, Any]) -> str:
         ),
         runs=table(
             "bundle | task | start, s | first token, or picture, ms | tokens/s | peak, GiB | "
-            "the sides ran",
+            "cores | the sides ran",
             [run_cells(kind, row) for kind, row in rows.items() if "run" in row],
         ),
         left=", ".join(kind for kind in CASES if "run" not in rows.get(kind, {})) or "none",
@@ -270,8 +271,8 @@ lower and pack the graphs, on one core.
 
 {exports}
 
-vlmedge / transformers' own model in bfloat16 with its `generate`, both on all cores in one run, a
-process each: batch 1, medians of three rounds, in brackets how many times better vlmedge is. A
+vlmedge / transformers' own model in bfloat16 with its `generate`, both on as many cores in one run,
+a process each: batch 1, medians of three rounds, in brackets how many times better vlmedge is. A
 start goes from the start of the process to its first token or answer, of vlmedge after the first
 one. A picture's time, and the first token's, begin with a decoded picture.
 
