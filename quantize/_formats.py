@@ -15,7 +15,7 @@ from ._linear import Floats
 
 INT8_LEVELS = 127  # -127..127: -128 stays unused
 FP8_LARGEST = 448.0  # of E4M3 (Micikevicius et al. 2022, arXiv 2209.05433)
-STRIP = 1024  # columns that are searched at once, so that memory stays at a few tensors
+STRIP = 1024  # columns that are rounded at once, so that memory stays at a few tensors
 
 # What a block's largest magnitude becomes: int4 holds -8..7, so 7 clips nothing, and clipping a
 # little buys finer steps for the rest.
@@ -44,9 +44,11 @@ class Int8Columns:
 
     def round(self, weight: Floats, scale: Floats) -> NDArray[np.int8]:
         """Round to int8 [in, out]."""
-        scaled = weight / scale
-        np.rint(scaled, out=scaled)
-        return scaled.astype(np.int8)
+        found = np.empty(weight.shape, np.int8)
+        for start in range(0, weight.shape[1], STRIP):
+            strip = slice(start, start + STRIP)
+            found[:, strip] = np.rint(weight[:, strip] / scale[strip])
+        return found
 
     def restore(self, values: Array, scale: Array) -> Floats:
         """Return float32 [in, out]."""

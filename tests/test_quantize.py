@@ -389,6 +389,48 @@ def test_every_component_is_timed(clip_bundle: Path, tmp_path: Path) -> None:
         assert found["int8_ms"] > 0
 
 
+@pytest.mark.parametrize("kind", ["llava", "blip2-flan-t5", "flamingo"])
+def test_a_huge_decoder_is_watched_in_pieces(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the prompts make of a decoder is the same, whole and in pieces."""
+    from vlmedge import calibrating
+
+    tiny(kind, tmp_path / kind)
+    monkeypatch.setattr(calibrating, "NEW_TOKENS", 1)
+    found = []
+    observe = calibrating.Calibration.observe
+    pieces = []
+    write = calibrating.Calibration._write
+
+    def noted(self: Any, component: Component, *given: Any) -> Any:
+        found[-1] |= {component.name: observe(self, component, *given)}
+        return found[-1][component.name]
+
+    def counted(self: Any, component: Component, *given: Any) -> Any:
+        pieces.append(component.name)
+        return write(self, component, *given)
+
+    monkeypatch.setattr(calibrating.Calibration, "observe", noted)
+    monkeypatch.setattr(calibrating.Calibration, "_write", counted)
+    for huge_bytes in (calibrating.HUGE_BYTES, 0):
+        monkeypatch.setattr(calibrating, "HUGE_BYTES", huge_bytes)
+        monkeypatch.setattr(calibrating, "PIECE_BYTES", 4096)
+        found.append({})
+        pieces.clear()
+        recipe = Recipe("int4", keep_slower=True)
+        export(str(tmp_path / kind), tmp_path / f"{huge_bytes}", recipe, check=False)
+    assert pieces.count("decoder") > 5
+    whole, cut = (part["decoder"] for part in found)
+    assert len(whole) > 5
+    assert whole.keys() == cut.keys()
+    for name, seen in whole.items():
+        np.testing.assert_allclose(cut[name].rms, seen.rms, rtol=1e-4)
+        np.testing.assert_allclose(cut[name].channels, seen.channels, rtol=1e-3, atol=1e-5)
+        rows = (np.asarray(part.rows, np.float32) for part in (cut[name], seen))
+        np.testing.assert_allclose(*rows, rtol=2e-3, atol=1e-3)
+
+
 @pytest.fixture
 def pictures_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"

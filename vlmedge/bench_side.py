@@ -85,11 +85,15 @@ class Worker:
         self._peak_mib = found.get("peak_memory_mib", self._peak_mib)
         return found
 
+    def first(self) -> bool:
+        """Give the first token, or the first answer; false when the process has died."""
+        return bool(self._ask("first"))
+
     def start_ms(self, bundle: Path | None = None) -> list[float]:
         """Time a fresh process up to its first answer; nothing when it has died."""
         start = time.perf_counter()
         with self.running(bundle):
-            return [1000 * (time.perf_counter() - start)] if self._ask("first") else []
+            return [1000 * (time.perf_counter() - start)] if self.first() else []
 
     def measure_energy(self, meter: Meter) -> None:
         """Give answers of the first task for some seconds."""

@@ -3,7 +3,8 @@
 A component runs with its watched tensors as further outputs. Pictures are read when they are
 needed and what one component gives the next lies on disk, so memory does not grow with the number
 of pictures. The weights of a large component are rounded to 8 bits for this, which hardly moves
-the activations, so that it fits where its float weights would not.
+the activations, so that it fits where its float weights would not. A decoder that would still not
+fit runs in pieces, each over all prompts before the next one is opened; it writes nothing then.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge import generate as loop
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
 from vlmedge.image import Grid
+from vlmedge.pieces import cut
 from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.samples import Samples, texts_for
-from vlmedge.spec import Component, GenerateTask, MatchTask, TensorSpec
+from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import Parts
@@ -43,6 +46,9 @@ NEW_TOKENS = 8  # that a decoder writes for each picture
 TRIALS = 30
 TRIAL_S = 1.0  # no component is timed for longer, once it ran twice
 LARGE_BYTES = 2**30  # of float weights: above it they are rounded for calibration
+HUGE_BYTES = 16 * 2**30  # of a decoder's: above it, it runs in pieces
+PIECE_BYTES = 2**29  # of float weights in each
+PROMPT_TOKENS = 2 * ROWS * ROW_STEP  # that go through pieces: twice what ROWS are kept of
 
 _AMAX, _LENGTH, _SIZE, _CHANNELS, _SOME = (
     f".calibration.{name}" for name in ("amax", "length", "size", "channels", "rows")
@@ -102,6 +108,8 @@ class Calibration:
         ready = all(spec.name in self._pool for spec in component.inputs)
         if not ready and not (component.state and wanted.names):
             return {}
+        if not ready and weights_bytes(model) > HUGE_BYTES:
+            return self._observe_pieces(component, model, wanted)
         proxy = model.clone()
         if weights_bytes(model) > LARGE_BYTES:
             self._light.rewrite(component, proxy, {})
@@ -200,8 +208,64 @@ class Calibration:
                 self._write_about(component, recorder, i)
                 advance(1)
 
+    def _observe_pieces(
+        self, component: Component, model: ir.Model, wanted: Wanted
+    ) -> dict[str, Stats]:
+        """Run the prompts through a decoder, one piece of it after the other."""
+        model = model.clone()
+        model.graph.sort()
+        prompts = self._prompts(component)
+        first = set(wanted.names) & {spec.name for spec in component.inputs}
+        stats: dict[str, Stats] = {}
+        stored: dict[str, _Stored] = {}
+        with self._progress.step(f"calibrating {component.name}", weights_bytes(model)) as advance:
+            for piece in cut(component, model, PIECE_BYTES):
+                here = Wanted(tuple(n for n in wanted.names if n in piece.made | first))
+                if not (here.names or piece.component.outputs):  # behind all that is watched
+                    break
+                tally = _Tally(here)
+                watched = self._write(piece.component, piece.model, here)
+                gives = {
+                    spec.name: _Stored(self._scratch / f"{len(stored) + i}.rows")
+                    for i, spec in enumerate(piece.component.outputs)
+                }
+                with self._opened(watched) as graph:
+                    for i, feed in enumerate(prompts):
+                        takes = (spec.name for spec in piece.component.inputs)
+                        out = graph.run(
+                            {n: feed[n] if n in feed else stored[n].at(i) for n in takes}
+                        )
+                        tally.add(out)
+                        for name, store in gives.items():
+                            store.append(out[name])
+                stored |= gives
+                stats |= tally.stats()
+                first = set()
+                advance(weights_bytes(piece.model))
+        return stats
+
+    def _prompts(self, component: Component) -> list[dict[str, Array]]:
+        """Make what a decoder reads about the first pictures, until it is PROMPT_TOKENS."""
+        found: list[dict[str, Array]] = []
+        tokens = 0
+        for i in range(len(self._pool["pixel_values"])):
+            _, prompt = self._asked(component, self._parts, i)
+            mask, length = prompt.attention_mask, prompt.embeds.shape[1]
+            given = loop.feeds(component, prompt.embeds, mask, length, prompt.media_index)
+            found.append({**given, **prompt.held, **_no_past(component)})
+            tokens += length
+            if tokens >= PROMPT_TOKENS:
+                break
+        return found
+
     def _write_about(self, component: Component, graph: Graph, i: int) -> None:
         """Write a few tokens about picture i."""
+        parts = Parts(self._bundle, {component.name: graph})
+        options, prompt = self._asked(component, parts, i)
+        loop.generate(graph, parts.embed, prompt, options)
+
+    def _asked(self, component: Component, parts: Parts, i: int) -> tuple[Generation, loop.Prompt]:
+        """Make the prompt about picture i, and say how much is written about it."""
         options = self._bundle.spec.generation
         assert options is not None
         options = msgspec.structs.replace(
@@ -213,7 +277,6 @@ class Calibration:
             if isinstance(task, GenerateTask) and task.decoder == component.name
         ]
         task = generating.settled(tasks[i % len(tasks)])
-        parts = Parts(self._bundle, {component.name: graph})
         images = (*self._samples.images, *self._samples.singles)
         grids = self._parts.pictures([images[i]]).grids
         found = self._pool[task.soft_prompt].at(i)
@@ -224,7 +287,7 @@ class Calibration:
             grids = (Grid(),)  # a video of one frame
         text = generating.fill(task, self._said(task, i), grids)
         held = self._held(component, i) if task.read else None
-        generating.write(parts, task, soft, [text], options, held=held)
+        return options, generating.make_prompt(parts, task, soft, [text], options, held)
 
     def _held(self, component: Component, i: int) -> dict[str, Array]:
         """Take what a decoder is fed throughout out of what the components before it gave."""
@@ -409,6 +472,17 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         """Leave the rest to the graph."""
         return getattr(self._graph, name)
+
+
+def _no_past(component: Component) -> dict[str, Array]:
+    """Make the empty state of one row."""
+    sizes = {"batch": 1, "past": 0}
+    specs = {spec.name: spec for spec in component.inputs}
+    found = {}
+    for _, into in component.state:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in specs[into].shape]
+        found[into] = np.zeros(shape, specs[into].dtype)
+    return found
 
 
 def _row(array: Array, i: int) -> Array:

@@ -73,7 +73,9 @@ class SafeWeights:
         if flat.size != count:
             raise CheckpointError(f"{place.file}: it ends inside {name!r}: download it again")
         if place.dtype == "BF16":
-            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+            wide = flat.astype(np.uint32)
+            wide <<= 16  # in place: a vocabulary's table is gigabytes
+            flat = wide.view(np.float32)
         return finite(name, flat.astype(np.float32, copy=False)).reshape(place.shape)
 
 
