@@ -182,7 +182,15 @@ class OpenFlamingo(torch.nn.Module):
     """
 
     def __init__(
-        self, vision: Any, text: Any, *, every: int, depth: int, latents: int, image_id: int
+        self,
+        vision: Any,
+        text: Any,
+        *,
+        every: int,
+        depth: int,
+        latents: int,
+        image_id: int,
+        end_id: int,
     ) -> None:
         """Build it with random weights.
 
@@ -193,6 +201,7 @@ class OpenFlamingo(torch.nn.Module):
             depth: Layers of the Perceiver.
             latents: What it makes of a picture.
             image_id: The token that stands for a picture.
+            end_id: The token that ends what is written about one.
         """
         super().__init__()
         self.config = text
@@ -204,7 +213,7 @@ class OpenFlamingo(torch.nn.Module):
         self.gated = make_gated(text.hidden_size, vision.hidden_size, len(layers), every)
         for number, gated in self.gated.items():
             layers[int(number)].register_forward_pre_hook(partial(self._look, gated))
-        self._image_id = image_id
+        self._image_id, self._end_id = image_id, end_id
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -233,8 +242,9 @@ class OpenFlamingo(torch.nn.Module):
         pixel_values: torch.Tensor,
         **options: Any,
     ) -> torch.Tensor:
-        """Write on as transformers' generate does, with its options."""
+        """Write on up to the end token, as transformers' generate does, with its options."""
         self._show(input_ids, pixel_values)
+        options = {"eos_token_id": self._end_id, **options}
         ids: torch.Tensor = self.lang_encoder.generate(
             input_ids=input_ids, attention_mask=attention_mask, **options
         )

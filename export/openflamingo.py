@@ -75,7 +75,7 @@ from ._openflamingo_model import (
     Processor,
     make_gated,
 )
-from ._tiny import SPECIAL, VOCABULARY, save
+from ._tiny import SPECIAL, VOCABULARY, free_id, save
 from ._weights import Cut, Renamed, Together, Weights, open_saved, open_weights
 
 ARCHITECTURES = ("OpenFlamingo",)
@@ -439,13 +439,13 @@ class OpenFlamingoFamily:
         names, layers = LANGUAGE_MODELS[text.model_type], text.num_hidden_layers
         trained = open_trained(folder, names, layers, allow_pickle=allow_pickle)
         check_trained(folder, trained, layers, every)
-        tied = {"lm_head.": "tied."} if text.tie_word_embeddings else {"embed_out.": "lm_head."}
+        head = "tied." if text.tie_word_embeddings else f"{LM}.lm_head."
         table = f"{LM}.{names.body}.{names.table}.weight"
         weights: Weights = Together(
             Renamed(open_weights(clip, allow_pickle=allow_pickle), TOWER_PREFIXES),
             Renamed(
-                Renamed(open_weights(lm, allow_pickle=allow_pickle), tied),
-                {"tied.": "tied.", "": f"{LM}."},
+                open_weights(lm, allow_pickle=allow_pickle),
+                {"embed_out.": head, "lm_head.": head, "": f"{LM}."},
             ),
             trained,
         )
@@ -477,7 +477,7 @@ class OpenFlamingoFamily:
 
     def tiny(self, name: str, folder: Path) -> OpenFlamingo:
         """Write a random one of 2, 2 and 4 layers, gated before the second and the fourth."""
-        shape = {"vocab_size": VOCABULARY + 1, "bos_token_id": 0, "eos_token_id": 2}
+        shape = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 2}
         texts = {
             "openflamingo-neox": transformers.GPTNeoXConfig(
                 **shape,
@@ -503,7 +503,13 @@ class OpenFlamingoFamily:
             patch_size=8,
         )
         model = OpenFlamingo(
-            vision, texts[name], every=2, depth=2, latents=2, image_id=SPECIAL.index(IMAGE)
+            vision,
+            texts[name],
+            every=2,
+            depth=2,
+            latents=2,
+            image_id=SPECIAL.index(IMAGE),
+            end_id=free_id(),
         )
         images = transformers.CLIPImageProcessor(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
