@@ -33,6 +33,8 @@ IGNORED = (
     ".position_ids",
     ".inv_freq",
     ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
     ".relative_position_index",
     ".relative_coords_table",
 )

@@ -164,6 +164,35 @@ class Padded:
         return np.pad(found, [(0, short), *[(0, 0)] * (found.ndim - 1)]) if short else found
 
 
+class Cut:
+    """Weights, some of which lose the rows behind those that are needed."""
+
+    def __init__(self, weights: Weights, rows: Mapping[str, int]) -> None:
+        """Cut.
+
+        Args:
+            weights: As they lie on disk.
+            rows: How many a tensor has at most, by name.
+        """
+        self._weights, self._rows = weights, rows
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        return {
+            name: (min(shape[0], self._rows[name]), *shape[1:]) if name in self._rows else shape
+            for name, shape in self._weights.shapes().items()
+        }
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk."""
+        return self._weights.dtype(name)
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN."""
+        found = self._weights.read(name)
+        return found[: self._rows[name]] if name in self._rows else found
+
+
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     for old, new in prefixes.items():
         if name.startswith(old):
@@ -197,6 +226,23 @@ def open_weights_named(
                 raise _refused(folder, pickled[0])
             found.append(PickleWeights(pickled))
     return found
+
+
+def open_saved(folder: Path, pattern: str, inside: str, *, allow_pickle: bool) -> Weights:
+    """Find the weights, also in the one file that a training of its own kind has saved.
+
+    Args:
+        folder: The checkpoint.
+        pattern: That file's name.
+        inside: Under which name it has the weights, if it has other things too.
+        allow_pickle: Whether to read it.
+    """
+    files = sorted(folder.glob(pattern))
+    if not files or any(folder.glob("*.safetensors")):
+        return open_weights(folder, allow_pickle=allow_pickle)
+    if not allow_pickle:
+        raise _refused(folder, files[0])
+    return PickleWeights(files[:1], inside=inside)
 
 
 def _refused(folder: Path, file: Path) -> CheckpointError:

@@ -16,13 +16,11 @@ from transformers.cache_utils import DynamicCache
 from vlmedge.errors import CheckpointError
 from vlmedge.image import front_end
 from vlmedge.spec import (
-    Component,
     GenerateTask,
     Generation,
     ImageFrontEnd,
     ImageText,
     ModelSpec,
-    TensorSpec,
     TextFrontEnd,
 )
 
@@ -36,7 +34,8 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport, cache_argument, causal_mask, state_pairs
+from ._family import HubExport, cache_argument, causal_mask
+from ._media import ENCODE, MEDIA, components, describe_decoder, visible
 from ._tiny import VOCABULARY, save
 from ._weights import Joined, Weights, open_weights
 
@@ -50,9 +49,7 @@ TINY = ("flamingo", "flamingo-plain")
 
 EMBED_TOKENS = "model.embed_tokens.joined"
 TABLE, ADDED = "model.embed_tokens.weight", "model.embed_tokens.additional_embedding.weight"
-ENCODE = ("vision_encoder", "resampler", "cross_kv")
 FAKE, IMAGE, END = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
-MEDIA = "media"
 
 
 class VisionEncoder(torch.nn.Module):
@@ -158,11 +155,7 @@ class Decoder(torch.nn.Module):
             cache.update(key, value, layer)
         positions = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
         mask = causal_mask(attention_mask, tokens)
-        places = torch.arange(media.shape[1], device=media.device)
-        picture = torch.div(places, self._latents, rounding_mode="floor")
-        seen = media_index[:, :, None] == picture[None, None, :]  # [batch, tokens, media]
-        shut = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
-        sees = (media_index >= 0)[:, :, None]
+        shut, sees = visible(media_index, media.shape[1], self._latents)
         pairs = media.chunk(2 * len(self.model.gated_cross_attn_layers), dim=-1)
         hidden = inputs_embeds
         for number, layer in enumerate(self.model.layers):
@@ -221,35 +214,10 @@ def describe(
 ) -> ModelSpec:
     """Name the graphs and tasks of one checkpoint, with its numbers."""
     vision = config.vision_config
-    size, seen_width = vision.image_size, vision.embed_dim
-    patches = (size // vision.patch_size) ** 2
-    latents = config.perceiver_config.resampler_n_latents
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    media_width = 2 * (layers // config.cross_layer_interval) * config.hidden_size
-    seen = TensorSpec("image_embeds", "float32", ("batch", patches + 1, seen_width))
-    resampled = TensorSpec("latent_embeds", "float32", ("batch", latents, seen_width))
-    soft = TensorSpec("soft_prompt", "float32", ("batch", latents, media_width))
-    head_width = config.hidden_size // heads
-    cache = state_pairs(layers)
-    past = [TensorSpec(i, "float32", ("batch", heads, "past", head_width)) for _, i in cache]
-    present = [TensorSpec(o, "float32", ("batch", heads, "total", head_width)) for o, _ in cache]
-    media = ("batch", "media", media_width)
+    layers, width = config.num_hidden_layers, config.hidden_size
+    media_width = 2 * (layers // config.cross_layer_interval) * width
     vocabulary = config.vocab_size + config.additional_vocab_size
-    decoder = Component(
-        "decoder",
-        inputs=(
-            TensorSpec("inputs_embeds", "float32", ("batch", "tokens", config.hidden_size)),
-            TensorSpec("attention_mask", "int64", ("batch", "total")),
-            TensorSpec("media_index", "int64", ("batch", "tokens")),
-            TensorSpec(MEDIA, "float32", media),
-            *past,
-        ),
-        outputs=(
-            TensorSpec("logits", "float32", ("batch", "tokens", vocabulary)),
-            *present,
-        ),
-        state=cache,
-    )
+    heads = config.num_attention_heads
 
     def task(prompt: str, answer: str) -> GenerateTask:
         return GenerateTask(
@@ -272,19 +240,16 @@ def describe(
         ask = f"User:{{image}}{{question}}{END}\nAssistant:"
         caption = ask.replace("{question}", "Describe this image.") + "{prompt}"
         answer = f" {{text}}{END}\n"
-    components = [
-        Component(
-            "vision_encoder",
-            inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, size, size)),),
-            outputs=(seen,),
-        ),
-        Component("resampler", inputs=(seen,), outputs=(resampled,)),
-        Component("cross_kv", inputs=(resampled,), outputs=(soft,)),
-        decoder,
-    ]
     return ModelSpec(
         family="flamingo",
-        components=tuple(components),
+        components=components(
+            vision.image_size,
+            (vision.image_size // vision.patch_size) ** 2 + 1,
+            vision.embed_dim,
+            config.perceiver_config.resampler_n_latents,
+            media_width,
+            describe_decoder(layers, heads, width, media_width, vocabulary),
+        ),
         tasks={"caption": task(caption, answer), "ask": task(ask, answer)},
         image=image,
         text=TextFrontEnd(

@@ -30,7 +30,7 @@ from ._checkpoint import read_config, read_image_front_end, read_json
 from ._family import HubExport
 from ._respell import respell
 from ._tiny import save
-from ._weights import PickleWeights, Weights, open_weights
+from ._weights import Weights, open_saved, open_weights
 
 SEGGPT, PAINTER, ORIGINAL = "SegGptForImageSegmentation", "Painter", "SegGPT"
 ARCHITECTURES = ("SegGptForImageSegmentation", "Painter", "SegGPT")
@@ -337,15 +337,9 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
 
 def _open_weights(folder: Path, *, allow_pickle: bool, saved: bool) -> Weights:
     """Find the weights; the authors' own file is a .pth, with the weights inside."""
-    files = sorted(folder.glob("*.pth")) if saved else []
-    if not files or any(folder.glob("*.safetensors")):
-        return open_weights(folder, allow_pickle=allow_pickle)
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{folder} has its weights in a pickle file ({files[0].name}), which can run code when "
-            "it is read: convert it to safetensors, or give --allow-pickle if you trust it"
-        )
-    return PickleWeights(files[:1], inside="model")
+    if saved:
+        return open_saved(folder, "*.pth", "model", allow_pickle=allow_pickle)
+    return open_weights(folder, allow_pickle=allow_pickle)
 
 
 # transformers' names and the authors', for the tiny Painter

@@ -392,6 +392,12 @@ def given(processor: Any, image: Image.Image, task: GenerateTask, text: str) -> 
     return text
 
 
+def processor_of(case: Case) -> Any:
+    """Return transformers' processor of a checkpoint, or that of a family with a model of ours."""
+    own = getattr(case.reference, "processor", None)
+    return transformers.AutoProcessor.from_pretrained(case.folder) if own is None else own
+
+
 def prompt_tokens(case: Case, task: GenerateTask, text: str, read: int) -> int:
     """Count what transformers' decoder repeats before what it writes."""
     if not task.read:
@@ -406,7 +412,7 @@ def generated(
     case: Case, images: list[Image.Image], task: GenerateTask, text: str, beams: int
 ) -> list[str]:
     """What transformers writes about each picture, one at a time."""
-    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    processor = processor_of(case)
     found = []
     for image in images:
         with warnings.catch_warnings():
@@ -575,7 +581,7 @@ def test_examples_are_transformers(case: Case, images: list[Image.Image]) -> Non
         Example(image, f"{word} star") for image, word in zip(images[:2], ("a", "no"), strict=True)
     ]
     ours = case.model.caption(images[2], examples=examples, max_tokens=NEW)
-    processor = transformers.AutoProcessor.from_pretrained(case.folder)
+    processor = processor_of(case)
     assert task.image_text is not None
     layout: list[Any] = []  # what a processor of interleaved prompts takes
     for example in examples:
