@@ -69,7 +69,8 @@ def attend(
     scores = split(query) @ split(key).transpose(2, 3) * HEAD_WIDTH**-0.5
     if shut is not None:
         scores = scores + shut
-    return (scores.softmax(-1) @ split(value)).transpose(1, 2).flatten(2)
+    mixed: torch.Tensor = (scores.softmax(-1) @ split(value)).transpose(1, 2).flatten(2)
+    return mixed
 
 
 def feed_forward(width: int) -> torch.nn.Sequential:
@@ -220,7 +221,7 @@ class OpenFlamingo(torch.nn.Module):
         """Map float [batch, pictures, 3, height, width] to [batch, pictures, latents, width]."""
         seen = self.vision_encoder(pixel_values.flatten(0, 1)).last_hidden_state
         latents: torch.Tensor = self.perceiver(seen[:, 1:])
-        return latents.unflatten(0, pixel_values.shape[:2])
+        return latents.view(*pixel_values.shape[:2], *latents.shape[1:])
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor

@@ -117,7 +117,7 @@ class CrossKv(torch.nn.Module):
     def __init__(self, width: int, seen_width: int, layers: int, every: int) -> None:
         super().__init__()
         self.lang_encoder: Any = torch.nn.Module()  # so that names are the checkpoint's
-        gated = make_gated(width, seen_width, layers, every)
+        gated: Any = make_gated(width, seen_width, layers, every)
         for layer in gated.values():
             kept: Any = torch.nn.Module()
             kept.to_kv = layer.attn.to_kv
@@ -477,17 +477,18 @@ class OpenFlamingoFamily:
 
     def tiny(self, name: str, folder: Path) -> OpenFlamingo:
         """Write a random one of 2, 2 and 4 layers, gated before the second and the fourth."""
-        shape = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 2}
+        shape: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 2}
+        turned: dict[str, Any] = {"rotary_pct": 1.0}  # of a head; it becomes a rope parameter
         texts = {
             "openflamingo-neox": transformers.GPTNeoXConfig(
                 **shape,
+                **turned,
                 hidden_size=32,
                 intermediate_size=64,
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 max_position_embeddings=128,
-                rotary_pct=1.0,  # as RedPajama-INCITE has it, and the next
-                use_parallel_residual=False,
+                use_parallel_residual=False,  # as RedPajama-INCITE has it, with the above
                 pad_token_id=1,
             ),
             "openflamingo-mpt": transformers.MptConfig(
@@ -516,7 +517,7 @@ class OpenFlamingoFamily:
         )
         images.save_pretrained(folder)
         save(model.vision_encoder, folder / "clip", image_processor=images)
-        save(model.lang_encoder, folder / "lm", gain=0.5, template="$A")
+        save(model.lang_encoder, folder / "lm", template="$A")
         _draw(model)
         config = {
             "architectures": list(ARCHITECTURES),
@@ -535,12 +536,16 @@ class OpenFlamingoFamily:
 
 
 def _draw(model: OpenFlamingo) -> None:
-    """Draw what is trained; no norm is closed, and no gate, as it would be to begin with."""
+    """Draw what is trained; no norm is closed, and no gate, as it would be to begin with.
+
+    A small table keeps a model whose head is that table from saying its last word again and again.
+    """
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.trained().items():
         drawn = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim >= 2:
-            drawn *= 0.5 * tensor.shape[-1] ** -0.5
+            size = 0.5 if "perceiver" in name or "gated" in name else 0.25
+            drawn *= size * tensor.shape[-1] ** -0.5
         else:
             drawn = 0.1 * drawn + (0.0 if name.endswith("bias") else 1.0)
         tensor.copy_(drawn)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 64  # what tells most tensors of one size apart
 CHUNK_BYTES = 1 << 20
+ALIGNMENT_BYTES = 64  # of what is written again: weights are read where they are mapped
 
 
 @dataclass(slots=True)
@@ -137,6 +138,7 @@ def _keep(file: Path, kept: list[_Piece]) -> None:
     partial = file.with_name(f".{file.name}.partial")
     with partial.open("wb") as stream:
         for piece in kept:
+            stream.seek(-stream.tell() % ALIGNMENT_BYTES, 1)
             start = stream.tell()
             for chunk in _chunks(piece):
                 stream.write(chunk)
