@@ -41,7 +41,7 @@ class _Layer:
     past_value: ir.Value
     present_key: ir.Value
     present_value: ir.Value
-    mask: ir.Value  # [batch, 1, tokens, total]
+    mask: ir.Value  # [batch, 1 or heads, tokens, total]
     scale: float
     out: ir.Value  # [batch, heads, tokens, width]
 
@@ -132,7 +132,8 @@ def _match(past_key: ir.Value, past_value: ir.Value) -> _Layer | None:
     new_key, new_value = concats[0].inputs[1], concats[1].inputs[1]
     if mask is None or new_key is None or new_value is None or _rank(mask) != 4:
         return None
-    if mask.shape is None or mask.shape[1] != 1 or len(tuple(shares.outputs[0].uses())) != 1:
+    own = (1, _heads(scores.inputs[0]))  # one mask for all heads, or one of each (ALiBi)
+    if mask.shape is None or mask.shape[1] not in own or len(tuple(shares.outputs[0].uses())) != 1:
         return None
     return _Layer(
         scores.inputs[0],

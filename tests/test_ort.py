@@ -684,6 +684,37 @@ def test_decoder_with_rotary_is_one_kernel_a_layer(turning: Path) -> None:
             ours.run({**feeds, "attention_mask": mask})
 
 
+def test_heads_with_masks_of_their_own_are_one_kernel_a_layer(tmp_path: Path) -> None:
+    """MPT's fade with distance, each at its slope."""
+    tiny_checkpoint("openflamingo-mpt", tmp_path / "checkpoint")
+    path = export(str(tmp_path / "checkpoint"), tmp_path / "bundle", check=False).path
+    bundle = Bundle.load(path)
+    spec = bundle.spec.component("decoder")
+    ours = ort.ENGINE.open(bundle, "decoder")
+    _, attentions = decoder_operators(path)
+    assert len(attentions) == len(spec.state) // 2
+    portable = bundle.graph_file("decoder")
+    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent, spec))
+    rng = np.random.default_rng(0)
+    widths = {t.name: int(t.shape[-1]) for t in spec.inputs if isinstance(t.shape[-1], int)}
+    media = rng.standard_normal((2, 4, widths["media"])).astype(np.float32)
+    mask = np.ones((2, 20), np.int64)
+    mask[1, :7] = 0
+    for tokens in (20, 1, 1):
+        if tokens == 1:
+            mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        embeds = rng.standard_normal((2, tokens, widths["inputs_embeds"])).astype(np.float32)
+        feeds = {
+            "inputs_embeds": embeds,
+            "attention_mask": mask,
+            "media_index": np.ones((2, tokens), np.int64),
+            "media": media,
+        }
+        found, expected = (graph.run(feeds)["logits"] for graph in (ours, plain))
+        keep = mask[:, -tokens:] == 1
+        np.testing.assert_allclose(found[keep], expected[keep], rtol=1e-4, atol=1e-5)
+
+
 def test_linears_that_share_x_multiply_once(turning: Path, tmp_path: Path) -> None:
     small = quantize(turning, Recipe("int4", keep_slower=True), tmp_path / "int4", check=False)
     spec = small.spec.component("decoder")
