@@ -134,6 +134,49 @@ class Together:
         return self._owners[name].read(name)
 
 
+class Summed:
+    """Weights that were published as what they have more than others: a delta, and its base."""
+
+    def __init__(self, delta: Weights, base: Weights, apart: Iterable[str] = ()) -> None:
+        """Add, when a tensor is read.
+
+        Args:
+            delta: What is added.
+            base: What it is added to. A tensor may have fewer rows: those beyond are the delta's.
+            apart: How names begin that only the delta has.
+        """
+        self._delta, self._base = delta, base
+        theirs, beginnings = base.shapes(), tuple(apart)
+        for name, shape in delta.shapes().items():
+            if name not in theirs and not name.startswith(beginnings):
+                raise CheckpointError(f"the delta's weight {name!r} is missing in its base")
+            other = theirs.get(name, shape)
+            if other[0] > shape[0] or other[1:] != shape[1:]:
+                raise CheckpointError(
+                    f"weight {name!r} is {list(shape)} in the delta and {list(other)} in its base: "
+                    "it belongs to another base"
+                )
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        return self._delta.shapes()
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype of the delta on disk."""
+        return self._delta.dtype(name)
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN; a half-precision sum is rounded to half."""
+        found = self._delta.read(name)
+        if name not in self._base.shapes():
+            return found
+        base = self._base.read(name)
+        found = np.concatenate([found[: len(base)] + base, found[len(base) :]])
+        if self.dtype(name) == "float16":  # as those who published it do
+            found = finite(name, found.astype(np.float16).astype(np.float32))
+        return found
+
+
 class Padded:
     """Weights, some of which get rows of zeros until they have as many as they need."""
 

@@ -22,7 +22,6 @@ import msgspec
 import torch
 import transformers
 
-from vlmedge.errors import CheckpointError
 from vlmedge.spec import (
     Component,
     GenerateTask,
@@ -34,14 +33,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._checkpoint import (
-    eager_float32,
-    read_config,
-    read_generation,
-    read_image_front_end,
-    read_json,
-    read_tokenizer,
-)
+from ._checkpoint import read_generation, read_image_front_end, read_tokenizer
 from ._decoder import EMBED_TOKENS, LM_HEAD, TIED, Decoder, describe_decoder
 from ._family import HubExport
 from ._llava import (
@@ -52,8 +44,8 @@ from ._llava import (
     seen_patches,
     text_front_end,
     tiny_configs,
-    unused_layers,
 )
+from ._llava_v1 import PREFIXES, TOWER, add_marks, open_tower, read_configs, unused
 from ._tiny import save
 from ._weights import Padded, Renamed, Together, Weights, open_weights, open_weights_named
 
@@ -61,23 +53,9 @@ ARCHITECTURES = ("VideoChatGPTLlamaForCausalLM",)
 ALIASES: dict[str, str] = {}
 TINY = ("video-chatgpt", "video-chatgpt-pg")
 
-TOWER = "vision_tower"
 FRAMES = 100  # each has a row of the soft prompt, of zeros before the projector if it is not there
 PATCH, START, END = "<vid_patch>", "<vid_start>", "<vid_end>"
 PARTS = ("video_chatgpt*", "mm_projector*")
-PREFIXES = {
-    "model.mm_projector.": "mm_projector.",
-    "model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
-# of the whole of CLIP, or of its tower alone
-TOWER_PREFIXES = {
-    "vision_model.": f"{TOWER}.",
-    **{
-        f"{part}.": f"{TOWER}.{part}."
-        for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
-    },
-}
 SECOND = "mm_projector.2.weight"
 # what it was trained with, to the letter: the two sentences have no space between them
 SYSTEM = (
@@ -148,24 +126,6 @@ def describe(config: Any, frame: ImageFrontEnd, generation: Generation, patch: i
     )
 
 
-def read_configs(folder: Path) -> Any:
-    """Read what the language model's config.json and the tower's say, as LLaVA's config has it."""
-    if not (folder / TOWER / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no {TOWER}/config.json: put the CLIP that its frames are seen with there"
-        )
-    raw = read_json(folder, "config.json") or {}
-    text = transformers.LlamaConfig.from_dict({**raw, "model_type": "llama"})
-    eager_float32(text)
-    vision = read_config(folder / TOWER, needed=())
-    return SimpleNamespace(
-        text_config=text,
-        vision_config=getattr(vision, "vision_config", vision),
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-
-
 def read_frame_front_end(folder: Path, size: int) -> ImageFrontEnd:
     """Say how a frame becomes pixels: the authors shrink it by the simplest rule of all first."""
     front = read_image_front_end(folder / TOWER, default_front_end(size))
@@ -181,22 +141,12 @@ class VideoChatGpt:
         """Read a checkpoint folder; no weights yet."""
         config = read_configs(folder)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        tokenizer.add_special_tokens([PATCH, START, END])
         parts = [open_weights(folder, allow_pickle=allow_pickle)]
         parts += open_weights_named(folder, PARTS, allow_pickle=allow_pickle)
-        tower = Renamed(
-            open_weights(folder / TOWER, allow_pickle=allow_pickle),
-            {**TOWER_PREFIXES, "": "clip."},
-        )
+        tower = open_tower(folder, allow_pickle=allow_pickle)
         weights: Weights = Together(Renamed(Together(*parts), PREFIXES), tower)
-        words = weights.shapes()[EMBED_TOKENS][0] if EMBED_TOKENS in weights.shapes() else 0
-        patch, last = (tokenizer.token_to_id(token) for token in (PATCH, END))
-        assert patch is not None and last is not None  # they were added
-        if last >= words:
-            raise CheckpointError(
-                f"{folder}: {END} is token {last} of its tokenizer, and the embedding table has "
-                f"{words} rows: put {PARTS[0]}.bin beside it, which brings them"
-            )
+        cure = f"put {PARTS[0]}.bin beside it, which brings them"
+        patch, words = add_marks(folder, tokenizer, weights, (PATCH, START, END), cure)
         config.text_config.vocab_size = words
         weights = Padded(weights, {LM_HEAD: words})
         generation = read_generation(folder, config.text_config)
@@ -218,7 +168,7 @@ class VideoChatGpt:
             tokenizer,
             TIED,
             EMBED_TOKENS,
-            unused=("clip.", f"language_model.model.{TOWER}.", *unused_layers(config)),
+            unused=unused(config),
         )
 
     def tiny(self, name: str, folder: Path) -> Reference:

@@ -142,6 +142,96 @@ def test_preprocessor_and_generation_config_are_read(blip2: Path) -> None:
     assert spec.generation.num_beams == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_delta_is_added_to_its_base(
+    originals: dict[str, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Shikra as it is published: what it has more than LLaMA, whose vocabulary is smaller."""
+    folder = shikra_delta(originals["shikra"], tmp_path / "delta", dtype)
+    merged = load_file(originals["shikra"] / "model.safetensors")
+    export_ = opened(folder)
+    names = {"model.": "language_model.model.", "model.mm_": "mm_", "lm_": "language_model.lm_"}
+    for name, tensor in merged.items():
+        old = max((old for old in names if name.startswith(old)), key=len)
+        read = export_.read(names[old] + name.removeprefix(old))
+        # of halves rounded three times: the base, the delta and their sum
+        room = 2e-6 if dtype == torch.float32 else 6e-3
+        np.testing.assert_allclose(read, tensor.numpy(), atol=room)
+        if dtype == torch.float16:
+            np.testing.assert_array_equal(read, read.astype(np.float16))
+
+
+def test_delta_is_refused_without_its_base_and_with_another(
+    originals: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shikra_delta(originals["shikra"], tmp_path / "delta", torch.float32)
+    shutil.move(folder / "base", tmp_path / "base")
+    with pytest.raises(
+        CheckpointError, match="holds a delta, which is no model without LLaMA: put"
+    ):
+        opened(folder)
+    whole = Path(shutil.copytree(originals["shikra"], tmp_path / "whole"))
+    shutil.copytree(tmp_path / "base", whole / "base")
+    with pytest.raises(CheckpointError, match="holds no delta: take its folder base/ away"):
+        opened(whole)
+    shutil.copytree(tmp_path / "base", folder / "base")
+    edit_weights(folder / "base", lambda w: w.update({"lm_head.weight": torch.zeros(3, 16)}))
+    with pytest.raises(CheckpointError, match=r"'.*lm_head.weight' is \[.*, 32\] in the delta and"):
+        opened(folder)
+    edit_weights(folder / "base", lambda w: w.pop("lm_head.weight"))
+    with pytest.raises(CheckpointError, match="the delta's weight '.*' is missing in its base"):
+        opened(folder)
+
+
+def shikra_delta(whole: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """Take a random base of 3 tokens less from a checkpoint's weights; it lies in base/."""
+    shutil.copytree(whole, folder)
+    generator = torch.Generator().manual_seed(7)
+    base: dict[str, torch.Tensor] = {}
+
+    def subtract(weights: dict[str, torch.Tensor]) -> None:
+        for name, tensor in weights.items():
+            if "mm_projector" not in name:
+                wide = name in ("model.embed_tokens.weight", "lm_head.weight")
+                rows = len(tensor) - 3 * wide
+                noise = 0.01 * torch.randn(tensor[:rows].shape, generator=generator)
+                base[name] = (tensor[:rows] + noise).to(dtype)
+                tensor[:rows] -= base[name].float()
+            weights[name] = tensor.to(dtype)
+
+    edit_weights(folder, subtract)
+    (folder / "base").mkdir()
+    save_file(base, folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        (lambda f: shutil.rmtree(f / "vision_tower"), "has no vision_tower/config.json: put the"),
+        (
+            lambda f: edit_config(
+                f, lambda c: c.update(eos_token_id=9999), "generation_config.json"
+            ),
+            r"its tokenizer has no eos_token_id \[9999\]: download both again",
+        ),
+        (
+            lambda f: edit_weights(
+                f, lambda w: w.update({"model.embed_tokens.weight": torch.zeros(200, 32)})
+            ),
+            r"<im_end> is token \d+ of its tokenizer, and the embedding table has 200 rows",
+        ),
+    ],
+)
+def test_shikra_with_a_part_missing_is_refused(
+    change: Callable[[Path], object], refusal: str, originals: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(originals["shikra"], tmp_path / "shikra"))
+    change(folder)
+    with pytest.raises(CheckpointError, match=refusal):
+        opened(folder)
+
+
 def test_absent_image_token_is_no_obstacle(blip2: Path) -> None:
     edit_config(blip2, lambda c: c.update(image_token_index=None))
     assert opened(blip2).spec.tasks["caption"].image_token_id is None

@@ -45,7 +45,9 @@ LABELS = ["a cat", "a red star", "é", "two boxes"]  # as many as SIZES: FLAVA f
 NEW = 8  # tokens
 Record = Callable[[str, object], None]
 OWN = ("query_tokens", "image_newline")  # parameters of the model itself
-UNPLANNED = {"VideoChatGPTLlamaForCausalLM": "its tower's config is another file"}
+UNPLANNED = dict.fromkeys(
+    ("ShikraLlamaForCausalLM", "VideoChatGPTLlamaForCausalLM"), "its tower's config is another file"
+)
 CLOSE = {"fp16": 0.999, "int8": 0.98, "fp8": 0.9, "int4": 0.8}  # least cosine, on random weights
 
 
@@ -377,7 +379,9 @@ def given(processor: Any, image: Image.Image, task: GenerateTask, text: str) -> 
     text = text.replace("{examples}", "")
     token = str(getattr(processor, "image_token", ""))
     if token:  # it marks the picture's place
-        text = text.replace("{image}", token)
+        writes_nothing_around = isinstance(processor, transformers.LlavaProcessor)
+        shown = task.image_text.alone if writes_nothing_around else token
+        text = text.replace("{image}", shown)
         _, layout, *_ = processor.prepare_inputs_layout(images=image, text=[f"{token}PROBE"])
         if layout[0].count(token) > 1:  # it puts the mark there by itself
             _, layout, *_ = processor.prepare_inputs_layout(images=image, text=["PROBE"])

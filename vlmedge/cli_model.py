@@ -75,6 +75,14 @@ def ask(
         typer.Argument(metavar="IMAGE", help="An image file, a video, or a folder of its frames."),
     ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")],
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--region",
+            metavar="X0,Y0,X1,Y1",
+            help="Stands where the question has {region}: a box, or a point X,Y; pixels.",
+        ),
+    ] = None,
     frames: Frames = None,
     max_tokens: MaxTokens = None,
     num_beams: NumBeams = None,
@@ -92,8 +100,10 @@ def ask(
     """Answer a question about a picture or a video."""
     from vlmedge import console
 
+    regions = [_region(text) for text in region or ()]
     model = console.open_model(bundle, engine, low_memory, allow_fallback)
-    console.write(model, [image], "", question, as_json, frames, **_sampling(context))
+    given = {"regions": regions, **_sampling(context)}
+    console.write(model, [image], "", question, as_json, frames, **given)
 
 
 def classify(
@@ -251,3 +261,13 @@ def search(
 def _sampling(context: typer.Context) -> dict[str, Any]:
     """Take the options of the decode loop out of a command's."""
     return {name: context.params[name] for name in SAMPLING}
+
+
+def _region(text: str) -> tuple[float, ...]:
+    """Read four figures, or two."""
+    from vlmedge.errors import InputError
+
+    try:
+        return tuple(float(figure) for figure in text.split(","))
+    except ValueError:
+        raise InputError(f"region {text!r}: give X0,Y0,X1,Y1, or a point X,Y, in pixels") from None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.spec import ImageFrontEnd
+from vlmedge.square import squared
 
 ImageSource = str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]
 
@@ -372,6 +373,11 @@ def _fit(image: PIL.Image.Image, front: ImageFrontEnd) -> PIL.Image.Image:
         raise InputError(f"image of mode {image.mode}: open it with load_image, which gives RGB")
     width, height = image.size
     _check_size(image.size, "image")
+    if front.square is not None:
+        side = max(image.size)
+        _check_size((side, side), f"image of {width} x {height} pixels, in a square,")
+        image = squared(image, front.square)
+        width = height = side
     new_height, new_width = front.resize_size
     if front.resize == "shortest_edge":
         short, long = sorted(image.size)

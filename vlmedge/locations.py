@@ -10,12 +10,17 @@ they stay numbers. Source: Beyer et al. 2024, arXiv 2407.07726, section 3.2.
 A polygon is x y of its corners; <sep> parts those of one thing, and <poly> </poly> stand around
 them where a name has several things. Source: Xiao et al. 2023, arXiv 2311.06242, and transformers'
 Florence2PostProcessor.
+
+"brackets" are Shikra's: plain figures after the words that they belong to, [x0,y0,x1,y1], parts of
+the side of the square that the picture is filled up to; of several things they are parted by ";".
+A question has a region so too, with three decimals, and a point as [x,y]. Source: Chen et al. 2023,
+arXiv 2306.15195, and the PlainBoxFormatter of github.com/shikras/shikra.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 STEPS = 1023  # that a side is cut into by PaliGemma
@@ -27,6 +32,9 @@ _CODE = re.compile(r"<seg(\d{3})>")
 _NAMED = re.compile(r"([^<]*)((?:<loc_\d+>|<sep>|</?poly>){4,})")
 _PLACE = re.compile(r"<loc_(\d+)>")
 _THINGS = re.compile(r"<poly>(.*?)</poly>")
+_SIDES = r"\d(?:\.\d*)?(?:,\d(?:\.\d*)?){3}"
+_BRACKETS = re.compile(rf"([^\[]*)\[({_SIDES}(?:;{_SIDES})*)\]")
+_SENTENCE_END = re.compile(r"[.!?]\s")
 
 Point = tuple[float, float]
 
@@ -105,11 +113,27 @@ def _polygons(text: str) -> list[Box]:
     return found
 
 
+def _brackets(text: str) -> list[Box]:
+    found = []
+    for words, boxes in _BRACKETS.findall(text):
+        label = _SENTENCE_END.split(words)[-1].strip(" \n.,;:")
+        for box in boxes.split(";"):
+            x0, y0, x1, y1 = (min(float(side), 1.0) for side in box.split(","))
+            found.append(_box(label, (x0, x1), (y0, y1)))
+    return found
+
+
 _PARSERS: Mapping[str, Callable[[str], list[Box]]] = {
     "locations": _locations,
     "boxes": _boxes,
     "polygons": _polygons,
+    "brackets": _brackets,
 }
+
+
+def write(region: Sequence[float]) -> str:
+    """Write a region, x and y in turn, 0 to 1, as "brackets" have it; the only way so far."""
+    return f"[{','.join(f'{side:.3f}' for side in region)}]"
 
 
 def _places(tokens: str) -> list[float]:

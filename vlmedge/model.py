@@ -37,6 +37,7 @@ from vlmedge.tasks import generate as generating
 from vlmedge.tasks import label as labelling
 from vlmedge.tasks import match as matching
 from vlmedge.tasks import paint as painting
+from vlmedge.tasks import regions as pointing
 from vlmedge.tasks import retrieve as retrieving
 from vlmedge.tasks._kept import Kept
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
@@ -44,6 +45,7 @@ from vlmedge.tasks._pipeline import OnError, is_stream, respond
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
 from vlmedge.tasks.paint import Painting
+from vlmedge.tasks.regions import Region
 from vlmedge.tasks.session import Session
 from vlmedge.video import Video
 
@@ -281,6 +283,7 @@ class Model:
         images: Images,
         question: str,
         *,
+        regions: Sequence[Region] = (),
         examples: Sequence[Example] = (),
         first_token: str | None = None,
         seed: int | None = None,
@@ -293,6 +296,7 @@ class Model:
         images: ImageSource | Video,
         question: str,
         *,
+        regions: Sequence[Region] = (),
         examples: Sequence[Example] = (),
         first_token: str | None = None,
         seed: int | None = None,
@@ -304,6 +308,7 @@ class Model:
         images: ImageSource | Video | Images,
         question: str,
         *,
+        regions: Sequence[Region] = (),
         examples: Sequence[Example] = (),
         first_token: str | None = None,
         seed: int | None = None,
@@ -314,6 +319,8 @@ class Model:
         Args:
             images: What to look at.
             question: In plain words; the model's template is put around it.
+            regions: What the question points at, where it has `{region}`, in this order: a box
+                (left, top, right, bottom) or a point (x, y), pixels of the picture.
             examples: Pictures with questions and right answers, read first (few-shot).
             first_token: Takes the place of the question's first token, where the model has an
                 encoder for questions: BLIP's own code has "[ENC]" there, transformers has not.
@@ -322,7 +329,7 @@ class Model:
         """
         name = self._about("ask", images)
         task = generating.ask_task(self._parts, question, first_token, name)
-        return self._write(task, images, question, seed, options, examples)
+        return self._write(task, images, question, seed, options, examples, regions=regions)
 
     def stream(
         self,
@@ -330,6 +337,7 @@ class Model:
         prompt: str = "",
         *,
         question: str | None = None,
+        regions: Sequence[Region] = (),
         task: str = "caption",
         seed: int | None = None,
         **options: Any,
@@ -346,8 +354,12 @@ class Model:
             wiring = generating.caption_task(self._parts, prompt, name)
         else:
             wiring = generating.ask_task(self._parts, question, name=name)
-        soft, grids = generating.seen(self._parts, wiring, [self._parts.open(image)])
-        text = generating.fill(wiring, prompt if question is None else question, grids)
+        said = prompt if question is None else question
+        pointing.check_regions(wiring, said, regions)
+        opened = [self._parts.open(image)]
+        [said] = self._pointed(said, regions, opened)
+        soft, grids = generating.seen(self._parts, wiring, opened)
+        text = generating.fill(wiring, said, grids)
         return generating.stream(self._parts, wiring, soft, text, chosen, seed)
 
     def session(self, image: ImageSource) -> Session:
@@ -395,9 +407,9 @@ class Model:
         """
         name = detecting.usual(self._parts, what) if task is None else task
         wiring = detecting.detect_task(self._parts, name)
-        read = partial(detecting.boxes, self._parts, wiring)
         found: list[list[Box]] = []
         for text in detecting.requests(wiring, name, what):
+            read = partial(detecting.boxes, self._parts, wiring, text)
             answers = self._write(wiring, images, text, None, options, read=read)
             rows = answers if is_images(images) else [answers]
             found = [a + b for a, b in zip(found, rows, strict=True)] if found else rows
@@ -699,6 +711,11 @@ class Model:
         found, grids = generating.seen(self._parts, task, opened)
         return list(zip(examples, grids, strict=True)), [part for seen in found for part in seen]
 
+    def _pointed(self, text: str, regions: Sequence[Region], opened: Sequence[Opened]) -> list[str]:
+        """Write the regions of a question, for each picture by its own size."""
+        front = self._parts.image_front
+        return [pointing.placed(text, regions, picture.size, front) for picture in opened]
+
     def _write(
         self,
         task: GenerateTask,
@@ -708,18 +725,26 @@ class Model:
         given: dict[str, Any],
         examples: Sequence[Example] = (),
         on_error: OnError | None = None,
-        read: Callable[[list[int]], Any] | None = None,
+        read: Callable[[list[int], Opened], Any] | None = None,
+        regions: Sequence[Region] = (),
     ) -> Any:
         """Write about one image, several, or a stream of them; `read` makes sense of the ids."""
         chosen = self._options(given)
         before, shown = self._shown(task, examples)
+        pointing.check_regions(task, text, regions)
 
         def answer(opened: Sequence[Opened]) -> list[Any]:
+            texts = self._pointed(text, regions, opened)
             seen, grids = generating.seen(self._parts, task, opened)
             soft = [[*shown, *each] for each in seen]
-            prompts = [generating.fill(task, text, [grid], before) for grid in grids]
+            prompts = [
+                generating.fill(task, text, [grid], before)
+                for text, grid in zip(texts, grids, strict=True)
+            ]
             ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
-            return [(read or self._parts.tokenizer.text)(row) for row in ids]
+            if read is None:
+                return [self._parts.tokenizer.text(row) for row in ids]
+            return [read(row, picture) for row, picture in zip(ids, opened, strict=True)]
 
         return self._answer(images, answer, on_error)
 

@@ -117,6 +117,8 @@ class ImageFrontEnd(_Data, frozen=True):
         image_mean: One figure a channel, RGB.
         image_std: One figure a channel, RGB.
         tiling: How it is cut before all this, or none.
+        square: The colour that fills a picture up to a square before the resize, RGB, 0..255; the
+            picture stays in the middle. None leaves it as it is.
     """
 
     resize: Literal["exact", "shortest_edge"]
@@ -127,6 +129,7 @@ class ImageFrontEnd(_Data, frozen=True):
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     tiling: Tiling | AnyRes | None = None
+    square: tuple[int, int, int] | None = None
 
 
 class VideoFrontEnd(_Data, frozen=True):
@@ -274,7 +277,12 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
         media: The decoder's input that takes the pictures, where it looks at them beside the text
             and not among it; placeholders are tokens then. None puts them among the text.
         answer: "text", or words among tokens that say where things are, as `vlmedge.locations` has
-            them: "locations" are PaliGemma's; "boxes" and "polygons" are Florence-2's.
+            them: "locations" are PaliGemma's; "boxes" and "polygons" are Florence-2's; "brackets"
+            are Shikra's, in plain figures.
+        named_by: What a box is of: "answer": what the words around it say; "question": what was
+            looked for, whatever words the model puts around it.
+        regions: How a region that a question points at is written where it has `{region}`, or
+            none: the model knows no regions.
         several: What stands between the things that are looked for, where they are named in one
             prompt; none asks for one after the other.
         read: Components from the picture and the text to what the decoder is fed throughout.
@@ -296,7 +304,9 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     image_text: ImageText | None = None
     example: str | None = None
     media: str | None = None
-    answer: Literal["text", "locations", "boxes", "polygons"] = "text"
+    answer: Literal["text", "locations", "boxes", "polygons", "brackets"] = "text"
+    named_by: Literal["answer", "question"] = "answer"
+    regions: Literal["brackets"] | None = None
     several: str | None = None
     read: tuple[str, ...] = ()
     start_ids: tuple[int, ...] = ()

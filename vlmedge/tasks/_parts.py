@@ -58,10 +58,12 @@ class Opened:
     Attributes:
         pieces: Each uint8 [height, width, 3]: its tiles and the whole, or the frames of a video.
         grid: How it is cut.
+        size: (width, height) of the picture, or of a video's frames, as they came, pixels.
     """
 
     pieces: tuple[NDArray[np.uint8], ...]
     grid: Grid
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,14 @@ class Parts:
         if isinstance(image, Video):
             clips = self._video_front
             frames = read_frames(image, clips)
-            return Opened(tuple(fit(frame, clips.frame) for frame in frames), Grid())
+            seen = tuple(fit(frame, clips.frame) for frame in frames)
+            return Opened(seen, Grid(), frames[0].size)
         front = self.image_front
         picture = load_image(image)
         if front.tiling is None:
-            return Opened((fit(picture, front),), Grid())
+            return Opened((fit(picture, front),), Grid(), picture.size)
         pieces, grid = cut(picture, front.tiling, front.resample)
-        return Opened(tuple(fit(piece, front) for piece in pieces), grid)
+        return Opened(tuple(fit(piece, front) for piece in pieces), grid, picture.size)
 
     def ready(self, opened: Sequence[Opened]) -> Pictures:
         """Make pixel_values of pictures that are open."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vlmedge.errors import InputError
 from vlmedge.locations import Box, parse
 from vlmedge.spec import GenerateTask
+from vlmedge.square import out_of_square
 
-from ._parts import Parts
+from ._parts import Opened, Parts
 
 
 def detect_task(parts: Parts, name: str) -> GenerateTask:
@@ -42,10 +44,25 @@ def requests(task: GenerateTask, name: str, what: str | None) -> list[str]:
     return things if task.several is None else [task.several.join(things)]
 
 
-def boxes(parts: Parts, task: GenerateTask, ids: Sequence[int]) -> list[Box]:
-    """Read where things are out of an answer; its location tokens may be special ones."""
+def boxes(
+    parts: Parts, task: GenerateTask, asked: str, ids: Sequence[int], picture: Opened
+) -> list[Box]:
+    """Read where things are out of an answer; its location tokens may be special ones.
+
+    Args:
+        parts: The model.
+        task: Its wiring.
+        asked: What was looked for.
+        ids: Of the answer.
+        picture: Where; a model whose pictures are filled up to squares counts from their corners.
+    """
     generation = parts.bundle.spec.generation
     assert generation is not None
     around = {generation.bos_id, generation.pad_id, *generation.eos_ids}
     text = parts.tokenizer.decode([i for i in ids if i not in around], special=True)
-    return parse(text, task.answer)
+    found = parse(text, task.answer)
+    if task.named_by == "question":
+        found = [replace(box, label=asked) for box in found]
+    if parts.image_front.square is None:
+        return found
+    return [box for each in found if (box := out_of_square(each, picture.size)) is not None]

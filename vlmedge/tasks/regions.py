@@ -1,0 +1,81 @@
+"""Regions in a question: what the user points at on the picture, in the model's own writing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from vlmedge.errors import InputError
+from vlmedge.locations import write
+from vlmedge.spec import GenerateTask, ImageFrontEnd
+from vlmedge.square import into_square
+
+PLACE = "{region}"
+
+Region = Sequence[float]
+"""(left, top, right, bottom) of a box, or (x, y) of a point; pixels of the picture."""
+
+
+def check_regions(task: GenerateTask, question: str, regions: Sequence[Region]) -> None:
+    """Refuse regions that a model, or its question, has no place for.
+
+    Raises:
+        InputError: The model knows none; there are more or fewer than places; or one is none.
+    """
+    if not regions and task.regions is None:
+        return  # and the question may hold any words
+    if task.regions is None:
+        raise InputError("this model takes no regions: say in words where to look")
+    places = question.count(PLACE)
+    if places != len(regions):
+        raise InputError(
+            f"question with {places} places {PLACE} for {len(regions)} regions: "
+            f"put a {PLACE} where each belongs"
+        )
+    for region in regions:
+        if len(region) not in (2, 4) or not all(map(math.isfinite, region)):
+            raise InputError(
+                f"region {_text(region)}: give left, top, right and bottom, or x and y, in pixels"
+            )
+        if len(region) == 4 and (region[0] >= region[2] or region[1] >= region[3]):
+            raise InputError(
+                f"region {_text(region)}: left must be below right, and top below bottom"
+            )
+
+
+def placed(
+    question: str, regions: Sequence[Region], size: tuple[int, int], front: ImageFrontEnd
+) -> str:
+    """Write regions where a question has their places.
+
+    Args:
+        question: With a `{region}` for each, as `check_regions` has found.
+        regions: In the same order.
+        size: (width, height) of the picture, pixels.
+        front: Whether the model counts from the picture's own corner, or from its square's.
+
+    Raises:
+        InputError: A region is beside the picture.
+    """
+    if not regions:
+        return question
+    width, height = size
+    made = []
+    for region in regions:
+        xs, ys = region[::2], region[1::2]
+        if xs[-1] < 0 or ys[-1] < 0 or xs[0] > width or ys[0] > height:
+            raise InputError(
+                f"region {_text(region)} is beside the picture of {width} x {height} pixels: "
+                "count from its upper left corner"
+            )
+        inside = [min(max(s, 0), height if i % 2 else width) for i, s in enumerate(region)]
+        if front.square is not None:
+            made.append(write(into_square(inside, size)))
+        else:
+            made.append(write([s / (height if i % 2 else width) for i, s in enumerate(inside)]))
+    first, *rest = question.split(PLACE)
+    return first + "".join(text + after for text, after in zip(made, rest, strict=True))
+
+
+def _text(region: Region) -> str:
+    return ",".join(f"{side:g}" for side in region)
