@@ -218,7 +218,7 @@ class Shikra:
         )
         model = transformers.LlavaForConditionalGeneration(config)
         model.generation_config.max_new_tokens = 24
-        white = {
+        white: dict[str, Any] = {
             "size": {"shortest_edge": 32},
             "crop_size": {"height": 32, "width": 32},
             "image_mean": (1.0, 1.0, 1.0),
@@ -254,6 +254,7 @@ def _write_parts(model: transformers.LlavaForConditionalGeneration, folder: Path
     from safetensors.torch import save_file
 
     inner: Any = model.model
+    text: Any = model.config.text_config
     parts = {f"model.{name}": p for name, p in inner.language_model.state_dict().items()}
     first = inner.multi_modal_projector.linear_1.state_dict()
     parts |= {f"model.mm_projector.{name}": p for name, p in first.items()}
@@ -261,7 +262,7 @@ def _write_parts(model: transformers.LlavaForConditionalGeneration, folder: Path
     save_file(parts, folder / "model.safetensors", metadata={"format": "pt"})
     inner.vision_tower.save_pretrained(folder / TOWER)
     written = {
-        **model.config.text_config.to_dict(),
+        **text.to_dict(),
         "architectures": list(ARCHITECTURES),
         "model_type": "shikra",
         "mm_vision_tower": "openai/clip-vit-large-patch14",

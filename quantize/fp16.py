@@ -183,6 +183,9 @@ def _retype(node: ir.Node) -> None:
     """Change what a node's attributes say about float32."""
     if node.op_type == "Cast" and node.attributes.get_int("to", 0) == int(FLOAT):
         node.attributes["to"] = ir.AttrInt64("to", int(HALF))
+    elif node.op_type == "ConstantOfShape" and "value" not in node.attributes:
+        zero = ir.tensor(np.zeros(1, np.float16))  # without a value it is a float32 zero
+        node.attributes["value"] = ir.AttrTensor("value", zero)
     elif node.op_type in ("ConstantOfShape", "Constant") and "value" in node.attributes:
         tensor = node.attributes["value"].as_tensor()
         if tensor.dtype == FLOAT:
