@@ -1471,7 +1471,8 @@ class _Nothing:
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from importlib import import_module
 from pathlib import Path
 from vlmedge.registry import ENGINES, FAMILIES
