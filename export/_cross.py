@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import EncoderDecoderCache
 
 from vlmedge.spec import Component, TensorSpec
 
-from ._family import state_pairs
+from ._family import cache_of, state_pairs
 
 
 def cross_specs(
@@ -111,13 +111,7 @@ def filled_cache(
     past: Sequence[torch.Tensor], cross: Sequence[torch.Tensor]
 ) -> EncoderDecoderCache:
     """Make a cache whose cross-attention is known, so that no layer computes it again."""
-    caches = []
-    for tensors in (past, cross):
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
-            cache.update(key, value, layer)
-        caches.append(cache)
-    both = EncoderDecoderCache(*caches)
+    both = EncoderDecoderCache(cache_of(past), cache_of(cross))
     both.is_updated = dict.fromkeys(range(len(cross) // 2), True)
     return both
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.cache_utils import DynamicCache
 
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, TensorSpec
 
-from ._family import cache_argument, state_pairs
+from ._family import cache_argument, cache_of, cached, state_pairs
 
 EMBED_TOKENS = "language_model.model.embed_tokens.weight"
 LM_HEAD = "language_model.lm_head.weight"
@@ -44,9 +43,7 @@ class Decoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Read on; `together`, bool [batch, 1, tokens, total], lets some look ahead."""
         tokens = inputs_embeds.shape[1]
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(key, value, layer)
+        cache = cache_of(past)
         # over real tokens only, so that left padding does not shift them
         position_ids = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
         position_ids = position_ids + self._first_position
@@ -72,9 +69,7 @@ class Decoder(torch.nn.Module):
             use_cache=True,
             **cache_argument(self.language_model, cache),
         )
-        layers: Any = cache.layers
-        present = [t for layer in layers for t in (layer.keys, layer.values)]
-        return out.logits, present
+        return out.logits, cached(cache)
 
 
 class PrefixDecoder(Decoder):

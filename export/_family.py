@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import tokenizers
 import torch
+from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from vlmedge.adapter import Weighted
@@ -157,6 +158,20 @@ def cache_argument(module: torch.nn.Module, cache: object) -> dict[str, Any]:
     """Name a cache as the installed transformers does: `cache` from 5.24 on."""
     known = inspect.signature(module.forward).parameters
     return {"cache" if "cache" in known else "past_key_values": cache}
+
+
+def cache_of(past: Sequence[torch.Tensor]) -> DynamicCache:
+    """Fill a cache with keys and values of its layers, in turn, [batch, heads, past, width]."""
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
+        cache.update(key, value, layer)
+    return cache
+
+
+def cached(cache: DynamicCache) -> list[torch.Tensor]:
+    """Return keys and values of a cache's layers, in turn, [batch, heads, total, width]."""
+    layers: Any = cache.layers
+    return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
 
 
 def state_pairs(layers: int) -> tuple[tuple[str, str], ...]:

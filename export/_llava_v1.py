@@ -29,14 +29,12 @@ PREFIXES = {
     "model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
-# of the whole of CLIP, or of its tower alone
-TOWER_PREFIXES = {
-    "vision_model.": f"{TOWER}.",
-    **{
-        f"{part}.": f"{TOWER}.{part}."
-        for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
-    },
-}
+
+
+def tower_prefixes(tower: str) -> dict[str, str]:
+    """Say how the names of a CLIP begin, the whole or its tower alone; all else is "clip."."""
+    parts = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
+    return {"vision_model.": f"{tower}.", **{f"{p}.": f"{tower}.{p}." for p in parts}, "": "clip."}
 
 
 def read_configs(folder: Path) -> Any:
@@ -61,7 +59,7 @@ def read_configs(folder: Path) -> Any:
 def open_tower(folder: Path, *, allow_pickle: bool) -> Weights:
     """Find the tower's weights; what is not the tower's, of a whole CLIP, is called "clip."."""
     found = open_weights(folder / TOWER, allow_pickle=allow_pickle)
-    return Renamed(found, {**TOWER_PREFIXES, "": "clip."})
+    return Renamed(found, tower_prefixes(TOWER))
 
 
 def unused(config: Any) -> tuple[str, ...]:

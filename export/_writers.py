@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.cache_utils import DynamicCache
 
 from vlmedge.spec import Component, GenerateTask, TensorSpec
 
 from . import _decoder, _qformer, _t5
-from ._family import cache_argument, causal_mask, state_pairs
+from ._family import cache_argument, cache_of, cached, causal_mask, state_pairs
 from ._tiny import VOCABULARY
 from ._torch import Build
 from ._weights import Weights
@@ -59,9 +58,7 @@ class OptDecoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Read [batch, tokens, width] and give logits [batch, tokens, vocabulary] and the cache."""
         tokens = inputs_embeds.shape[1]
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(key, value, layer)
+        cache = cache_of(past)
         # OPT counts positions over real tokens only, so left padding does not shift them
         position_ids = (attention_mask.cumsum(1) * attention_mask - 1)[:, -tokens:]
         out = self.language_model(
@@ -71,9 +68,7 @@ class OptDecoder(torch.nn.Module):
             use_cache=True,
             **cache_argument(self.language_model, cache),
         )
-        layers: Any = cache.layers
-        present = [t for layer in layers for t in (layer.keys, layer.values)]
-        return out.logits, present
+        return out.logits, cached(cache)
 
 
 def describe_opt(config: Any) -> Component:

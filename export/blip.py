@@ -35,7 +35,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._cross import CrossKV, cross_specs, filled_cache, padding_mask
-from ._family import HubExport, cache_argument, causal_mask, state_pairs
+from ._family import HubExport, cache_argument, cached, causal_mask, state_pairs
 from ._tiny import VOCABULARY, save
 from ._torch import Build
 from ._weights import open_weights
@@ -215,8 +215,7 @@ class Decoder(torch.nn.Module):
             use_cache=True,
             **cache_argument(self.text_decoder, cache),
         )
-        layers: Any = cache.self_attention_cache.layers
-        return out.logits, [t for layer in layers for t in (layer.keys, layer.values)]
+        return out.logits, cached(cache.self_attention_cache)
 
 
 class AnswerDecoder(Decoder):

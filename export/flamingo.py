@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.cache_utils import DynamicCache
 
 from vlmedge.errors import CheckpointError
 from vlmedge.image import front_end
@@ -34,7 +33,7 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport, cache_argument, causal_mask
+from ._family import HubExport, cache_argument, cache_of, cached, causal_mask
 from ._media import ENCODE, MEDIA, components, describe_decoder, visible
 from ._tiny import VOCABULARY, save
 from ._weights import Joined, Weights, open_weights
@@ -150,9 +149,7 @@ class Decoder(torch.nn.Module):
             past: The cache.
         """
         tokens = inputs_embeds.shape[1]
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(key, value, layer)
+        cache = cache_of(past)
         positions = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
         mask = causal_mask(attention_mask, tokens)
         shut, sees = visible(media_index, media.shape[1], self._latents)
@@ -166,9 +163,7 @@ class Decoder(torch.nn.Module):
             named = cache_argument(layer, cache)
             hidden = layer(hidden, attention_mask=mask, position_ids=positions, **named)
         logits = self.lm_head(self.model.norm(hidden))
-        layers: Any = cache.layers
-        present = [t for layer in layers for t in (layer.keys, layer.values)]
-        return logits, present
+        return logits, cached(cache)
 
 
 def _look(

@@ -41,7 +41,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._cross import CrossKV, encoder_decoder, filled_cache, nest, padding_mask
-from ._family import HubExport, cache_argument, causal_mask
+from ._family import HubExport, cache_argument, cached, causal_mask
 from ._tiny import free_id, save
 from ._weights import Weights, open_weights
 
@@ -200,8 +200,7 @@ class Decoder(torch.nn.Module):
                 encoder_attention_mask=looked_at,
                 **cache_argument(layer, cache),
             )
-        kept: Any = cache.self_attention_cache.layers
-        return self.lm_head(states), [t for layer in kept for t in (layer.keys, layer.values)]
+        return self.lm_head(states), cached(cache.self_attention_cache)
 
 
 BUILDS = {

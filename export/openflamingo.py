@@ -61,8 +61,9 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._decoder import check_language_model
-from ._family import HubExport, causal_mask
+from ._family import HubExport, cache_of, cached, causal_mask
 from ._llava import VisionEncoder, default_front_end, seen_patches, unused_layers
+from ._llava_v1 import tower_prefixes
 from ._media import ENCODE, MEDIA, components, describe_decoder, visible
 from ._openflamingo_model import (
     END,
@@ -85,15 +86,6 @@ TINY = ("openflamingo-neox", "openflamingo-mpt")
 TOWER, LM = "vision_encoder", "lang_encoder"
 GATED, HEAD = f"{LM}.gated_cross_attn_layers", f"{LM}.lm_head.weight"
 SPARE = ("clip.", "open_clip.", "tied.")  # text sides, the frozen tower, heads that are the table
-# of the whole of CLIP, or of its tower alone
-TOWER_PREFIXES = {
-    "vision_model.": f"{TOWER}.",
-    **{
-        f"{part}.": f"{TOWER}.{part}."
-        for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
-    },
-    "": "clip.",
-}
 CHECKPOINT = "checkpoint.pt"
 CAPTION, ASK = "{image}Output:{prompt}", "{image}Question:{question} Short answer:"
 
@@ -175,9 +167,7 @@ class Decoder(torch.nn.Module, ABC):
                 [batch, media, 2 * inner * layers].
             past: The cache.
         """
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(key, value, layer)
+        cache = cache_of(past)
         run = self.prepare(inputs_embeds, attention_mask, cache)
         shut, sees = visible(media_index, media.shape[1], self._latents)
         gated = self.lang_encoder.gated_cross_attn_layers
@@ -188,8 +178,7 @@ class Decoder(torch.nn.Module, ABC):
                 hidden = gated[str(number)](hidden, next(pairs), next(pairs), shut, sees)
             hidden = run(layer, hidden)
         logits = self.lang_encoder.lm_head(getattr(self.body, self._names.norm)(hidden))
-        kept: Any = cache.layers
-        return logits, [tensor for layer in kept for tensor in (layer.keys, layer.values)]
+        return logits, cached(cache)
 
 
 class NeoxDecoder(Decoder):
@@ -442,7 +431,7 @@ class OpenFlamingoFamily:
         head = "tied." if text.tie_word_embeddings else f"{LM}.lm_head."
         table = f"{LM}.{names.body}.{names.table}.weight"
         weights: Weights = Together(
-            Renamed(open_weights(clip, allow_pickle=allow_pickle), TOWER_PREFIXES),
+            Renamed(open_weights(clip, allow_pickle=allow_pickle), tower_prefixes(TOWER)),
             Renamed(
                 open_weights(lm, allow_pickle=allow_pickle),
                 {"embed_out.": head, "lm_head.": head, "": f"{LM}."},

@@ -41,7 +41,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._cross import encoder_decoder, filled_cache, nest, padding_mask, split_heads
-from ._family import HubExport, cache_argument
+from ._family import HubExport, cache_argument, cached
 from ._tiny import VOCABULARY, free_id, save
 from ._weights import Renamed, Weights, open_weights
 
@@ -232,8 +232,7 @@ class Decoder(torch.nn.Module):
         logits = self.lm_head(out.last_hidden_state)
         if self._cap is not None:
             logits = torch.tanh(logits / self._cap) * self._cap
-        layers: Any = cache.self_attention_cache.layers
-        return logits, [t for layer in layers for t in (layer.keys, layer.values)]
+        return logits, cached(cache.self_attention_cache)
 
 
 def _scores(allowed: torch.Tensor) -> torch.Tensor:
