@@ -7,6 +7,7 @@ that its weights take. Its vocabulary projection is int8: errors there choose th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -24,9 +25,18 @@ OPSET = 21  # the first whose DequantizeLinear has blocks
 ENCODERS = Static(Int8Columns(), INT8_LEVELS, noisy=True, timed=True)
 
 
+@dataclass(frozen=True)
 class Int4:
-    """The scheme `int4`."""
+    """The scheme `int4`.
 
+    Attributes:
+        blocks: Weights of a column that share a scale, in order of preference.
+        awq: Whether what the calibration saw scales and weighs the weights; without it each block
+            takes the scale of the least plain error. For benchmarks/blocks.py.
+    """
+
+    blocks: tuple[int, ...] = BLOCKS
+    awq: bool = True
     timed = True
     table = "int8"
 
@@ -46,18 +56,18 @@ class Int4:
         """Round every Linear; see `Scheme.rewrite`."""
         if not component.state:
             return ENCODERS.rewrite(component, model, stats, keep)
-        stats = dict(stats)
+        stats = dict(stats) if self.awq else {}
         chosen = [linear for linear in linears(model) if keep.get(linear.name) != FLOAT]
         finer = _vocabulary(component, model) | {n for n, to in keep.items() if to == "int8"}
         for group in groups(chosen):
             name = str(group.x.name)
-            form = _form(group.linears[0], finer)
+            form = self._form(group.linears[0], finer)
             if name in stats and isinstance(form, Int4Blocks):
                 scale = smooth(group, stats[name], form, None)
                 if scale is not None:
                     stats |= group.divided(stats, scale)
         for linear in chosen:
-            shrink(model.graph, linear, _form(linear, finer), importance(stats, linear))
+            shrink(model.graph, linear, self._form(linear, finer), importance(stats, linear))
         model.opset_imports[""] = max(model.opset_imports[""] or OPSET, OPSET)
         return []
 
@@ -69,8 +79,18 @@ class Int4:
             return ENCODERS.harms(component, model, stats)
         head = _vocabulary(component, model)
         return {
-            linear.name: harm(linear, stats, _form(linear, head), None) for linear in linears(model)
+            linear.name: harm(linear, stats, self._form(linear, head), None)
+            for linear in linears(model)
         }
+
+    def _form(self, linear: Linear, finer: set[str]) -> Format:
+        """Choose a weight's numbers; rows that no block divides are int8."""
+        if linear.name in finer:
+            return Int8Columns()
+        for block in self.blocks:
+            if linear.shape[0] % block == 0:
+                return Int4Blocks(block)
+        return Int8Columns()
 
 
 SCHEME = Int4()
@@ -80,13 +100,3 @@ def _vocabulary(component: Component, model: ir.Model) -> set[str]:
     """Name the weight that gives the logits."""
     outputs = {value.name for value in model.graph.outputs}
     return {linear.name for linear in linears(model) if linear.node.outputs[0].name in outputs}
-
-
-def _form(linear: Linear, finer: set[str]) -> Format:
-    """Choose a weight's numbers; rows that no block divides are int8."""
-    if linear.name in finer:
-        return Int8Columns()
-    for block in BLOCKS:
-        if linear.shape[0] % block == 0:
-            return Int4Blocks(block)
-    return Int8Columns()

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from vlmedge.spec import Component
 
-from ._ort_match import producer, scalar
+from ._ort_match import factored, producer
 from ._ort_rotary import Turn, unturned
 
 CONTRIB = "com.microsoft"
@@ -118,12 +118,12 @@ def _match(past_key: ir.Value, past_value: ir.Value) -> _Layer | None:
     if scores is None or mixed is None or scores.inputs[0] is None:
         return None
     scale, value = 1.0, scores.outputs[0]
-    scaled = _only_user(value, "Mul")
+    scaled = _only_user(value, "Mul") or _only_user(value, "Div")
     if scaled is not None:
-        factor = scaled.inputs[1 - list(scaled.inputs).index(value)]
-        if factor is None or factor.const_value is None or factor.const_value.size != 1:
+        found = factored(scaled)
+        if found is None or found[0] is not value:
             return None
-        scale, value = float(factor.const_value.numpy().ravel()[0]), scaled.outputs[0]
+        scale, value = found[1], scaled.outputs[0]
     masked = _only_user(value, "Add")
     shares = None if masked is None else _only_user(masked.outputs[0], "Softmax")
     if masked is None or shares is None or mixed.inputs[0] is not shares.outputs[0]:
@@ -300,10 +300,9 @@ def _replace(
 
 def _unscaled(query: ir.Value, scale: float) -> tuple[ir.Value, float]:
     """Let the kernel do a query's own scaling: OPT multiplies before it splits the heads."""
-    node = producer(query, "Mul")
-    for x, factor in () if node is None else (node.inputs, node.inputs[::-1]):
-        if x is not None and (found := scalar(factor)) is not None:
-            return x, scale * found
+    found = factored(producer(query))
+    if found is not None:
+        return found[0], scale * found[1]
     return query, scale
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ._ort_fusion import Fusion, tally
-from ._ort_match import producer, reader, scalar
+from ._ort_match import factored, producer, reader, scalar
 
 CONTRIB = "com.microsoft"
 LONG = 512  # tokens from which on MultiHeadAttention is taken
@@ -62,7 +62,7 @@ class _Attention:
     query: _Heads
     key: _Heads
     value: _Heads
-    mask: ir.Value | None
+    mask: ir.Value | None  # added to the scores; one row may be for all queries
     scale: float
     last: ir.Node  # makes [batch, tokens, heads * width]
 
@@ -87,6 +87,7 @@ def fuse_bidirectional(model: ir.Model, version: tuple[int, ...]) -> Fusion:
     if len(left) < len(shares):
         model.opset_imports[""] = max(OPSET, model.opset_imports.get("", 0))
         model.opset_imports[CONTRIB] = 1
+        graph.sort()
     return tally("attentions", len(shares), left)
 
 
@@ -119,7 +120,7 @@ def _match(shares: ir.Node) -> _Attention | str:
     if len({(part.heads, part.width) for part in (query, key)}) != 1 or values.heads != query.heads:
         return "heads of queries, keys and values differ"
     if mask is not None and not _covers(mask, query.flat, key.flat):
-        return f"its mask is {mask.shape}: it must have a row for every query"
+        return f"its mask is {mask.shape}, not of its queries and keys"
     turned = reader(mixed.outputs[0], "Transpose")
     if turned is None or _order(turned) != HEADS_OUTSIDE:
         return "its heads are not joined again"
@@ -133,13 +134,8 @@ def _match(shares: ir.Node) -> _Attention | str:
 def _scores(value: ir.Value | None) -> tuple[ir.Node, float] | None:
     """Return the product of queries and keys, and the number that it is multiplied by."""
     scale = 1.0
-    scaled = producer(value, "Mul")
-    if scaled is not None:
-        numbers = [scalar(v) for v in scaled.inputs]
-        if (numbers[0] is None) == (numbers[1] is None):
-            return None
-        value = scaled.inputs[0] if numbers[0] is None else scaled.inputs[1]
-        scale = next(n for n in numbers if n is not None)
+    if (found := factored(producer(value))) is not None:
+        value, scale = found
     product = producer(value, "MatMul")
     if product is None or reader(product.outputs[0]) is None:
         return None
@@ -190,14 +186,41 @@ def _third(part: ir.Node) -> _Heads | None:
 
 
 def _covers(mask: ir.Value, query: ir.Value, key: ir.Value) -> bool:
-    """Tell whether the kernel takes a mask: it repeats one for rows and heads, not for queries."""
+    """Tell whether the kernel takes a mask, once it has a row for every query (`_a_row_each`)."""
     shape = _shape(mask)
     return (
         mask.dtype in (None, ir.DataType.FLOAT)
         and len(shape) in (2, 3, 4)
-        and shape[-2:] == [_shape(query)[1], _shape(key)[1]]
+        and shape[-2] in (1, _shape(query)[1])
+        and shape[-1] == _shape(key)[1]
         and (len(shape) < 4 or shape[0] in (1, _shape(query)[0]))
     )
+
+
+def _a_row_each(graph: ir.Graph, mask: ir.Value, query: ir.Value) -> ir.Value:
+    """Repeat a mask for queries, once for all layers: the kernel does so for rows and heads alone.
+
+    Padding is hidden from all queries alike, so BERT's mask is [batch, 1, 1, tokens].
+    """
+    tokens = _shape(query)[1]
+    if _shape(mask)[-2] == tokens:
+        return mask
+    name = f"{mask.name}.for.{tokens}"
+    for use in mask.uses():
+        if use.node.name == name:
+            return use.node.outputs[0]
+    span = [ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)]
+    count = ir.Node("", "Shape", [query], span, name=f"{name}.count")
+    one = ir.Value(name=f"{name}.one", const_value=ir.tensor(np.array([1])))
+    graph.register_initializer(one)
+    sizes = ir.Node(
+        "", "Concat", [count.outputs[0], one], [ir.AttrInt64("axis", 0)], name=f"{name}.sizes"
+    )
+    node = ir.Node("", "Expand", [mask, sizes.outputs[0]], name=name)
+    node.outputs[0].name, node.outputs[0].type = name, mask.type
+    node.outputs[0].shape = ir.Shape([*_shape(mask)[:-2], tokens, _shape(mask)[-1]])
+    graph.extend([count, sizes, node])
+    return node.outputs[0]
 
 
 def _shape(value: ir.Value) -> list[int | str | None]:
@@ -227,7 +250,8 @@ def _replace(graph: ir.Graph, found: _Attention, thirds: dict[int, list[ir.Value
         node = ir.Node(CONTRIB, "MultiHeadAttention", inputs, told, name=name)
     else:
         told = [ir.AttrInt64("q_num_heads", heads), ir.AttrInt64("kv_num_heads", heads), scale]
-        inputs = inputs if found.mask is None else [*inputs, found.mask]
+        if found.mask is not None:
+            inputs = [*inputs, _a_row_each(graph, found.mask, found.query.flat)]
         node = ir.Node("", "Attention", inputs, told, name=name)
     old, new = found.last.outputs[0], node.outputs[0]
     new.name, new.type, new.shape = old.name, old.type, old.shape

@@ -19,6 +19,8 @@ import onnx_ir as ir
 from vlmedge.contracts import Array
 from vlmedge.spec import Component
 
+from ._ort_match import factored
+
 CONTRIB = "com.microsoft"
 CACHED, PLAIN = "GroupQueryAttention", "MultiHeadAttention"
 MASK = 10  # which of GroupQueryAttention's inputs is the mask
@@ -129,10 +131,10 @@ def _match(softmax: ir.Node) -> _Attention | None:
             return None
         product = _maker(inner[0])
     if product is not None and product.op_type in ("Mul", "Div"):
-        factored = _factored(product)
-        if factored is None or not _is_alone(product.outputs[0]):
+        scaled = factored(product)
+        if scaled is None or not _is_alone(product.outputs[0]):
             return None
-        scale, product = factored[1], _maker(factored[0])
+        scale, product = scaled[1], _maker(scaled[0])
     if product is None or product.op_type != "MatMul" or not _is_alone(product.outputs[0]):
         return None
     query, turned = product.inputs
@@ -140,11 +142,11 @@ def _match(softmax: ir.Node) -> _Attention | None:
     if query is None or turned is None or value is None:
         return None
     maker = _maker(turned)
-    if maker is not None and maker.op_type == "Mul":
-        factored = _factored(maker)
-        if factored is None:
+    if maker is not None and maker.op_type in ("Mul", "Div"):
+        scaled = factored(maker)
+        if scaled is None:
             return None
-        turned, scale = factored[0], scale * factored[1]
+        turned, scale = scaled[0], scale * scaled[1]
         maker = _maker(turned)
     if maker is None or maker.op_type != "Transpose" or maker.inputs[0] is None:
         return None
@@ -402,25 +404,11 @@ def _leave(
     old.replace_all_uses_with(back)
 
 
-def _factored(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Return what a node multiplies or divides by one number, and the factor."""
-    for index, value in enumerate(node.inputs):
-        other = node.inputs[1 - index]
-        tensor = None if value is None else value.const_value
-        if tensor is None or tensor.size != 1 or other is None:
-            continue
-        factor = float(tensor.numpy().ravel()[0])
-        if node.op_type == "Div":
-            return (other, 1 / factor) if index == 1 and factor else None
-        return other, factor
-    return None
-
-
 def _is_product(node: ir.Node | None) -> bool:
     """Tell whether a node makes scores: a product, scaled or not."""
     if node is not None and node.op_type in ("Mul", "Div"):
-        factored = _factored(node)
-        node = None if factored is None else _maker(factored[0])
+        scaled = factored(node)
+        node = None if scaled is None else _maker(scaled[0])
     return node is not None and node.op_type == "MatMul"
 
 

@@ -24,3 +24,17 @@ def reader(value: ir.Value, op_type: str | None = None) -> ir.Node | None:
         return None
     node = next(iter(users))
     return node if op_type in (None, node.op_type) else None
+
+
+def factored(node: ir.Node | None) -> tuple[ir.Value, float] | None:
+    """Return what a node multiplies or divides by one number, and the factor."""
+    if node is None or node.op_type not in ("Mul", "Div") or node.domain:
+        return None
+    one, other = node.inputs
+    number = scalar(other)
+    if one is not None and number is not None:
+        if node.op_type == "Mul":
+            return one, number
+        return (one, 1 / number) if number else None
+    number = scalar(one)
+    return (other, number) if node.op_type == "Mul" and other and number is not None else None

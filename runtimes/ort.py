@@ -46,7 +46,7 @@ TURN = b"turn.0.row"  # in a lowered graph: the kernel counts positions by itsel
 # What a graph holds that can be lowered: quantized weights, fp16's, attention.
 MARKS = (b"DequantizeLinear", b".float16", b"Softmax")
 CAPACITY_MIN = 64  # positions of a new cache
-LOWERING = 8  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
+LOWERING = 9  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 # What ONNX Runtime fuses to kernels that are slower than what they replace: at [197, 768] Add and
 # LayerNormalization take 0.16 ms, SkipLayerNormalization 0.76.

@@ -625,6 +625,16 @@ def test_scheme_keeps_every_component_close(
         assert result.cosine >= CLOSE[scheme], result
 
 
+def test_caches_are_in_place(case: Case) -> None:
+    """No step copies a cache, but where a prompt's tokens look ahead, which no kernel does."""
+    for component in case.model.bundle.spec.components:
+        if not component.state or any(i.name == "token_type_ids" for i in component.inputs):
+            continue
+        graph: Any = case.model.graphs[component.name]
+        (cached,) = [one for one in graph.fusions if one["kind"] == "cached attentions"]
+        assert cached["done"] == cached["total"] == len(component.state) // 2, cached["left"]
+
+
 def test_benchmark_runs_every_component(case: Case) -> None:
     found = Side(case.model.bundle, None, "ort").round()
     ran = {name.split()[0] for name in found["components_ms"]}

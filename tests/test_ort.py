@@ -318,11 +318,19 @@ def test_graph_that_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> N
 MASKS: dict[str, list[int | str] | None] = {
     "none": None,
     "square": ["batch", 1, 5, 5],
-    "row": ["batch", 1, 1, 5],  # which the kernel does not repeat
+    "row": ["batch", 1, 1, 5],
+    "column": ["batch", 1, 5, 1],
 }
 
 
-def tower(*, int8: bool, mask: str = "none", whole: bool = True, packed: bool = False) -> ir.Model:
+def tower(
+    *,
+    int8: bool,
+    mask: str = "none",
+    whole: bool = True,
+    packed: bool = False,
+    divides: bool = False,
+) -> ir.Model:
     """One layer of an image tower: attention of 2 heads, then two Linears around a gate.
 
     Args:
@@ -330,6 +338,7 @@ def tower(*, int8: bool, mask: str = "none", whole: bool = True, packed: bool = 
         mask: Of `MASKS`.
         whole: Queries are as they come, not changed after their heads are split.
         packed: One Linear makes queries, keys and values.
+        divides: Scores are divided, by 4, where they are multiplied by 1/4 else.
     """
     shape = MASKS[mask]
     masks = [] if shape is None else [("mask", FLOAT, shape)]
@@ -365,7 +374,8 @@ def tower(*, int8: bool, mask: str = "none", whole: bool = True, packed: bool = 
     if not whole:
         query = made.add("Tanh", query)
     scores = made.add("MatMul", query, key)
-    scores = made.add("Mul", scores, made.constant(np.array(0.25, np.float32)))
+    operator, number = ("Div", 4) if divides else ("Mul", 0.25)
+    scores = made.add(operator, scores, made.constant(np.array(number, np.float32)))
     if masks:
         scores = made.add("Add", scores, made.inputs["mask"])
     mixed = made.add("MatMul", made.add("Softmax", scores, axis=-1), value)
@@ -406,7 +416,7 @@ def test_queries_keys_and_values_of_one_linear_are_parted_once(tmp_path: Path, i
     assert error < (0.03 if int8 else 1e-6) * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("mask", ["none", "square"])
+@pytest.mark.parametrize("mask", ["none", "square", "row"])
 @pytest.mark.parametrize("int8", [True, False])
 def test_towers_attention_and_gate_are_fused(tmp_path: Path, int8: bool, mask: str) -> None:
     bundle, feeds = tower_bundle(tmp_path, tower(int8=int8, mask=mask), mask)
@@ -440,10 +450,17 @@ def test_queries_keys_and_values_are_quantized_once(tmp_path: Path) -> None:
     assert kernels["DynamicQuantizeMatMul"] == 2
 
 
+def test_scores_may_be_divided_by_a_number(tmp_path: Path) -> None:
+    bundle, feeds = tower_bundle(tmp_path, tower(int8=False, divides=True))
+    graph, expected = open_encoder(bundle), portable(bundle, feeds)
+    assert fusions(graph)["attentions"] == "1/1"
+    np.testing.assert_allclose(graph.run(feeds)["y"], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("mask", "whole", "reason"),
     [
-        ("row", True, "it must have a row for every query"),
+        ("column", True, "not of its queries and keys"),
         ("none", False, "changed after their heads are split"),
     ],
 )
