@@ -183,6 +183,19 @@ def state_pairs(layers: int) -> tuple[tuple[str, str], ...]:
     )
 
 
+def positions(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Count the last tokens' positions, from 0, over real tokens only: left padding shifts none.
+
+    Args:
+        attention_mask: int64 [batch, total], 1 for a token and 0 for padding.
+        tokens: How many of the last positions are wanted.
+
+    Returns:
+        int64 [batch, tokens].
+    """
+    return (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
+
+
 def causal_mask(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
     """Turn a padding mask into what is added to the attention scores.
 

@@ -33,7 +33,7 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport, cache_argument, cache_of, cached, causal_mask
+from ._family import HubExport, cache_argument, cache_of, cached, causal_mask, positions
 from ._media import ENCODE, MEDIA, components, describe_decoder, visible
 from ._tiny import VOCABULARY, save
 from ._weights import Joined, Weights, open_weights
@@ -150,7 +150,7 @@ class Decoder(torch.nn.Module):
         """
         tokens = inputs_embeds.shape[1]
         cache = cache_of(past)
-        positions = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
+        places = positions(attention_mask, tokens)
         mask = causal_mask(attention_mask, tokens)
         shut, sees = visible(media_index, media.shape[1], self._latents)
         pairs = media.chunk(2 * len(self.model.gated_cross_attn_layers), dim=-1)
@@ -161,7 +161,7 @@ class Decoder(torch.nn.Module):
                 gated = self.model.gated_cross_attn_layers[i]
                 hidden = _look(gated, hidden, pairs[2 * i], pairs[2 * i + 1], shut, sees)
             named = cache_argument(layer, cache)
-            hidden = layer(hidden, attention_mask=mask, position_ids=positions, **named)
+            hidden = layer(hidden, attention_mask=mask, position_ids=places, **named)
         logits = self.lm_head(self.model.norm(hidden))
         return logits, cached(cache)
 

@@ -61,7 +61,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._decoder import check_language_model
-from ._family import HubExport, cache_of, cached, causal_mask
+from ._family import HubExport, cache_of, cached, causal_mask, positions
 from ._llava import VisionEncoder, default_front_end, seen_patches, unused_layers
 from ._llava_v1 import tower_prefixes
 from ._media import ENCODE, MEDIA, components, describe_decoder, visible
@@ -187,11 +187,10 @@ class NeoxDecoder(Decoder):
     def prepare(
         self, hidden: torch.Tensor, attention_mask: torch.Tensor, cache: DynamicCache
     ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-        """Compute the mask, and positions over real tokens only, so that padding shifts none."""
+        """Compute the mask and the turns."""
         tokens = hidden.shape[1]
-        places = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
         mask = causal_mask(attention_mask, tokens)
-        turns = self.body.rotary_emb(hidden, position_ids=places)
+        turns = self.body.rotary_emb(hidden, position_ids=positions(attention_mask, tokens))
 
         def run(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor = layer(

@@ -41,7 +41,7 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._cross import encoder_decoder, filled_cache, nest, padding_mask, split_heads
-from ._family import HubExport, cache_argument, cached
+from ._family import HubExport, cache_argument, cached, positions
 from ._tiny import VOCABULARY, free_id, save
 from ._weights import Renamed, Weights, open_weights
 
@@ -219,11 +219,10 @@ class Decoder(torch.nn.Module):
         }
         masks = {kind: _scores(reach[None, None] & shown) for kind, reach in reaches.items()}
         cache = filled_cache(past, cross)
-        positions = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
         out = decoder(
             inputs_embeds=inputs_embeds,
             attention_mask=masks,
-            position_ids=positions,
+            position_ids=positions(attention_mask, tokens),
             encoder_hidden_states=cross[0][:, 0],  # nothing but its length is read
             encoder_attention_mask={"full_attention": states},
             use_cache=True,
