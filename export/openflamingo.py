@@ -44,7 +44,6 @@ from vlmedge.shapes.openflamingo import (
     gated_layers,
 )
 from vlmedge.spec import (
-    GenerateTask,
     Generation,
     ImageFrontEnd,
     ImageText,
@@ -64,7 +63,7 @@ from ._decoder import check_language_model
 from ._family import HubExport, cache_of, cached, causal_mask, positions
 from ._llava import VisionEncoder, default_front_end, seen_patches, unused_layers
 from ._llava_v1 import tower_prefixes
-from ._media import ENCODE, MEDIA, components, describe_decoder, visible
+from ._media import ENCODE, components, describe_decoder, task, visible
 from ._openflamingo_model import (
     END,
     IMAGE,
@@ -381,18 +380,8 @@ def describe(
         layers, text.num_attention_heads, text.hidden_size, media_width, rows
     )
 
-    def task(prompt: str) -> GenerateTask:
-        return GenerateTask(
-            encode=ENCODE,
-            soft_prompt="soft_prompt",
-            decoder="decoder",
-            prompt=f"{{examples}}{prompt}",
-            image_token_id=image_token_id,
-            image_text=ImageText(IMAGE, IMAGE),
-            example=f"{prompt.replace('{prompt}', '')}{{text}}{END}",
-            media=MEDIA,
-        )
-
+    shown = ImageText(IMAGE, IMAGE)
+    prompts = {"caption": CAPTION, "ask": ASK}
     room = getattr(text, "max_seq_len", None) or text.max_position_embeddings
     return ModelSpec(
         family="openflamingo",
@@ -404,7 +393,10 @@ def describe(
             media_width,
             decoder,
         ),
-        tasks={"caption": task(CAPTION), "ask": task(ASK)},
+        tasks={
+            name: task(prompt, f"{{text}}{END}", shown, image_token_id)
+            for name, prompt in prompts.items()
+        },
         image=image,
         text=TextFrontEnd(TOKENIZER, room, generation.pad_id, "left"),
         generation=generation,
