@@ -43,7 +43,7 @@ from ._checkpoint import (
 from ._cross import encoder_decoder, filled_cache, nest, padding_mask, split_heads
 from ._family import HubExport, cache_argument, cached, positions
 from ._tiny import VOCABULARY, free_id, save
-from ._weights import Renamed, Weights, open_weights
+from ._weights import Renamed, RowReader, Weights, open_weights, row_reader
 
 ARCHITECTURES = ("T5Gemma2ForConditionalGeneration",)
 ALIASES = {
@@ -100,8 +100,26 @@ class WithEndRow:
         if name != EMBED_TOKENS:
             return self._weights.read(name)
         table = self._weights.read(TABLE)
-        table[self._row] = self._weights.read(END_ROW) / np.float32(self._scale)
+        table[self._row] = self._end_row()
         return table
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor."""
+        if name != EMBED_TOKENS:
+            return row_reader(self._weights, name)
+        read, end = row_reader(self._weights, TABLE), self._end_row()
+
+        def rows(start: int, stop: int) -> Array:
+            found = read(start, stop)
+            if start <= self._row < stop:
+                found = found.copy()
+                found[self._row - start] = end
+            return found
+
+        return rows
+
+    def _end_row(self) -> Array:
+        return self._weights.read(END_ROW) / np.float32(self._scale)
 
 
 class VisionEncoder(torch.nn.Module):
