@@ -11,7 +11,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, TensorSpec
 
-from ._family import cache_argument, cache_of, cached, state_pairs
+from ._family import cache_argument, cache_of, cached, positions, state_pairs
 
 EMBED_TOKENS = "language_model.model.embed_tokens.weight"
 LM_HEAD = "language_model.lm_head.weight"
@@ -44,9 +44,7 @@ class Decoder(torch.nn.Module):
         """Read on; `together`, bool [batch, 1, tokens, total], lets some look ahead."""
         tokens = inputs_embeds.shape[1]
         cache = cache_of(past)
-        # over real tokens only, so that left padding does not shift them
-        position_ids = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
-        position_ids = position_ids + self._first_position
+        position_ids = positions(attention_mask, tokens) + self._first_position
         config = self.language_model.config
         kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)

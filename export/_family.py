@@ -19,8 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from vlmedge.adapter import Weighted
 from vlmedge.contracts import Array, Graph
 from vlmedge.merged import Merged
-from vlmedge.rows import Rows
+from vlmedge.rows import ROWS_AT_ONCE, ReadRows, Rows
 from vlmedge.spec import EmbeddingTable, ModelSpec
+from vlmedge.weights import RowReader, row_reader
 
 from ._checkpoint import TOKENIZER, check_weights, goldens
 from ._graph import bind, clean
@@ -97,9 +98,11 @@ class HubExport:
 
     def read(self, name: str) -> Array:
         """Read a weight as float32; a tied one that is absent is its source."""
-        if name in self.tied and name not in self.weights.shapes():
-            name = self.tied[name]
-        return self.weights.read(name)
+        return self.weights.read(self._stored(name))
+
+    def _stored(self, name: str) -> str:
+        tied = name in self.tied and name not in self.weights.shapes()
+        return self.tied[name] if tied else name
 
     def trace(self, component: str) -> ir.Model:
         """Trace one component and bind its weights lazily."""
@@ -107,7 +110,7 @@ class HubExport:
         model, buffers = trace(spec, self.builds[component])
         transposed = clean(model)
         read_one_token(model)
-        bind(model, self.read, buffers, transposed)
+        bind(model, self.read, self._rows_of, buffers, transposed)
         return model
 
     def assets(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
@@ -130,7 +133,8 @@ class HubExport:
 
     def rows(self) -> Rows | None:
         """Read the token embedding table, in the precision that it has on disk."""
-        return None if self.embed_tokens is None else Rows(self._table())
+        described = self.embeddings()
+        return described and Rows(ReadRows(self._read_rows(), described.shape))
 
     def open(self, component: str, dtype: str = "float32") -> Graph:
         """Load one component in PyTorch, as the gate's and the benchmark's reference."""
@@ -142,16 +146,21 @@ class HubExport:
         half = self.weights.dtype(self.embed_tokens) == "float16" and self.embed_scale == 1.0
         return "float16" if half else "float32"  # numpy has no bfloat16; float32 holds it exactly
 
-    def _table(self) -> Array:
+    def _rows_of(self, name: str) -> RowReader:
+        return row_reader(self.weights, self._stored(name))
+
+    def _read_rows(self) -> RowReader:
         assert self.embed_tokens is not None
-        table = self.weights.read(self.embed_tokens)
-        if self.embed_scale != 1.0:
-            table *= np.float32(self.embed_scale)
-        return np.ascontiguousarray(table.astype(self._table_dtype(), copy=False))
+        read = row_reader(self.weights, self.embed_tokens)
+        dtype, scale = self._table_dtype(), np.float32(self.embed_scale)
+        return lambda start, stop: (read(start, stop) * scale).astype(dtype, copy=False)
 
     def _write_embeddings(self, file: Path) -> None:
-        with file.open("wb") as stream:
-            self._table().tofile(stream)
+        assert self.embed_tokens is not None
+        rows, read = self.weights.shapes()[self.embed_tokens][0], self._read_rows()
+        with file.open("wb") as stream:  # a large vocabulary's table is gigabytes
+            for start in range(0, rows, ROWS_AT_ONCE):
+                stream.write(np.ascontiguousarray(read(start, start + ROWS_AT_ONCE)).data)
 
 
 def cache_argument(module: torch.nn.Module, cache: object) -> dict[str, Any]:
@@ -181,6 +190,19 @@ def state_pairs(layers: int) -> tuple[tuple[str, str], ...]:
         for i in range(layers)
         for part in ("key", "value")
     )
+
+
+def positions(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Count the last tokens' positions, from 0, over real tokens only: left padding shifts none.
+
+    Args:
+        attention_mask: int64 [batch, total], 1 for a token and 0 for padding.
+        tokens: How many of the last positions are wanted.
+
+    Returns:
+        int64 [batch, tokens].
+    """
+    return (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
 
 
 def causal_mask(attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:

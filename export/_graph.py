@@ -6,12 +6,15 @@ Every pass works without the weights' data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlmedge.contracts import Array
+from vlmedge.rows import ROWS_AT_ONCE
+from vlmedge.weights import RowReader
 
 Read = Callable[[str], Array]
 
@@ -43,12 +46,19 @@ def clean(model: ir.Model) -> set[str]:
     return transposed
 
 
-def bind(model: ir.Model, read: Read, buffers: Mapping[str, Array], transposed: set[str]) -> None:
+def bind(
+    model: ir.Model,
+    read: Read,
+    rows: Callable[[str], RowReader],
+    buffers: Mapping[str, Array],
+    transposed: set[str],
+) -> None:
     """Give every weight a tensor that is read from the checkpoint when it is asked for.
 
     Args:
         model: The graph, in place.
         read: Reads a weight as float32 by the checkpoint's name.
+        rows: Gives what reads rows of a weight, likewise.
         buffers: Values that no checkpoint holds.
         transposed: Names of weights that are stored the other way round.
     """
@@ -59,13 +69,27 @@ def bind(model: ir.Model, read: Read, buffers: Mapping[str, Array], transposed: 
         if name in buffers:
             value.const_value = ir.tensor(buffers[name], name=name)
             continue
-        source = name.removesuffix(_TURNED) if name in transposed else name
-
-        def load(source: str = source, name: str = name) -> ir.Tensor[Array]:
-            array = read(source)
-            return ir.Tensor(np.ascontiguousarray(array.T if name in transposed else array))
+        if name in transposed:
+            source, shape = name.removesuffix(_TURNED), tuple(int(str(n)) for n in value.shape)
+            load = partial(_load_turned, rows, source, shape)
+        else:
+            load = partial(_load, read, name)
 
         value.const_value = ir.LazyTensor(load, value.dtype, value.shape, name=name)
+
+
+def _load(read: Read, name: str) -> ir.Tensor[Array]:
+    return ir.Tensor(np.ascontiguousarray(read(name)))
+
+
+def _load_turned(
+    rows: Callable[[str], RowReader], name: str, shape: tuple[int, ...]
+) -> ir.Tensor[Array]:
+    """Read a weight the other way round, some rows at a time: a second copy may be gigabytes."""
+    read, found = rows(name), np.empty(shape, np.float32)
+    for start in range(0, shape[1], ROWS_AT_ONCE):
+        found[:, start : start + ROWS_AT_ONCE] = read(start, start + ROWS_AT_ONCE).T
+    return ir.Tensor(found)
 
 
 _TURNED = ".transposed"

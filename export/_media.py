@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from vlmedge.spec import Component, TensorSpec
+from vlmedge.spec import Component, GenerateTask, ImageText, TensorSpec
 
 from ._family import state_pairs
 
@@ -87,4 +87,28 @@ def describe_decoder(
         ),
         outputs=(TensorSpec("logits", "float32", ("batch", "tokens", vocabulary)), *present),
         state=state,
+    )
+
+
+def task(
+    prompt: str, answer: str, image_text: ImageText, image_token_id: int, bos: str = ""
+) -> GenerateTask:
+    """Wire a text about a picture, which may have examples before it.
+
+    Args:
+        prompt: What is asked, as of `GenerateTask`; an example has the same, all but `{prompt}`.
+        answer: What an example has behind it; `{text}` is the right answer.
+        image_text: What stands for a picture.
+        image_token_id: Its token.
+        bos: What the text begins with, before the examples.
+    """
+    return GenerateTask(
+        encode=ENCODE,
+        soft_prompt="soft_prompt",
+        decoder="decoder",
+        prompt=f"{bos}{{examples}}{prompt}",
+        image_token_id=image_token_id,
+        image_text=image_text,
+        example=prompt.replace("{prompt}", "") + answer,
+        media=MEDIA,
     )

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from vlmedge.contracts import Array
 
 from ._torch import Build, build_on_meta
-from ._weights import Weights
+from ._weights import RowReader, Weights, row_reader
 
 Rules = Sequence[tuple[str, str]]
 """Regular expression -> replacement, applied one after the other, each wherever it fits."""
@@ -57,6 +57,10 @@ class Respelled:
     def read(self, name: str) -> Array:
         """Read one tensor as float32 and refuse NaN."""
         return self._weights.read(self._sources[name])
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor."""
+        return row_reader(self._weights, self._sources[name])
 
 
 def respell(weights: Weights, rules: Rules, builds: Mapping[str, Build]) -> Respelled:

@@ -10,9 +10,16 @@ import numpy as np
 
 from vlmedge.contracts import Array
 from vlmedge.errors import CheckpointError
-from vlmedge.weights import SafeWeights, Weights, finite
+from vlmedge.weights import RowReader, SafeWeights, Weights, finite, row_reader
 
-__all__ = ["PickleWeights", "SafeWeights", "Weights", "open_weights"]
+__all__ = [
+    "PickleWeights",
+    "RowReader",
+    "SafeWeights",
+    "Weights",
+    "open_weights",
+    "row_reader",
+]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -50,6 +57,11 @@ class PickleWeights:
         """Read one tensor as float32 and refuse NaN."""
         return finite(name, self._tensors[name].float().numpy())
 
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor, and no others."""
+        tensor = self._tensors[name]
+        return lambda start, stop: finite(name, tensor[start:stop].float().numpy())
+
 
 class Renamed:
     """Weights of an older layout, under the names of the newer one."""
@@ -76,6 +88,10 @@ class Renamed:
     def read(self, name: str) -> Array:
         """Read one tensor, under its new name or its old one, as float32 and refuse NaN."""
         return self._weights.read(self._sources.get(name, name))
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor, under its new name or its old one."""
+        return row_reader(self._weights, self._sources.get(name, name))
 
 
 class Joined:
@@ -132,6 +148,10 @@ class Together:
     def read(self, name: str) -> Array:
         """Read one tensor as float32 and refuse NaN."""
         return self._owners[name].read(name)
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor."""
+        return row_reader(self._owners[name], name)
 
 
 class Summed:
@@ -234,6 +254,10 @@ class Cut:
         """Read one tensor as float32 and refuse NaN."""
         found = self._weights.read(name)
         return found[: self._rows[name]] if name in self._rows else found
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor, which are the first of those on disk."""
+        return row_reader(self._weights, name)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

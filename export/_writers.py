@@ -13,7 +13,14 @@ import transformers
 from vlmedge.spec import Component, GenerateTask, TensorSpec
 
 from . import _decoder, _qformer, _t5
-from ._family import cache_argument, cache_of, cached, causal_mask, state_pairs
+from ._family import (
+    cache_argument,
+    cache_of,
+    cached,
+    causal_mask,
+    positions,
+    state_pairs,
+)
 from ._tiny import VOCABULARY
 from ._torch import Build
 from ._weights import Weights
@@ -59,12 +66,10 @@ class OptDecoder(torch.nn.Module):
         """Read [batch, tokens, width] and give logits [batch, tokens, vocabulary] and the cache."""
         tokens = inputs_embeds.shape[1]
         cache = cache_of(past)
-        # OPT counts positions over real tokens only, so left padding does not shift them
-        position_ids = (attention_mask.cumsum(1) * attention_mask - 1)[:, -tokens:]
         out = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=causal_mask(attention_mask, tokens),
-            position_ids=position_ids,
+            position_ids=positions(attention_mask, tokens),
             use_cache=True,
             **cache_argument(self.language_model, cache),
         )

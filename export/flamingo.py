@@ -15,7 +15,6 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.image import front_end
 from vlmedge.spec import (
-    GenerateTask,
     Generation,
     ImageFrontEnd,
     ImageText,
@@ -33,8 +32,8 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport, cache_argument, cache_of, cached, causal_mask
-from ._media import ENCODE, MEDIA, components, describe_decoder, visible
+from ._family import HubExport, cache_argument, cache_of, cached, causal_mask, positions
+from ._media import components, describe_decoder, task, visible
 from ._tiny import VOCABULARY, save
 from ._weights import Joined, Weights, open_weights
 
@@ -150,7 +149,7 @@ class Decoder(torch.nn.Module):
         """
         tokens = inputs_embeds.shape[1]
         cache = cache_of(past)
-        positions = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
+        places = positions(attention_mask, tokens)
         mask = causal_mask(attention_mask, tokens)
         shut, sees = visible(media_index, media.shape[1], self._latents)
         pairs = media.chunk(2 * len(self.model.gated_cross_attn_layers), dim=-1)
@@ -161,7 +160,7 @@ class Decoder(torch.nn.Module):
                 gated = self.model.gated_cross_attn_layers[i]
                 hidden = _look(gated, hidden, pairs[2 * i], pairs[2 * i + 1], shut, sees)
             named = cache_argument(layer, cache)
-            hidden = layer(hidden, attention_mask=mask, position_ids=positions, **named)
+            hidden = layer(hidden, attention_mask=mask, position_ids=places, **named)
         logits = self.lm_head(self.model.norm(hidden))
         return logits, cached(cache)
 
@@ -214,18 +213,6 @@ def describe(
     vocabulary = config.vocab_size + config.additional_vocab_size
     heads = config.num_attention_heads
 
-    def task(prompt: str, answer: str) -> GenerateTask:
-        return GenerateTask(
-            encode=ENCODE,
-            soft_prompt="soft_prompt",
-            decoder="decoder",
-            prompt=f"{bos}{{examples}}{prompt}",
-            image_token_id=image_token_id,
-            image_text=ImageText(IMAGE, f"{FAKE}{IMAGE}{FAKE}"),
-            example=prompt.replace("{prompt}", "") + answer,
-            media=MEDIA,
-        )
-
     ask, caption, answer = (
         "{image}Question: {question} Answer:",
         "{image}Caption:{prompt}",
@@ -235,6 +222,8 @@ def describe(
         ask = f"User:{{image}}{{question}}{END}\nAssistant:"
         caption = ask.replace("{question}", "Describe this image.") + "{prompt}"
         answer = f" {{text}}{END}\n"
+    shown = ImageText(IMAGE, f"{FAKE}{IMAGE}{FAKE}")
+    prompts = {"caption": caption, "ask": ask}
     return ModelSpec(
         family="flamingo",
         components=components(
@@ -245,7 +234,10 @@ def describe(
             media_width,
             describe_decoder(layers, heads, width, media_width, vocabulary),
         ),
-        tasks={"caption": task(caption, answer), "ask": task(ask, answer)},
+        tasks={
+            name: task(prompt, answer, shown, image_token_id, bos)
+            for name, prompt in prompts.items()
+        },
         image=image,
         text=TextFrontEnd(
             tokenizer=TOKENIZER,

@@ -1,6 +1,7 @@
 """PaliGemma (Beyer et al. 2024, arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555).
 
 They follow PaLI-3's recipe (arXiv 2310.09199) with open weights; PaLI's own were never released.
+A checkpoint's folder may hold vae-oid.npz too: then `segment` gives masks (see _mask_decoder.py).
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import torch
 import transformers
 
 from vlmedge.errors import CheckpointError
+from vlmedge.shapes.paligemma import MASK_FILE
 from vlmedge.spec import (
     Component,
     GenerateTask,
     Generation,
     ImageFrontEnd,
     ImageText,
+    MaskCodes,
     ModelSpec,
     TensorSpec,
     TextFrontEnd,
 )
 
+from . import _mask_decoder
 from ._checkpoint import (
     TOKENIZER,
     bare,
@@ -34,7 +38,8 @@ from ._checkpoint import (
 from ._decoder import EMBED_TOKENS, TIED, PrefixDecoder, check_language_model, describe_decoder
 from ._family import HubExport
 from ._tiny import VOCABULARY, save
-from ._weights import Renamed, Weights, open_weights
+from ._torch import Build
+from ._weights import Renamed, Together, Weights, open_weights
 
 ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)
 ALIASES = {
@@ -91,14 +96,21 @@ class Projector(torch.nn.Module):
 
 
 def describe(
-    config: Any, image: ImageFrontEnd, generation: Generation, placeholder: str, bos: str
+    config: Any,
+    image: ImageFrontEnd,
+    generation: Generation,
+    placeholder: str,
+    bos: str,
+    masks: Component | None,
 ) -> ModelSpec:
-    """Name the graphs and tasks of one checkpoint, with its numbers."""
+    """Name the graphs and tasks of one checkpoint, with its numbers; `masks` decodes masks."""
     vision, text = config.vision_config, config.text_config
     size = vision.image_size
     patches = (size // vision.patch_size) ** 2
     seen = TensorSpec("image_embeds", "float32", ("batch", patches, vision.hidden_size))
     soft = TensorSpec("soft_prompt", "float32", ("batch", patches, vision.projection_dim))
+
+    codes = MaskCodes(MASK_FILE, None if masks is None else masks.name)
 
     def task(name: str) -> GenerateTask:
         return GenerateTask(
@@ -109,6 +121,7 @@ def describe(
             image_token_id=config.image_token_id,
             image_text=ImageText(placeholder, placeholder),
             answer="locations" if name in LOCATE else "text",
+            masks=codes if name == "segment" else None,
             several=" ; " if name in LOCATE else None,
         )
 
@@ -122,6 +135,7 @@ def describe(
             ),
             Component("projector", inputs=(seen,), outputs=(soft,)),
             describe_decoder(text, prefix=True),
+            *([] if masks is None else [masks]),
         ),
         tasks={name: task(name) for name in REQUESTS},
         image=image,
@@ -167,13 +181,18 @@ class PaliGemma:
                 )
             found.append(token)
         front = read_image_front_end(folder, default)
-        spec = describe(config, front, generation, *found)
-        builds = {
+        masks = _mask_decoder.find(folder)
+        described = None if masks is None else _mask_decoder.COMPONENT
+        spec = describe(config, front, generation, *found, described)
+        builds: dict[str, Build] = {
             "vision_encoder": lambda: VisionEncoder(config),
             "projector": lambda: Projector(config),
             # its positions count from 1
             "decoder": lambda: PrefixDecoder(text, first_position=1),
         }
+        if masks is not None:
+            weights = Together(weights, masks)
+            builds[_mask_decoder.NAME] = _mask_decoder.MaskDecoder
         # Gemma multiplies its embeddings, and the picture's come as they are
         scale = float(text.hidden_size**0.5)
         return HubExport(
@@ -181,7 +200,10 @@ class PaliGemma:
         )
 
     def tiny(self, name: str, folder: Path) -> transformers.PaliGemmaForConditionalGeneration:
-        """Write a random PaliGemma of 2 and 2 layers, the second one's with a sliding window."""
+        """Write a random PaliGemma of 2 and 2 layers.
+
+        The first brings its decoder of masks; the second one's layers have a sliding window.
+        """
         text = {
             "model_type": "gemma2" if name == "paligemma-2" else "gemma",
             "vocab_size": VOCABULARY + 1024 + 128,  # the processor adds locations and segments
@@ -226,6 +248,8 @@ class PaliGemma:
             image_processor=images,
             processor=lambda tokenizer: transformers.PaliGemmaProcessor(images, tokenizer),
         )
+        if name == "paligemma":
+            _mask_decoder.save_tiny(folder)
         return model
 
 

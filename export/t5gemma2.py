@@ -41,9 +41,9 @@ from ._checkpoint import (
     read_tokenizer,
 )
 from ._cross import encoder_decoder, filled_cache, nest, padding_mask, split_heads
-from ._family import HubExport, cache_argument, cached
+from ._family import HubExport, cache_argument, cached, positions
 from ._tiny import VOCABULARY, free_id, save
-from ._weights import Renamed, Weights, open_weights
+from ._weights import Renamed, RowReader, Weights, open_weights, row_reader
 
 ARCHITECTURES = ("T5Gemma2ForConditionalGeneration",)
 ALIASES = {
@@ -100,8 +100,26 @@ class WithEndRow:
         if name != EMBED_TOKENS:
             return self._weights.read(name)
         table = self._weights.read(TABLE)
-        table[self._row] = self._weights.read(END_ROW) / np.float32(self._scale)
+        table[self._row] = self._end_row()
         return table
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor."""
+        if name != EMBED_TOKENS:
+            return row_reader(self._weights, name)
+        read, end = row_reader(self._weights, TABLE), self._end_row()
+
+        def rows(start: int, stop: int) -> Array:
+            found = read(start, stop)
+            if start <= self._row < stop:
+                found = found.copy()
+                found[self._row - start] = end
+            return found
+
+        return rows
+
+    def _end_row(self) -> Array:
+        return self._weights.read(END_ROW) / np.float32(self._scale)
 
 
 class VisionEncoder(torch.nn.Module):
@@ -219,11 +237,10 @@ class Decoder(torch.nn.Module):
         }
         masks = {kind: _scores(reach[None, None] & shown) for kind, reach in reaches.items()}
         cache = filled_cache(past, cross)
-        positions = (attention_mask.cumsum(1) * attention_mask - 1).clamp(min=0)[:, -tokens:]
         out = decoder(
             inputs_embeds=inputs_embeds,
             attention_mask=masks,
-            position_ids=positions,
+            position_ids=positions(attention_mask, tokens),
             encoder_hidden_states=cross[0][:, 0],  # nothing but its length is read
             encoder_attention_mask={"full_attention": states},
             use_cache=True,

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
+import transformers
 from conftest import Run
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tiny import tiny
 
 import vlmedge
-from vlmedge.drawing import COLORS, draw, mask
+from vlmedge.bundle import Bundle
+from vlmedge.drawing import COLORS, TINT, draw
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.exporting import export
+from vlmedge.exporting import export, quantize
 from vlmedge.locations import Box
-from vlmedge.registry import FAMILIES
+from vlmedge.registry import FAMILIES, SCHEMES
+from vlmedge.spec import GenerateTask
+from vlmedge.tasks import detect as detecting
+from vlmedge.tasks._parts import Parts
 
+CODES = (112, 7, 0, 127, 64, 33, 2, 90, 18, 55, 3, 101, 77, 126, 40, 9)
+ANSWER = "<loc0100><loc0200><loc0900><loc1000>" + "".join(f"<seg{code:03}>" for code in CODES)
 CAT, DOG = Box("cat", 0.1, 0.2, 0.5, 0.9), Box("dog", 0.3, 0.0, 1.0, 0.4)
 
 
 @pytest.fixture(scope="module")
 def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export a random PaliGemma; a penalty makes it write locations."""
+    """Export a random PaliGemma without a decoder of masks; a penalty makes it write locations."""
     folder = tmp_path_factory.mktemp("finder")
     tiny("paligemma", folder / "checkpoint")
+    (folder / "checkpoint" / "vae-oid.npz").unlink()
     config = folder / "checkpoint" / "generation_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"repetition_penalty": 2.0}))
     return export(str(folder / "checkpoint"), folder / "bundle", check=False).path
@@ -38,6 +50,31 @@ def florence(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export a random Florence-2; its text is not to repeat itself, so it has many locations."""
     folder = tmp_path_factory.mktemp("florence")
     tiny("florence2", folder / "checkpoint")
+    return export(str(folder / "checkpoint"), folder / "bundle", check=False).path
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export a random PaliGemma that answers ANSWER to everything.
+
+    Its layers add nothing, and its head knows what follows each token of it, from the one that
+    ends a question to the last.
+    """
+    folder = tmp_path_factory.mktemp("segmenter")
+    tiny("paligemma", folder / "checkpoint")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "checkpoint")
+    file = folder / "checkpoint" / "model.safetensors"
+    weights = load_file(file)
+    for name, tensor in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "language_model.norm.weight")):
+            tensor.zero_()
+    table = next(t for name, t in weights.items() if name.endswith("embed_tokens.weight"))
+    said = tokenizer(f"\n{ANSWER}</s>", add_special_tokens=False)["input_ids"]
+    assert len(set(said)) == len(said) == 1 + 4 + len(CODES) + 1
+    head = torch.zeros_like(table)
+    head[said[1:]] = torch.nn.functional.normalize(table[said[:-1]], dim=-1)
+    weights["lm_head.weight"] = head
+    save_file(weights, file, metadata={"format": "pt"})
     return export(str(folder / "checkpoint"), folder / "bundle", check=False).path
 
 
@@ -75,13 +112,49 @@ def test_draw_takes_any_size(size: tuple[int, int]) -> None:
     assert drawn.size == size and np.unique(np.asarray(drawn)).size > 1
 
 
-def test_mask_is_255_inside_of_its_polygons() -> None:
+def test_mask_is_what_its_polygons_are_around() -> None:
     square = ((0.25, 0.5), (0.75, 0.5), (0.75, 0.9), (0.25, 0.9))
     corner = ((0.0, 0.0), (0.2, 0.0), (0.0, 0.2))
-    filled = np.asarray(mask(Box("cat", 0.0, 0.0, 0.75, 0.9, polygons=(square, corner)), (80, 40)))
-    assert filled.shape == (40, 80) and set(np.unique(filled)) == {0, 255}
-    assert filled[30, 40] == filled[2, 2] == 255
-    assert filled[30, 10] == filled[30, 70] == filled[7, 14] == 0
+    filled = Box("cat", 0.0, 0.0, 0.75, 0.9, polygons=(square, corner)).mask(80, 40)
+    assert filled is not None and filled.shape == (40, 80) and filled.dtype == bool
+    assert filled[30, 40] and filled[2, 2]
+    assert not (filled[30, 10] or filled[30, 70] or filled[7, 14])
+
+
+@pytest.mark.parametrize("size", [(200, 100), (57, 333), (1000, 20)])
+def test_mask_is_its_raster_resized_to_the_box(size: tuple[int, int]) -> None:
+    """Larger and smaller than the raster; the other side is torch."""
+    width, height = size
+    raster = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    box = Box("cat", 0.25, 0.1, 0.75, 0.8, raster=raster)
+    inside = box.mask(width, height)
+    assert inside is not None and inside.shape == (height, width)
+    left, right, top, bottom = width // 4, int(0.75 * width), height // 10, int(0.8 * height)
+    fitted = torch.nn.functional.interpolate(
+        torch.from_numpy(raster)[None, None],
+        size=(bottom - top, right - left),
+        mode="bilinear",
+        antialias=True,
+    )[0, 0].numpy()
+    clear = np.abs(fitted) > 1e-4
+    assert (inside[top:bottom, left:right] == (fitted > 0))[clear].all() and clear.mean() > 0.99
+    inside[top:bottom, left:right] = False
+    assert not inside.any()
+
+
+def test_mask_of_a_box_without_pixels_is_empty() -> None:
+    inside = Box("cat", 0.5, 0.1, 0.5, 0.8, raster=np.ones((64, 64), np.float32)).mask(40, 30)
+    assert inside is not None and inside.shape == (30, 40) and not inside.any()
+
+
+def test_draw_tints_what_a_raster_is_around() -> None:
+    raster = np.full((64, 64), -1.0, np.float32)
+    raster[:, 32:] = 1.0
+    gray = PIL.Image.new("RGB", (200, 100), "gray")
+    drawn = draw(gray, [Box("cat", 0.1, 0.2, 0.5, 0.9, raster=raster)])
+    assert drawn.getpixel((40, 60)) == gray.getpixel((40, 60)) == drawn.getpixel((150, 60))
+    expected = TINT * np.array(color(COLORS[0])) + (1 - TINT) * 128
+    np.testing.assert_allclose(drawn.getpixel((80, 60)), expected, atol=1)
 
 
 def test_detect_finds_boxes_of_several_pictures(finder: Path, pictures: list[Path]) -> None:
@@ -184,6 +257,159 @@ def test_command_writes_masks(
     assert not (tmp_path / "none").exists()
     nowhere = vlmedge("detect", florence, pictures[0], "--masks", tmp_path / "no" / "masks")
     assert nowhere.code == 1 and f"there is no folder {tmp_path / 'no'}: make it" in nowhere.err
+
+
+def test_detect_gives_the_masks_of_an_answers_codes(segmenter: Path, pictures: list[Path]) -> None:
+    model = vlmedge.load(segmenter)
+    [box] = model.detect(pictures[0], "cat", task="segment")
+    assert box == Box("", 200 / 1023, 100 / 1023, 1000 / 1023, 900 / 1023, codes=CODES)
+    assert box.raster is not None
+    theirs = big_vision(segmenter.parent / "checkpoint" / "vae-oid.npz", [CODES])[0]
+    np.testing.assert_allclose(box.raster, theirs, atol=1e-4 * np.abs(theirs).max())
+    inside = box.mask(200, 100)
+    assert inside is not None and 0.02 < inside[10:87, 40:195].mean() < 0.98
+    [plain] = model.detect(pictures[0], "cat")  # asks for boxes: its codes are passed over
+    assert plain.raster is None
+    both = model.detect(pictures[:2], "cat", task="segment")
+    assert all((other.raster == box.raster).all() for [other] in both)
+
+
+@pytest.mark.parametrize("scheme", ["float32", *SCHEMES.names()])
+def test_mask_decoder_is_big_visions_at_every_scheme(
+    segmenter: Path, tmp_path: Path, scheme: str
+) -> None:
+    """Also of a batch of another size than the one that it was traced at."""
+    bundle = segmenter
+    if scheme != "float32":
+        bundle = quantize(segmenter, scheme, tmp_path / "b", check=False).path
+    graph = vlmedge.load(bundle).graphs["mask_decoder"]
+    file = segmenter.parent / "checkpoint" / "vae-oid.npz"
+    for codes in (np.random.default_rng(1).integers(0, 128, (5, 16)), np.array([CODES])):
+        ours, theirs = graph.run({"mask_codes": codes})["mask_logits"], big_vision(file, codes)
+        allowed = 0.01 if scheme == "fp16" else 1e-5  # of the largest
+        assert np.abs(ours - theirs).max() <= allowed * np.abs(theirs).max()
+        assert ((ours > 0) == (theirs > 0)).mean() > 0.995
+
+
+def big_vision(file: Path, codes: Any) -> NDArray[np.float64]:
+    """Decode masks, [batch, 64, 64], as the flax layers of big_vision's evaluator are defined."""
+    stored = {name: array.astype(np.float64) for name, array in np.load(file).items()}
+
+    def slide(x: NDArray[np.float64], kernel: NDArray[np.float64], pad: int) -> Any:
+        """Correlate [batch, height, width, in] with [height, width, in, out]."""
+        x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        seen = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))
+        return np.einsum("byxihw,hwio->byxo", seen, kernel, optimize=True)
+
+    def conv(x: Any, name: str, pad: int = 0) -> Any:
+        kernel = stored[f"{name}.weight"].transpose(2, 3, 1, 0)
+        return slide(x, kernel, pad) + stored[f"{name}.bias"]
+
+    def up(x: Any, name: str) -> Any:
+        """Spread by 2, pad by 2, and slide the turned kernel over it (transpose_kernel=True)."""
+        batch, height, width, channels = x.shape
+        spread = np.zeros((batch, 2 * height - 1, 2 * width - 1, channels))
+        spread[:, ::2, ::2] = x
+        kernel = stored[f"{name}.weight"].transpose(2, 3, 0, 1)[::-1, ::-1]
+        return slide(spread, kernel, 2) + stored[f"{name}.bias"]
+
+    def block(x: Any, name: str) -> Any:
+        inner = np.maximum(conv(x, f"{name}.0", 1), 0)
+        inner = np.maximum(conv(inner, f"{name}.2", 1), 0)
+        return x + conv(inner, f"{name}.4")
+
+    x = stored["_vq_vae._embedding"][np.array(codes)].reshape(-1, 4, 4, 512)
+    x = np.maximum(conv(x, "decoder.0"), 0)
+    x = block(block(x, "decoder.2.net"), "decoder.3.net")
+    for place in (4, 6, 8, 10):
+        x = np.maximum(up(x, f"decoder.{place}"), 0)
+    found: NDArray[np.float64] = conv(x, "decoder.12")[..., 0]
+    return found
+
+
+def test_command_writes_masks_of_codes(
+    segmenter: Path, pictures: list[Path], tmp_path: Path, vlmedge: Run
+) -> None:
+    folder, out = tmp_path / "masks", tmp_path / "out.png"
+    words = "detect", segmenter, pictures[0], "cat", "--masks", folder
+    ran = vlmedge(*words, "--task", "segment", "--draw", out, "--json")
+    assert ran.code == 0, ran.err
+    shown = json.loads(ran.out)
+    [row] = shown["boxes"]
+    assert row["codes"] == list(CODES) and row["mask"] == str(folder / "0.png")
+    with PIL.Image.open(folder / "0.png") as saved, PIL.Image.open(out) as drawn:
+        assert (saved.mode, saved.size) == ("L", (shown["width"], shown["height"]))
+        inside = np.asarray(saved)
+        assert set(np.unique(inside)) == {0, 255} and drawn.size == saved.size
+    left, top, right, _ = map(int, row["box"])
+    assert not inside[:top].any() and not inside[:, right:].any() and not inside[:, :left].any()
+    shutil.rmtree(folder)
+    boxes = vlmedge(*words)
+    assert boxes.code == 1 and not folder.exists()
+    assert "its boxes have no outlines: leave --masks out, or give --task segment" in boxes.err
+
+
+def test_command_says_how_to_get_masks(
+    finder: Path, pictures: list[Path], tmp_path: Path, vlmedge: Run
+) -> None:
+    """Of a checkpoint that came without their decoder; its boxes keep their codes."""
+    bundle = Bundle.load(finder)
+    names = [component.name for component in bundle.spec.components]
+    assert names == ["vision_encoder", "projector", "decoder"]
+    segment = ["--task", "segment"]
+    ran = vlmedge("detect", bundle.path, pictures[0], "cat", *segment, "--masks", tmp_path / "m")
+    refusal = f"{bundle.path} has no decoder for its masks: put vae-oid.npz beside the "
+    assert ran.code == 1 and not (tmp_path / "m").exists()
+    assert f"{refusal}checkpoint's config.json and export it again" in ran.err
+    assert vlmedge("detect", bundle.path, pictures[0], "cat", *segment).code == 0
+    parts = Parts(bundle, {})  # no graph is opened
+    task = bundle.spec.tasks["segment"]
+    assert isinstance(task, GenerateTask)
+    ids = parts.tokenizer.ids(ANSWER)
+    [box] = detecting.boxes(parts, task, "cat", ids, parts.open(pictures[0]))
+    assert box.codes == CODES and box.raster is None and box.mask(20, 20) is None
+
+
+def _lacks(arrays: dict[str, Any]) -> None:
+    del arrays["decoder.6.bias"]
+
+
+def _narrow(arrays: dict[str, Any]) -> None:
+    arrays["_vq_vae._embedding"] = arrays["_vq_vae._embedding"][:, :32]
+
+
+def _broken(arrays: dict[str, Any]) -> None:
+    arrays["decoder.12.bias"][0] = np.nan
+
+
+def _pickled(arrays: dict[str, Any]) -> None:
+    arrays["decoder.12.bias"] = np.array([None])
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        (_lacks, r"vae-oid.npz has no 'decoder.6.bias': it is no decoder of masks"),
+        (_narrow, r"'_vq_vae._embedding' is \[128, 32\], PaliGemma's is \[128, 512\]: take the"),
+        (_broken, "weight 'mask_decoder.decoder.12.bias' has NaN"),
+        (_pickled, "vae-oid.npz is no file of arrays: download it again"),
+        (None, "vae-oid.npz is no file of arrays: download it again"),
+    ],
+)
+def test_wrong_mask_decoders_are_refused(
+    segmenter: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None] | None, refusal: str
+) -> None:
+    folder = Path(shutil.copytree(segmenter.parent / "checkpoint", tmp_path / "wrong"))
+    file = folder / "vae-oid.npz"
+    if change is None:
+        file.write_bytes(b"no archive")
+    else:
+        with np.load(file) as stored:
+            arrays = dict(stored)
+        change(arrays)
+        np.savez(file, **arrays)
+    with pytest.raises(CheckpointError, match=refusal):
+        FAMILIES["paligemma"].open(folder).open("mask_decoder")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,27 @@ def test_parse_reads_the_codes_of_a_mask() -> None:
     assert box.codes == tuple(range(112, 128))
 
 
+@pytest.mark.parametrize(
+    ("codes", "found"),
+    [
+        ([5] * 15, ()),  # too few
+        ([], ()),
+        ([5] * 17, (5,) * 16),  # big_vision reads the first 16, whatever follows
+        ([5] * 15 + [128], ()),  # no code of PaliGemma's
+    ],
+)
+def test_parse_keeps_a_box_whose_codes_are_no_mask(
+    codes: list[int], found: tuple[int, ...]
+) -> None:
+    """A box stays, with its name and those after it."""
+    written = "".join(f"<seg{code:03}>" for code in codes)
+    place = "<loc0000><loc0341><loc0682><loc1023>"
+    cat, dog = parse(f"{place}{written} a cat ; {place} dog")
+    assert cat == Box("a cat", 341 / 1023, 0.0, 1.0, 682 / 1023, codes=found)
+    assert dog == Box("dog", 341 / 1023, 0.0, 1.0, 682 / 1023)
+    assert cat.mask(30, 20) is None
+
+
 @pytest.mark.parametrize("text", ["", "no cat here", "<loc0001><loc0002><loc0003> cat"])
 def test_parse_passes_over_what_is_no_box(text: str) -> None:
     assert parse(text) == []

@@ -66,7 +66,13 @@ def export(pool: Pool, tokens: int | str, outputs: int = 1) -> tuple[ir.Model, i
     transposed = graph_of.clean(model)
     moved = pooled.read_one_token(model)
     weights = {name: value.detach().numpy() for name, value in module.named_parameters()}
-    graph_of.bind(model, weights.__getitem__, buffers, transposed)
+    graph_of.bind(
+        model,
+        weights.__getitem__,
+        lambda name: lambda start, stop: weights[name][start:stop],
+        buffers,
+        transposed,
+    )
     model.meta["module"] = module
     return model, moved
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from tiny import tiny
 
 import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import family_of, resolve
+from vlmedge.errors import CheckpointError
 from vlmedge.exporting import quantize
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
 from vlmedge.registry import FAMILIES
 from vlmedge.rows import TABLE, open_rows, round_rows
 from vlmedge.spec import EmbeddingTable
+from vlmedge.weights import SafeWeights, row_reader
 
 FILE = "assets/embed_tokens.bin"
 
@@ -68,6 +75,55 @@ def test_float16_rows_are_rounded_unless_they_would_overflow(
 def test_table_that_is_a_graphs_weight_stays(tmp_path: Path) -> None:
     tied = EmbeddingTable("graphs/decoder.bin", 64, "float32", (4, 2))
     assert round_rows(tmp_path, tied, "int8") == tied
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_of_a_weight_are_those_of_the_whole(tmp_path: Path, dtype: torch.dtype) -> None:
+    file = tmp_path / "model.safetensors"
+    tensor = torch.randn(11, 3, 2).to(dtype)
+    save_file({"before": torch.ones(5), "w": tensor, "after": torch.ones(7)}, file)
+    weights = SafeWeights([file])
+    read, whole = row_reader(weights, "w"), weights.read("w")
+    np.testing.assert_array_equal(whole, tensor.float().numpy())
+    for start, stop in ((0, 11), (4, 5), (3, 9), (8, 99), (11, 12)):
+        np.testing.assert_array_equal(read(start, stop), whole[start:stop])
+    tensor[7, 1, 0] = torch.nan
+    save_file({"w": tensor}, file)
+    read = row_reader(SafeWeights([file]), "w")
+    assert len(read(0, 7)) == 7
+    with pytest.raises(CheckpointError, match="weight 'w' has NaN: the checkpoint is broken"):
+        read(6, 8)
+
+
+def test_wide_vocabulary_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    """Neither when a bundle gets it nor when the gate looks it up."""
+    tiny("paligemma", tmp_path)
+    rows = 60_000
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["vocab_size"] = rows
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    weights[name] = torch.randn(rows, weights[name].shape[1]).bfloat16()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    opened = FAMILIES["paligemma"].open(tmp_path)
+    write = dict(opened.assets())[FILE]
+    (tmp_path / "assets").mkdir()
+    whole = weights[name].float().numpy() * np.float32(32**0.5)
+    ids = np.array([0, 59_999, 7])
+    tracemalloc.start()
+    try:
+        write(tmp_path / FILE)
+        table = opened.rows()
+        assert table is not None
+        looked_up = table[ids]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(looked_up, whole[ids])
+    stored = np.fromfile(tmp_path / FILE, np.float32).reshape(whole.shape)
+    np.testing.assert_array_equal(stored, whole)
+    assert peak < whole.nbytes / 10
 
 
 @pytest.mark.parametrize(("scheme", "dtype"), [("int8", "int8"), ("fp16", "float16")])

@@ -11,6 +11,7 @@ import numpy as np
 
 from vlmedge import generate as loop
 from vlmedge.image import load_image
+from vlmedge.samples import codes_for
 from vlmedge.sampling import options
 from vlmedge.scenes import CLASSES, draw_scene
 from vlmedge.spec import (
@@ -58,7 +59,8 @@ def items(parts: Parts) -> dict[str, Item]:
 def _runs(task: object) -> tuple[str, ...]:
     """Name the components that tell a task from another of its kind; none: it has none itself."""
     if isinstance(task, GenerateTask):
-        return (*task.encode, *task.read, task.decoder)
+        masks = [task.masks.decode] if task.masks is not None and task.masks.decode else []
+        return (*task.encode, *task.read, task.decoder, *masks)
     if isinstance(task, MatchTask | ScoreTask | InfillTask):
         return (*task.image, *task.text)
     if isinstance(task, LabelTask | EmbedTask):
@@ -73,7 +75,10 @@ def _answer(task: Any, parts: Parts, tokens: int) -> Facts:
 
 @_answer.register
 def _(task: GenerateTask, parts: Parts, tokens: int) -> Facts:
-    """Write a text of fixed length, greedy, so that every side takes the same steps."""
+    """Write a text of fixed length, greedy, so that every side takes the same steps.
+
+    Where texts may have codes of masks, one mask is decoded.
+    """
     spec = parts.bundle.spec
     assert spec.generation is not None
     count = min(tokens, max(2, spec.generation.max_tokens))
@@ -92,6 +97,8 @@ def _(task: GenerateTask, parts: Parts, tokens: int) -> Facts:
     written.extend(ids)
     rest_s = time.perf_counter() - first
     parts.tokenizer.decode(written)
+    if task.masks is not None and task.masks.decode:
+        parts.graphs[task.masks.decode].run(codes_for(spec, 1))
     return {
         "first_token_ms": 1000 * (first - start),
         "tokens_per_s": (len(written) - 1) / rest_s,

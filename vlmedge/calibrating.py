@@ -30,7 +30,7 @@ from vlmedge.image import Grid
 from vlmedge.pieces import cut
 from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
-from vlmedge.samples import Samples, texts_for
+from vlmedge.samples import Samples, codes_for, texts_for
 from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import paint as painting
@@ -86,6 +86,7 @@ class Calibration:
             self._add({"input_ids": ids, "attention_mask": mask})
         if bundle.spec.instruction is not None:
             self._instruct(len(images))
+        self._add(codes_for(bundle.spec, len(images)))
         # every input of one row is asked for before the next row's
         trial = lru_cache(maxsize=1)(partial(painting.trial, self._parts, images))
 

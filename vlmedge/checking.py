@@ -30,7 +30,7 @@ from vlmedge.progress import SILENT, Advance, Progress
 from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.rows import TABLE
-from vlmedge.samples import Samples, drawn, from_folder, texts_for
+from vlmedge.samples import Samples, codes_for, drawn, from_folder, texts_for
 from vlmedge.spec import (
     Component,
     GenerateTask,
@@ -195,6 +195,7 @@ class _Gate:
             pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
         if "qformer_input_ids" in wanted:
             pool |= self._instructions()
+        pool |= codes_for(self._bundle.spec, len(images))
         if painting.painting_tasks(self._parts):
             count = range(len(images))
             rows = [painting.trial(self._parts, images, i) for i in count]  # type: ignore[arg-type]

@@ -18,7 +18,10 @@ BUILT_INS = Path(__file__).parent / "checkpoints"
 
 # What an export reads; the rest of a hub repository (other frameworks, pictures) stays there.
 # A `*` passes folders, so the parts of a composite come too.
-_WANTED = ("*.json", "*.jinja", "*.safetensors", "*merges.txt", "*vocab.txt", "*.model")
+_WANTED = (
+    *("*.json", "*.jinja", "*.safetensors", "*merges.txt", "*vocab.txt", "*.model"),
+    "vae-oid.npz",
+)
 _PICKLES = ("*.bin", "checkpoint.pt")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -47,7 +50,7 @@ class Checkpoint:
         Two trainings of one shape differ there too, and nobody waits for 15 GB.
         """
         total = hashlib.sha256((self.folder / "config.json").read_bytes())
-        kinds = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*/config.json")
+        kinds = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.npz", "*/config.json")
         for file in sorted(file for kind in kinds for file in self.folder.rglob(kind)):
             size, name = file.stat().st_size, file.relative_to(self.folder).as_posix()
             total.update(f"\n{name} {size}\n".encode())

@@ -41,7 +41,7 @@ def detect(
         typer.Option(
             "--masks",
             metavar="DIR",
-            help="Write a PNG for each thing that is outlined, 255 inside: 0.png, 1.png and so on.",
+            help="Write a PNG for each thing that is outlined, 255 inside: 0.png of the first box.",
         ),
     ] = None,
     max_tokens: MaxTokens = None,
@@ -54,28 +54,24 @@ def detect(
 ) -> None:
     """Say where things are on a picture: a line each, pixels from its upper left corner."""
     from vlmedge import console
-    from vlmedge.drawing import draw, mask
-    from vlmedge.errors import InputError
+    from vlmedge.drawing import draw
     from vlmedge.image import load_image
+    from vlmedge.tasks.detect import check_masks, usual
 
     if out is not None:
         _check_drawing(out, Path(image))
     if masks is not None:
         _check_masks(masks)
     model = console.open_model(bundle, engine, low_memory, allow_fallback)
+    if masks is not None:
+        check_masks(model.bundle, task or usual(model.bundle, what))
     picture = load_image(image)
     options = {"max_tokens": max_tokens, "num_beams": num_beams}
     boxes = model.detect(picture, what, task=task, **options)
-    if masks is not None:
-        outlined = [mask(box, picture.size) for box in boxes if box.polygons]
-        if boxes and not outlined:
-            raise InputError(f"{bundle}: its boxes have no outlines: leave --masks out")
-        masks.mkdir(exist_ok=True)
-        for i, each in enumerate(outlined):
-            console.save(each, masks / f"{i}.png")
+    saved = {} if masks is None else console.save_masks(boxes, picture.size, masks)
     if out is not None:
         console.save(draw(picture, boxes), out)
-    console.detect(image, picture.size, boxes, out, as_json, quiet)
+    console.detect(image, picture.size, boxes, saved, out, as_json, quiet)
 
 
 def _check_drawing(out: Path, image: Path) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -322,17 +322,29 @@ def detect(
     image: str,
     size: tuple[int, int],
     boxes: Sequence[Box],
+    masks: Mapping[int, Path],
     drawing: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Print boxes of a picture of this size, a line each: left, top, right, bottom in pixels."""
+    """Print boxes of a picture of this size, a line each: left, top, right, bottom in pixels.
+
+    Args:
+        image: The picture's name.
+        size: Its width and height, pixels.
+        boxes: What was found.
+        masks: Files of masks, by the box's place.
+        drawing: What it was drawn on, or none.
+        as_json: With codes, polygons and masks.
+        quiet: Say nothing of the drawing.
+    """
     if as_json:
         rows = [
             {"label": box.label, "box": box.pixels(*size)}
             | ({"codes": box.codes} if box.codes else {})
             | ({"polygons": box.outlines(*size)} if box.polygons else {})
-            for box in boxes
+            | ({"mask": _name(str(masks[i]))} if i in masks else {})
+            for i, box in enumerate(boxes)
         ]
         table = {"image": _name(image), "width": size[0], "height": size[1], "boxes": rows}
         emit(table | ({} if drawing is None else {"drawing": _name(str(drawing))}))
@@ -384,6 +396,26 @@ def save(picture: Image, out: Path) -> None:
     data = io.BytesIO()
     picture.save(data, format="PNG")
     _replace(out, data)
+
+
+def save_masks(boxes: Sequence[Box], size: tuple[int, int], folder: Path) -> dict[int, Path]:
+    """Write a PNG for each box that tells an outline, and say which; the folder is made.
+
+    Args:
+        boxes: What was found.
+        size: Width and height of the picture, pixels.
+        folder: Where to; the files are called after the boxes' places.
+    """
+    import PIL.Image
+
+    folder.mkdir(exist_ok=True)
+    saved = {}
+    for i, box in enumerate(boxes):
+        inside = box.mask(*size)
+        if inside is not None:
+            saved[i] = folder / f"{i}.png"
+            save(PIL.Image.fromarray(np.where(inside, np.uint8(255), np.uint8(0))), saved[i])
+    return saved
 
 
 def _replace(out: Path, data: io.BytesIO) -> None:

@@ -1,9 +1,10 @@
-"""Boxes and outlines on a picture, and masks."""
+"""Boxes, outlines and masks on a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
@@ -13,10 +14,14 @@ from vlmedge.locations import Box
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000")
 LINE = 1 / 300  # of the picture's shorter side
 TEXT = 1 / 32
+TINT = 0.4  # of a mask's colour
 
 
 def draw(picture: PIL.Image.Image, boxes: Sequence[Box]) -> PIL.Image.Image:
-    """Draw boxes and their labels on a copy of an RGB picture; one label has one colour."""
+    """Draw boxes, what is known of their insides, and labels, on a copy of an RGB picture.
+
+    One label has one colour: polygons are lines, and a raster is a tint.
+    """
     drawn = picture.copy()
     pen = PIL.ImageDraw.Draw(drawn)
     shorter = min(drawn.size)
@@ -24,21 +29,16 @@ def draw(picture: PIL.Image.Image, boxes: Sequence[Box]) -> PIL.Image.Image:
     labels = list(dict.fromkeys(box.label for box in boxes))
     for box in boxes:
         color = COLORS[labels.index(box.label) % len(COLORS)]
+        inside = None if box.raster is None else box.mask(*drawn.size)
+        if inside is not None:
+            share = PIL.Image.fromarray(np.where(inside, np.uint8(255 * TINT), np.uint8(0)))
+            drawn.paste(color, mask=share)
         left, top, right, bottom = box.pixels(*drawn.size)
         pen.rectangle((left, top, right, bottom), outline=color, width=width)
         for points in box.outlines(*drawn.size):
             pen.line([*points, points[0]], fill=color, width=width)
         _write(pen, (left, top), box.label, font, color)
     return drawn
-
-
-def mask(box: Box, size: tuple[int, int]) -> PIL.Image.Image:
-    """Fill what a box's polygons are around: a gray picture (width, height), 255 inside and 0."""
-    filled = PIL.Image.new("L", size)
-    pen = PIL.ImageDraw.Draw(filled)
-    for points in box.outlines(*size):
-        pen.polygon(points, fill=255)
-    return filled
 
 
 def _write(

@@ -2,8 +2,9 @@
 
 "locations" are PaliGemma's. A box is four tokens <loc0000> to <loc1023>, y0 x0 y1 x1 in 1023rds of
 the picture's sides, and the name of what is there; things are parted by " ; ". A segment is 16
-tokens <seg000> to <seg127> more: codes of a mask whose decoder is no part of any checkpoint, so
-they stay numbers. Source: Beyer et al. 2024, arXiv 2407.07726, section 3.2.
+tokens <seg000> to <seg127> more: codes of a mask, which stay numbers unless the checkpoint brought
+their decoder along; fewer, or others, are no mask. Source: Beyer et al. 2024, arXiv 2407.07726,
+section 3.2, and the evaluator of segmentation in github.com/google-research/big_vision.
 
 "boxes" and "polygons" are Florence-2's: a name, which may be empty, and then its tokens <loc_0> to
 <loc_999>, each the middle of a 1000th of a side. A box is x0 y0 x1 y1, and a name may have several.
@@ -21,12 +22,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+from numpy.typing import NDArray
 
 STEPS = 1023  # that a side is cut into by PaliGemma
+CODES, CODE_KINDS = 16, 128  # of one mask of its, and what each is chosen from
 BINS = 1000  # and by Florence-2
 _THING = re.compile(
-    r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*((?:<seg\d{3}>){16})?\s*([^;<]*)"
+    r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*((?:<seg\d{3}>)*)\s*([^;<]*)"
 )
 _CODE = re.compile(r"<seg(\d{3})>")
 _NAMED = re.compile(r"([^<]*)((?:<loc_\d+>|<sep>|</?poly>){4,})")
@@ -51,6 +58,8 @@ class Box:
         bottom: As top.
         codes: 16 numbers of its mask, or none.
         polygons: Outlines (x, y) of its parts, 0 to 1 of width and height, or none.
+        raster: What `codes` stand for, float32 [rows, columns], stretched over the box; above 0 is
+            inside. None where there are no codes, or nothing to decode them.
     """
 
     label: str
@@ -60,6 +69,7 @@ class Box:
     bottom: float
     codes: tuple[int, ...] = ()
     polygons: tuple[tuple[Point, ...], ...] = ()
+    raster: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom in pixels of a picture of this size."""
@@ -68,6 +78,28 @@ class Box:
     def outlines(self, width: int, height: int) -> list[list[Point]]:
         """Return the corners (x, y) of each polygon in pixels."""
         return [[(x * width, y * height) for x, y in polygon] for polygon in self.polygons]
+
+    def mask(self, width: int, height: int) -> NDArray[np.bool_] | None:
+        """Return what belongs to the thing: bool [height, width] of a picture of this size.
+
+        A raster is resized to the box, whose corners are cut to whole pixels, as big_vision has it.
+        Polygons are filled. Without either there is none.
+        """
+        if self.raster is None and not self.polygons:
+            return None
+        filled = PIL.Image.new("1", (width, height))
+        if self.raster is not None:
+            left, top, right, bottom = map(int, self.pixels(width, height))
+            if left < right and top < bottom:
+                size = right - left, bottom - top
+                fitted = PIL.Image.fromarray(self.raster).resize(
+                    size, PIL.Image.Resampling.BILINEAR
+                )
+                filled.paste(PIL.Image.fromarray(np.asarray(fitted) > 0), (left, top))
+        pen = PIL.ImageDraw.Draw(filled)
+        for points in self.outlines(width, height):
+            pen.polygon(points, fill=1)
+        return np.array(filled)
 
 
 def parse(text: str, kind: str = "locations") -> list[Box]:
@@ -84,8 +116,9 @@ def _locations(text: str) -> list[Box]:
     found = []
     for *corners, codes, label in _THING.findall(text):
         top, left, bottom, right = (min(int(corner), STEPS) / STEPS for corner in corners)
-        numbers = tuple(int(code) for code in _CODE.findall(codes))
-        found.append(_box(label, (left, right), (top, bottom), codes=numbers))
+        numbers = tuple(int(code) for code in _CODE.findall(codes))[:CODES]
+        whole = len(numbers) == CODES and max(numbers) < CODE_KINDS
+        found.append(_box(label, (left, right), (top, bottom), codes=numbers if whole else ()))
     return found
 
 

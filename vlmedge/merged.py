@@ -12,7 +12,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Export
 from vlmedge.errors import AdapterError
 from vlmedge.manifest import AdapterId
-from vlmedge.weights import Weights, finite
+from vlmedge.weights import RowReader, Weights, finite, row_reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,13 @@ class Merged:
         for edit in self._edits.get(name, ()):
             value = finite(name, edit.add_to(value))
         return value
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor; of a changed one, out of the whole."""
+        if name in self._edits or name in self._replaced:
+            whole = self.read(name)
+            return lambda start, stop: whole[start:stop]
+        return row_reader(self._weights, name)
 
     def _place(self, chosen: Weighted, turned: Collection[str]) -> None:
         """Find one adapter's modules."""

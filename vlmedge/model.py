@@ -403,9 +403,10 @@ class Model:
             **options: As of `caption`.
 
         Returns:
-            Boxes in parts of the picture's sides, in the model's order.
+            Boxes in parts of the picture's sides, in the model's order; `mask` of each gives the
+            pixels that belong to it, where the task tells outlines.
         """
-        name = detecting.usual(self._parts, what) if task is None else task
+        name = detecting.usual(self.bundle, what) if task is None else task
         wiring = detecting.detect_task(self._parts, name)
         found: list[list[Box]] = []
         for text in detecting.requests(wiring, name, what):

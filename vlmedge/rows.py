@@ -16,12 +16,38 @@ from numpy.typing import NDArray
 from vlmedge.contracts import Array
 from vlmedge.sampling import Ids
 from vlmedge.spec import EmbeddingTable
+from vlmedge.weights import RowReader
 
 TABLE = "embed_tokens"  # its name where layers are named by pattern
 ROWS_AT_ONCE = 1024  # of a table that is rounded: memory stays at some MiB
 HALF_MAX = float(np.finfo(np.float16).max)
 LEVELS = 127
 ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """A checkpoint's table that is left on disk: each row is read when it is looked up.
+
+    Attributes:
+        read: Reads some rows that lie together.
+        shape: (vocabulary, width).
+    """
+
+    read: RowReader
+    shape: tuple[int, int]
+
+    def __getitem__(self, ids: Ids) -> NDArray[np.float32]:
+        """Look up token ids, int64 [...], to float32 [..., width]."""
+        found, places = np.unique(ids, return_inverse=True)
+        rows = np.empty((len(found), self.shape[1]), np.float32)
+        for row, i in zip(rows, found.tolist(), strict=True):
+            row[:] = self.read(i, i + 1)[0]
+        return rows[places.reshape(ids.shape)]
+
+    def __len__(self) -> int:
+        """Return the size of the vocabulary."""
+        return self.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +59,7 @@ class Rows:
         scale: float32 [vocabulary] of int8 rows, or none.
     """
 
-    rows: Array
+    rows: Array | ReadRows
     scale: NDArray[np.float32] | None = None
 
     def __getitem__(self, ids: Ids) -> NDArray[np.float32]:
@@ -98,4 +124,5 @@ def round_rows(folder: Path, table: EmbeddingTable, precision: str) -> Embedding
 
 def _largest(rows: Rows) -> float:
     starts = range(0, len(rows), ROWS_AT_ONCE)
-    return max(float(np.abs(rows.rows[i : i + ROWS_AT_ONCE]).max()) for i in starts)
+    pieces = (rows[np.arange(i, min(i + ROWS_AT_ONCE, len(rows)))] for i in starts)
+    return max(float(np.abs(piece).max()) for piece in pieces)

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from vlmedge.contracts import Array
 from vlmedge.errors import InputError
 from vlmedge.image import ImageSource, load_image, pictures_in
+from vlmedge.locations import CODE_KINDS
 from vlmedge.scenes import CLASSES, draw_labelled, draw_scene
 from vlmedge.spec import GenerateTask, MatchTask, ModelSpec
 from vlmedge.tasks.embed import fill
@@ -128,3 +132,16 @@ def texts_for(spec: ModelSpec, samples: Samples) -> list[str]:
         if isinstance(task, GenerateTask) and "{question}" in task.prompt:
             return [task.prompt.replace("{question}", asked) for asked in samples.questions]
     return list(samples.labels)
+
+
+def codes_for(spec: ModelSpec, count: int) -> dict[str, Array]:
+    """Draw what a bundle's decoder of masks reads, int64 [count, codes], by its name.
+
+    Any codes are some mask, and few texts of a model that nobody has asked well hold any.
+    """
+    for task in spec.tasks.values():
+        if isinstance(task, GenerateTask) and task.masks is not None and task.masks.decode:
+            (codes,) = spec.component(task.masks.decode).inputs
+            shape = count, int(codes.shape[1])
+            return {codes.name: np.random.default_rng(0).integers(0, CODE_KINDS, shape)}
+    return {}

@@ -150,6 +150,10 @@ class Fields:
             raise CheckpointError(f"{file} is no JSON object: download it again")
         return Fields(found, str(file), file.parent)
 
+    def has_beside(self, name: str) -> bool:
+        """Tell whether a file lies beside this config.json."""
+        return self._folder is not None and (self._folder / name).is_file()
+
     def size(self, name: str, default: int | None) -> int:
         """Return a count; a value that is null counts as left out."""
         found = self._config.get(name)

@@ -254,6 +254,19 @@ class ImageText(_Data, frozen=True):
     whole: str = ""
 
 
+class MaskCodes(_Data, frozen=True):
+    """What becomes of the codes of a mask, which an answer may have beside a box.
+
+    Attributes:
+        file: What a checkpoint must have beside its config.json, so that they can be decoded.
+        decode: The component from one tensor, int64 [batch, codes], to another, float32
+            [batch, rows, columns], above 0 where the thing is; none: the file was not there.
+    """
+
+    file: str
+    decode: str | None = None
+
+
 class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     """Image in, text out, by the decode loop.
 
@@ -281,6 +294,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
             are Shikra's, in plain figures.
         named_by: What a box is of: "answer": what the words around it say; "question": what was
             looked for, whatever words the model puts around it.
+        masks: What becomes of the codes of masks in an answer, or none: it has none.
         regions: How a region that a question points at is written where it has `{region}`, or
             none: the model knows no regions.
         several: What stands between the things that are looked for, where they are named in one
@@ -306,6 +320,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     media: str | None = None
     answer: Literal["text", "locations", "boxes", "polygons", "brackets"] = "text"
     named_by: Literal["answer", "question"] = "answer"
+    masks: MaskCodes | None = None
     regions: Literal["brackets"] | None = None
     several: str | None = None
     read: tuple[str, ...] = ()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +39,27 @@ class Weights(Protocol):
     def read(self, name: str) -> Array:
         """Read one tensor as float32 and refuse NaN."""
         ...
+
+
+RowReader = Callable[[int, int], Array]
+"""Reads a tensor's rows from the first number up to the second, as float32, and refuses NaN."""
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """`Weights` that need not read the whole of a tensor for some rows of it."""
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor."""
+        ...
+
+
+def row_reader(weights: Weights, name: str) -> RowReader:
+    """Return what reads rows of one tensor; weights that cannot read it once, as a whole."""
+    if isinstance(weights, ReadsRows):
+        return weights.row_reader(name)
+    whole = weights.read(name)
+    return lambda start, stop: whole[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +89,32 @@ class SafeWeights:
 
     def read(self, name: str) -> Array:
         """Read one tensor as float32 and refuse NaN."""
+        return self._read(name, 0, math.prod(self._places[name].shape)).reshape(
+            self._places[name].shape
+        )
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor, and no others."""
+        return partial(self._rows, name)
+
+    def _rows(self, name: str, start: int, stop: int) -> Array:
+        count, *rest = self._places[name].shape
+        width, stop = math.prod(rest), min(stop, count)
+        return self._read(name, start * width, (stop - start) * width).reshape(-1, *rest)
+
+    def _read(self, name: str, first: int, count: int) -> Array:
+        """Read some of a tensor's numbers, flat."""
         place = self._places[name]
-        count = math.prod(place.shape)
-        flat = np.fromfile(place.file, _DTYPES[place.dtype], count, offset=place.offset_bytes)
+        dtype = np.dtype(_DTYPES[place.dtype])
+        begin = place.offset_bytes + first * dtype.itemsize
+        flat = np.fromfile(place.file, dtype, count, offset=begin)
         if flat.size != count:
             raise CheckpointError(f"{place.file}: it ends inside {name!r}: download it again")
         if place.dtype == "BF16":
             wide = flat.astype(np.uint32)
             wide <<= 16  # in place: a vocabulary's table is gigabytes
             flat = wide.view(np.float32)
-        return finite(name, flat.astype(np.float32, copy=False)).reshape(place.shape)
+        return finite(name, flat.astype(np.float32, copy=False))
 
 
 def finite(name: str, flat: Array) -> Array:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
 from vlmedge.locations import Box, parse
 from vlmedge.spec import GenerateTask
@@ -27,9 +30,32 @@ def detect_task(parts: Parts, name: str) -> GenerateTask:
     return task
 
 
-def usual(parts: Parts, what: str | None) -> str:
+def check_masks(bundle: Bundle, name: str) -> None:
+    """Refuse masks that a task of a bundle does not give, before it does any work.
+
+    Raises:
+        InputError: It gives boxes alone, or codes that the bundle has no decoder for.
+    """
+    tasks = {n: t for n, t in bundle.spec.tasks.items() if isinstance(t, GenerateTask)}
+    outlines = [n for n, t in tasks.items() if t.answer == "polygons" or t.masks is not None]
+    task = tasks.get(name)
+    if task is None or task.answer == "text":
+        return  # detect_task has a better word for it
+    if name not in outlines:
+        others = f", or give --task {' or '.join(outlines)}" if outlines else ""
+        raise InputError(
+            f"{bundle.path}: task {name!r}: its boxes have no outlines: leave --masks out{others}"
+        )
+    if task.masks is not None and task.masks.decode is None:
+        raise InputError(
+            f"{bundle.path} has no decoder for its masks: put {task.masks.file} beside the "
+            "checkpoint's config.json and export it again"
+        )
+
+
+def usual(bundle: Bundle, what: str | None) -> str:
     """Name the task that is meant: without anything to look for one that finds all, if there is."""
-    return "detect_all" if what is None and "detect_all" in parts.bundle.spec.tasks else "detect"
+    return "detect_all" if what is None and "detect_all" in bundle.spec.tasks else "detect"
 
 
 def requests(task: GenerateTask, name: str, what: str | None) -> list[str]:
@@ -63,6 +89,20 @@ def boxes(
     found = parse(text, task.answer)
     if task.named_by == "question":
         found = [replace(box, label=asked) for box in found]
+    if task.masks is not None and task.masks.decode is not None:
+        found = _with_rasters(parts, task.masks.decode, found)
     if parts.image_front.square is None:
         return found
     return [box for each in found if (box := out_of_square(each, picture.size)) is not None]
+
+
+def _with_rasters(parts: Parts, decode: str, found: list[Box]) -> list[Box]:
+    """Decode the masks of those boxes that have codes."""
+    coded = [box for box in found if box.codes]
+    if not coded:
+        return found
+    component = parts.bundle.spec.component(decode)
+    codes, rasters = component.inputs[0].name, component.outputs[0].name
+    given = np.array([box.codes for box in coded], np.int64)
+    decoded = iter(parts.graphs[decode].run({codes: given})[rasters])
+    return [replace(box, raster=next(decoded)) if box.codes else box for box in found]
