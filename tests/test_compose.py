@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import msgspec
 import pytest
 from conftest import Run, export
 from tiny import tiny
 
 import vlmedge as package
-from vlmedge import exporting
+from vlmedge import composition, exporting
 from vlmedge.composition import built_ins, read_composition
 from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeError
 from vlmedge.scenes import draw_scene
 from vlmedge.tasks._parts import IMAGES_PER_BATCH
+
+SCHEMA = Path(composition.__file__).with_name("composition.schema.json")
 
 # hot, so that they differ; and short, for the random matchers know few words
 DRAWN = {"temperature": 3.0, "max_tokens": 8}
@@ -245,6 +249,33 @@ def test_composition_that_makes_no_sense_is_refused_before_any_bundle(
     with pytest.raises(VlmEdgeError, match=message) as refused:
         package.compose(given, {"a": "nowhere", "b": "nowhere"})
     assert not isinstance(refused.value, BundleError) and "\n" not in str(refused.value)
+
+
+def test_schema_is_the_published_one_and_draws_the_same_line() -> None:
+    published = json.loads(SCHEMA.read_text())
+    assert published == json.loads(msgspec.json.encode(composition.schema()))
+    jsonschema.Draft202012Validator.check_schema(published)
+    for name in built_ins():
+        shipped = json.loads((composition.BUILT_INS / f"{name}.json").read_text())
+        jsonschema.validate(shipped, published)
+        assert (composition.BUILT_INS / shipped["$schema"]).resolve() == SCHEMA
+    jsonschema.validate(steps(CAPTION, MATCH, FILTER), published)
+    for broken in (
+        {},
+        {"steps": []},
+        {"steps": [], "extra": 1},
+        steps({"task": "caption"}),
+        steps(CAPTION | {"name": "a.b"}),
+        steps(CAPTION | {"task": "captoin"}),
+        steps(CAPTION | {"prmpt": "a"}),
+        steps(CAPTION | {"count": 0}),
+        steps(CAPTION | {"seed": -1}),
+        steps(CAPTION | {"options": {"topp": 1}}),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, published)
+        with pytest.raises(VlmEdgeError):
+            read_composition(broken)
 
 
 def test_changes_that_lead_nowhere_are_refused() -> None:
