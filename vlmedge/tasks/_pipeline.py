@@ -26,21 +26,23 @@ from ._parts import IMAGES_PER_BATCH
 THREADS_MAX = 4  # Pillow decodes some hundred pictures a second in each
 
 Loaded = TypeVar("Loaded")
-Answer = TypeVar("Answer")
+Answers = Callable[[Sequence[Loaded], Sequence[int]], Iterable[Any]]
+"""Answers for some that are loaded, given their places in the whole list or stream."""
 OnError = Callable[[ImageSource, InputError], None]
 """Is told of a picture that cannot be used."""
 
 
 def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
     """Tell what is to be iterated over from one image and from a list of them."""
-    single = (str, bytes, np.ndarray, list, tuple)
-    return hasattr(images, "__iter__") and not isinstance(images, single)
+    single = (str, bytes, bytearray, memoryview, np.ndarray, list, tuple)
+    file = hasattr(images, "read")  # its lines are no pictures
+    return hasattr(images, "__iter__") and not file and not isinstance(images, single)
 
 
 def respond(
     load: Callable[[Any], Loaded],
     images: Any,
-    answer: Callable[[Sequence[Loaded]], Iterable[Any]],
+    answer: Answers[Loaded],
     on_error: OnError | None = None,
     per_batch: int = IMAGES_PER_BATCH,
 ) -> Any:
@@ -53,7 +55,7 @@ def respond(
     if on_error is not None:
         raise InputError("on_error is for a stream of images: give iter(images)")
     if not is_images(images):
-        found = next(iter(answer([load(images)])))
+        found = next(iter(answer([load(images)], [0])))
         if isinstance(found, InputError):
             raise found
         return found
@@ -65,17 +67,17 @@ def respond(
 def answers(
     load: Callable[[ImageSource], Loaded],
     sources: Iterable[ImageSource],
-    answer: Callable[[Sequence[Loaded]], Iterable[Answer | InputError]],
+    answer: Answers[Loaded],
     on_error: OnError | None = None,
     per_batch: int = IMAGES_PER_BATCH,
-) -> Iterator[Answer | None]:
+) -> Iterator[Any]:
     """Answer for each picture, in order.
 
     Args:
         load: Decodes and resizes one, in a thread.
         sources: Read as they are needed, in the caller's thread, up to two batches ahead.
-        answer: Answers for some, in the caller's thread; an error in the place of an answer says
-            that the picture cannot be used after all.
+        answer: Answers for some, in the caller's thread, told their places in `sources`; an error
+            in the place of an answer says that the picture cannot be used after all.
         on_error: Is told of a picture that cannot be used, whose answer is then none. Without it
             the first such picture raises, after the answers of those before it.
         per_batch: How many are loaded, and answered for, at a time.
@@ -88,16 +90,19 @@ def answers(
         with HUSH:
             batch = _wait(_begin(pool, load, coming, per_batch))
         while batch:
-            usable = [found for _, found in batch if not isinstance(found, InputError)]
-            if on_error is None and len(usable) < len(batch):  # it ends here
-                coming = iter(())
-                usable = usable[
-                    : next(i for i, (_, f) in enumerate(batch) if isinstance(f, InputError))
-                ]
+            usable: list[Loaded] = []
+            places: list[int] = []
+            for place, (_, found) in enumerate(batch, count):
+                if not isinstance(found, InputError):
+                    usable.append(found)
+                    places.append(place)
+                elif on_error is None:  # it ends here
+                    coming = iter(())
+                    break
             with HUSH:
                 begun = _begin(pool, load, coming, per_batch)
                 try:
-                    made = iter(answer(usable) if usable else ())
+                    made = iter(answer(usable, places) if usable else ())
                 finally:
                     following = _wait(begun)
             for source, loaded in batch:

@@ -30,6 +30,7 @@ from vlmedge.spec import Component, GenerateTask, Generation
 from . import generate as generating
 from ._kept import Kept
 from ._parts import Parts
+from ._turns import each_in_turn, in_turn
 
 LOOKS_AHEAD = "token_type_ids"  # with it a prompt's tokens see later ones, so no prefix is final
 
@@ -71,11 +72,13 @@ class Session:
         self._last: tuple[Prompt, NDArray[np.int64]] | None = None  # what was read last; its ids
         self._forget = weakref.finalize(self, kept.drop, self._owner)
 
+    @in_turn
     def caption(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
         """Describe the picture; see `Model.caption`."""
         task = generating.caption_task(self._parts, prompt)
         return self._write(task, prompt, self._parts.options(options), seed)
 
+    @in_turn
     def ask(
         self,
         question: str,
@@ -88,6 +91,7 @@ class Session:
         task = generating.ask_task(self._parts, question, first_token)
         return self._write(task, question, self._parts.options(options), seed)
 
+    @in_turn
     def stream(
         self,
         prompt: str = "",
@@ -104,8 +108,10 @@ class Session:
         chosen = self._parts.options_of_a_stream(options)
         read, ids, fixed = self._prompt(task, text, chosen)
         made = loop.stream(self._parts.graphs[task.decoder], self._parts.embed, read, chosen, seed)
-        return self._parts.tokenizer.pieces(self._watched(task, made, read, ids, fixed))
+        pieces = self._parts.tokenizer.pieces(self._watched(task, made, read, ids, fixed))
+        return each_in_turn(self._parts.turn, pieces)
 
+    @in_turn
     def close(self) -> None:
         """Give back what is kept for this picture; asking again computes it again."""
         self._kept.drop(self._owner)
