@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -565,6 +566,50 @@ def test_closed_pipe_is_quiet() -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_full_disk_of_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "vlmedge: output cannot be written: No space left on device\n"
+
+
+def test_closed_streams_are_nowhere() -> None:
+    for stream in (1, 2):
+        line = f"exec {stream}>&-; exec {shlex.join(COMMAND)} list"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == ""
+        assert (done.stdout == "") == (stream == 1)
+
+
+def test_classify_prints_the_others(vlmedge, clip_int8: Path, pictures, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    given = ["classify", clip_int8, pictures[0], broken, pictures[1], "--labels", "a,b"]
+    ran = vlmedge(*given)
+    assert ran.code == 1 and "broken.png is in no format" in ran.err
+    assert ran.err.splitlines()[-1] == "vlmedge: 1 of 3 pictures have no labels: see above"
+    assert [line.split(": ")[0] for line in ran.out.splitlines()] == [str(p) for p in pictures[:2]]
+    rows = json.loads(vlmedge(*given, "--json").out)
+    assert [sorted(row)[0] for row in rows] == ["image", "error", "image"]
+    assert vlmedge("classify", clip_int8, broken, "--labels", "a,b").code == 1
+
+
+@pytest.mark.parametrize("name", ["embed", "index"])
+def test_folder_in_place_of_a_file_is_refused(vlmedge, clip_int8: Path, pictures, name) -> None:
+    what = pictures[0] if name == "embed" else pictures[0].parent
+    ran = vlmedge(name, clip_int8, what, "--out", ".")
+    assert ran.code == 1 and ran.err == "vlmedge: . cannot be written: Is a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [("check", "drawn"), ("export", "NAME-SCHEME"), ("build", "half of what's free")],
+)
+def test_help_shows_what_it_says_in_brackets(vlmedge, command: str, default: str) -> None:
+    assert f"[default: ({default})]" in vlmedge(command, "--help").out
 
 
 def test_bug_keeps_its_traceback(vlmedge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Only typer and the errors are imported here; a command imports what it needs whe
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 FLAGS = ("int8", "int4", "fp8", "fp16")  # the same as --scheme and their name
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -78,7 +81,13 @@ class _Commands(TyperGroup):
             _say("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # `| head` has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _write_no_more()
+            raise typer.Exit(EXIT_FAILED) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _say(f"{error.filename or 'output'} cannot be written: {error.strerror}")
+            _write_no_more()
             raise typer.Exit(EXIT_FAILED) from None
 
 
@@ -99,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if not sys.warnoptions:  # other libraries' advice to programmers is no news to a user
         warnings.simplefilter("ignore")
+    for name in ("stdout", "stderr"):  # none where the shell has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # a caption may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="replace")
     app(None if arguments is None else list(arguments), prog_name="vlmedge")
@@ -222,10 +234,17 @@ def check(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Level 4 of this engine, without --against. [ort]"),
+        typer.Option(
+            metavar="NAME", help="Level 4 of this engine, without --against.", show_default="ort"
+        ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Pictures to compare on. [default: drawn]")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Pictures to compare on.",
+            show_default="drawn",
+        ),
     ] = None,
     lora: Lora = None,
     record: Annotated[
@@ -305,6 +324,11 @@ def demo(
     show(out)
 
 
+def _write_no_more() -> None:
+    """Let what is still to be printed go nowhere: the interpreter prints it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _say(text: str) -> None:
     typer.echo(f"vlmedge: {text}", err=True)
 
@@ -328,7 +352,7 @@ def _recipe(context: typer.Context) -> Recipe:
     changes = {
         name: given[name]
         for name in ("target_drop", "budget_mib", "keep_slower")
-        if given[name] not in (None, False)
+        if given[name] is not None and given[name] is not False  # 0 is neither
     }
     return Recipe(**{**_fields(recipe), **changes, "keep": keep})
 

@@ -72,7 +72,7 @@ def export(
     Returns:
         The bundle; `verified` tells whether it passed.
     """
-    chosen = _recipe(recipe)
+    chosen = _recipe(recipe, check)
     if lora_modules and lora_slots is None:
         raise InputError("modules for slots, but no slots: give --lora-slots RANK too")
     adapters = [parse(text) for text in lora]
@@ -132,7 +132,7 @@ def quantize(
         allow_unverified: Write the best mix also when it misses the recipe's target.
         progress: Watches.
     """
-    chosen = _recipe(recipe)
+    chosen = _recipe(recipe, check)
     before = Bundle.load(bundle)
     if before.manifest.scheme != FLOAT:
         raise BundleError(
@@ -162,8 +162,11 @@ def quantize(
     return Bundle.load(out)
 
 
-def _recipe(given: Recipe | str | None) -> Recipe:
-    return given if isinstance(given, Recipe) else Recipe(given or FLOAT)
+def _recipe(given: Recipe | str | None, check: bool) -> Recipe:
+    chosen = given if isinstance(given, Recipe) else Recipe(given or FLOAT)
+    if chosen.target_drop is not None and not check:
+        raise InputError("a target drop is measured by the check: leave --no-check out")
+    return chosen
 
 
 def _gate(opened: Export, checkpoint: Checkpoint, progress: Progress) -> GateRun:
@@ -250,6 +253,7 @@ def _write(
     shrinker = Shrinker(unsealed, recipe, samples, progress)
     for component in source.spec.components:
         shrinker.add(component, source.graph(component.name))
+    shrinker.refuse_idle_patterns()
     if recipe.budget_mib is not None:
         shrinker.fit(recipe.budget_mib)
 
