@@ -59,6 +59,21 @@ def test_draws_belong_to_a_place_in_the_list(
     assert model.caption([scenes[0]] * COUNT, **options) == same
 
 
+@pytest.mark.parametrize("good", [0, 3, IMAGES_PER_BATCH, IMAGES_PER_BATCH + 2])
+def test_what_the_iterable_raises_comes_after_the_answers_before_it(
+    clip_int8: Path, scenes: list[Any], good: int
+) -> None:
+    def breaks() -> Iterator[Any]:
+        yield from scenes[:good]
+        raise OSError("the camera is gone")
+
+    found = []
+    with pytest.raises(OSError, match="the camera is gone"):
+        for vector in vlmedge.load(clip_int8).embed_image(breaks()):
+            found.append(vector)
+    assert len(found) == good
+
+
 def test_vectors_and_labels_are_those_of_a_list(clip_int8: Path, scenes: list[Any]) -> None:
     model = vlmedge.load(clip_int8)
     vectors = list(model.embed_image(iter(scenes)))

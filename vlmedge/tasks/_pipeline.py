@@ -84,8 +84,9 @@ def answers(
 
     Raises:
         InputError: A picture cannot be used; the message names it.
+        Exception: What `sources` raised, after the answers of the pictures before it.
     """
-    coming, count = iter(sources), 0
+    coming, count = _Coming(iter(sources)), 0
     with ThreadPoolExecutor(min(THREADS_MAX, cores()), "vlmedge-decode") as pool:
         with HUSH:
             batch = _wait(_begin(pool, load, coming, per_batch))
@@ -97,7 +98,7 @@ def answers(
                     usable.append(found)
                     places.append(place)
                 elif on_error is None:  # it ends here
-                    coming = iter(())
+                    coming = _Coming(iter(()))
                     break
             with HUSH:
                 begun = _begin(pool, load, coming, per_batch)
@@ -116,16 +117,35 @@ def answers(
                     yield None
                 count += 1
             batch = following
+    if coming.error is not None:
+        raise coming.error
+
+
+class _Coming:
+    """The caller's pictures; what goes wrong in getting them waits for the answers before it."""
+
+    def __init__(self, sources: Iterator[ImageSource]) -> None:
+        self._sources = sources
+        self.error: Exception | None = None
+
+    def take(self, count: int) -> list[ImageSource]:
+        """Take the next ones, fewer at the end."""
+        taken: list[ImageSource] = []
+        try:
+            taken.extend(islice(self._sources, count))  # keeps what came before an error
+        except Exception as error:
+            self.error, self._sources = error, iter(())
+        return taken
 
 
 def _begin(
     pool: ThreadPoolExecutor,
     load: Callable[[ImageSource], Loaded],
-    coming: Iterator[ImageSource],
+    coming: _Coming,
     count: int,
 ) -> list[tuple[ImageSource, Future[Loaded]]]:
     """Let threads open the next batch."""
-    return [(source, pool.submit(load, source)) for source in islice(coming, count)]
+    return [(source, pool.submit(load, source)) for source in coming.take(count)]
 
 
 def _wait(
