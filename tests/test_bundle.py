@@ -86,6 +86,23 @@ def test_manifest_of_brackets_is_refused(folder: Path) -> None:
         Bundle.load(folder)
 
 
+def test_bundle_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    """Of two exports into one folder the first to end has it, unless the other may overwrite."""
+    folder = tmp_path / "b"
+    with pytest.raises(BundleError, match="b exists: give --overwrite"), new_bundle(folder):
+        make(folder)
+        before = (folder / "manifest.json").read_bytes()
+    assert (folder / "manifest.json").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["b"]
+
+
+def test_verdict_that_cannot_be_written_is_one_line(folder: Path) -> None:
+    bundle = Bundle.load(folder)
+    (folder / "reports").write_text("a file")
+    with pytest.raises(BundleError, match="cannot be written .*, and the verdict goes into it"):
+        bundle.with_parity(None, b"{}")
+
+
 def test_file_without_a_name_is_refused_as_the_folder_that_it_is(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         replace_file(Path("."), b"")

@@ -576,6 +576,26 @@ def test_full_disk_of_the_output_is_one_line() -> None:
     assert done.stderr == "vlmedge: output cannot be written: No space left on device\n"
 
 
+def test_demo_that_cannot_write_leaves_no_half_picture(vlmedge, tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "scene-1.png").mkdir(parents=True)
+    ran = vlmedge("demo", "--out", tmp_path)
+    assert ran.code == 1 and "scene-1.png cannot be written: Is a directory" in ran.err
+    assert ran.err.count("\n") == 1
+    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == [
+        "scene-0.png",
+        "scene-1.png",
+    ]
+
+
+def test_check_of_what_cannot_be_written_is_refused_before_the_work(
+    vlmedge, clip_int8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may = os.access  # the superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
+    ran = vlmedge("check", clip_int8, "--against", "tiny-clip")
+    assert ran.code == 1 and "cannot be written, and the verdict goes into it" in ran.err
+
+
 def test_closed_streams_are_nowhere() -> None:
     for stream in (1, 2):
         line = f"exec {stream}>&-; exec {shlex.join(COMMAND)} list"

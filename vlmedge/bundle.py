@@ -78,8 +78,14 @@ class Bundle:
     def with_parity(self, parity: Parity | None, report: bytes) -> Bundle:
         """Write what the gate found into reports/parity.json and the manifest."""
         file = self.path / REPORT
-        file.parent.mkdir(exist_ok=True)
-        replace_file(file, report)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            replace_file(file, report)
+        except OSError as error:
+            raise BundleError(
+                f"{self.path} cannot be written ({error.strerror}), and the verdict goes into it: "
+                "give a copy"
+            ) from None
         others = [f for f in self.manifest.files if f.path != REPORT]
         files = (*others, StoredFile(REPORT, hashlib.sha256(report).hexdigest(), len(report)))
         manifest = msgspec.structs.replace(self.manifest, parity=parity, files=files)

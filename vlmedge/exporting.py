@@ -81,7 +81,9 @@ def export(
     found = resolve(checkpoint, progress, allow_pickle=allow_pickle)
     out = out or Path(f"{found.name}-{chosen.scheme}")
     refuse_existing(out, overwrite=overwrite)
-    opened = FAMILIES[family_of(found.folder)].open(found.folder, allow_pickle=allow_pickle)
+    family = family_of(found.folder)
+    with progress.step(f"opening {found.name}"):  # PyTorch is imported here: some seconds
+        opened = FAMILIES[family].open(found.folder, allow_pickle=allow_pickle)
     if adapters:
         opened = opened.merged(adapters)
     with new_bundle(out, overwrite=overwrite) as folder:
@@ -141,7 +143,9 @@ def quantize(
     gate = None
     if check:
         found = resolve(against or before.manifest.checkpoint.id, progress)
-        opened = FAMILIES[family_of(found.folder)].open(found.folder)
+        family = family_of(found.folder)
+        with progress.step(f"opening {found.name}"):
+            opened = FAMILIES[family].open(found.folder)
         gate = _gate(merged_like(before, opened, lora), found, progress)
     name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
     out = out or bundle.resolve().parent / f"{name}-{chosen.scheme}"
