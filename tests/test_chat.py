@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -45,6 +48,16 @@ def test_template_is_data(model: vlmedge.Model) -> None:
     assert task.user_images == "USER: {images}{text} ASSISTANT:"
     assert task.image == "{image}\n"
     assert task.system == "SYSTEM: {text} "
+
+
+def test_words_that_are_no_unicode_are_said_as_far_as_they_are(folder: Path) -> None:
+    command = [sys.executable, "-X", "utf8", "-m", "vlmedge.cli", "chat", str(folder)]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    given = b"what\xff?\n"
+    done = subprocess.run(
+        [*command, "--max-tokens", "2"], input=given, capture_output=True, env=env
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
 
 
 def test_conversations_of_several_threads_take_turns(model: vlmedge.Model) -> None:

@@ -597,7 +597,7 @@ def test_check_of_what_cannot_be_written_is_refused_before_the_work(
 
 
 def test_closed_streams_are_nowhere() -> None:
-    for stream in (1, 2):
+    for stream in (0, 1, 2):
         line = f"exec {stream}>&-; exec {shlex.join(COMMAND)} list"
         done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr == ""

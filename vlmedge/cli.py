@@ -108,11 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if not sys.warnoptions:  # other libraries' advice to programmers is no news to a user
         warnings.simplefilter("ignore")
-    for name in ("stdout", "stderr"):  # none where the shell has closed it
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # a caption may hold what the terminal cannot show
-        sys.stdout.reconfigure(errors="replace")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell has closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdin, sys.stdout):  # a caption may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     app(None if arguments is None else list(arguments), prog_name="vlmedge")
 
 
