@@ -330,6 +330,11 @@ def test_bundle_that_does_not_fit_is_refused_before_it_runs(
             package.compose(steps(step), {"a": bundle})
 
 
+def test_list_names_the_compositions(vlmedge: Run) -> None:
+    assert json.loads(vlmedge("list", "--json").out)["compositions"] == built_ins()
+    assert vlmedge("list").out.splitlines()[-1].split() == ["compositions", *built_ins()]
+
+
 def test_bundle_that_is_given_twice_is_refused(vlmedge: Run) -> None:
     ran = vlmedge("compose", "capfilt", "a.png", "--bundle", "matcher=a", "--bundle", "matcher=b")
     assert ran.code == 2 and "matcher, matcher: each once" in ran.err

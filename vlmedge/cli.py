@@ -307,7 +307,7 @@ def info(bundle: BundleFolder, as_json: Json = False, quiet: Quiet = False) -> N
 
 @app.command("list")
 def list_(as_json: Json = False, quiet: Quiet = False) -> None:
-    """List checkpoints, families, schemes, engines and devices."""
+    """List checkpoints, families, schemes, engines, devices and compositions."""
     from vlmedge import console, tables
 
     console.emit(tables.shelves()) if as_json else tables.show_list()
