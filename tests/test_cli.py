@@ -604,6 +604,13 @@ def test_closed_streams_are_nowhere() -> None:
         assert (done.stdout == "") == (stream == 1)
 
 
+def test_folder_of_pictures_is_told_from_a_video(vlmedge, blip2_int8: Path, pictures) -> None:
+    for more in ([], [pictures[0]]):
+        ran = vlmedge("caption", blip2_int8, pictures[0].parent, *more)
+        assert ran.code == 1
+        assert f"({pictures[0].parent} is a folder, of a video's frames: give its files)" in ran.err
+
+
 def test_classify_prints_the_others(vlmedge, clip_int8: Path, pictures, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")

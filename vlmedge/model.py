@@ -861,7 +861,13 @@ def _listed(labels: Sequence[str] | None) -> Sequence[str] | None:
 def _videos(images: object) -> str:
     """Name the videos among what was given, in brackets, as far as they have names."""
     clips = [each.source for each in _several(images) if isinstance(each, Video)]
-    names = [str(clip) for clip in clips if isinstance(clip, str | Path)]
+    names = [
+        f"{clip} is a folder, of a video's frames: give its files"
+        if Path(clip).is_dir()
+        else f"{clip}"
+        for clip in clips
+        if isinstance(clip, str | Path)
+    ]
     return f" ({', '.join(names)})" if names else ""
 
 
