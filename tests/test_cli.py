@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from vlmedge import console
+from vlmedge.progress import SILENT, passing
 
 COMMAND = [sys.executable, "-m", "vlmedge.cli"]
 COMMANDS = ("export", "quantize", "check", "caption", "ask", "classify", "embed", "bench", "info")
@@ -609,6 +611,22 @@ def test_folder_of_pictures_is_told_from_a_video(vlmedge, blip2_int8: Path, pict
         ran = vlmedge("caption", blip2_int8, pictures[0].parent, *more)
         assert ran.code == 1
         assert f"({pictures[0].parent} is a folder, of a video's frames: give its files)" in ran.err
+
+
+def test_passing_step_is_seen_on_a_terminal_alone(capsys) -> None:
+    class Terminal:
+        titles: list[str] = []
+
+        def passing(self, title: str):
+            self.titles.append(title)
+            return nullcontext()
+
+    for watcher in (Terminal(), console.progress(False), SILENT):
+        with passing(watcher, "opening it"):  # type: ignore[arg-type]
+            pass
+    assert Terminal.titles == ["opening it"] and capsys.readouterr().err == ""
+    with passing(console._Drawn(), "opening it"):
+        pass
 
 
 def test_classify_prints_the_others(vlmedge, clip_int8: Path, pictures, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from vlmedge.level4 import reported
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
-from vlmedge.progress import SILENT, Advance, Progress
+from vlmedge.progress import SILENT, Advance, Progress, passing
 from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.rows import TABLE
@@ -85,7 +85,7 @@ def check(
             f"{bundle} is of family {opened.spec.family}, {against} of {family}: "
             "check it against the checkpoint that it came from"
         )
-    with progress.step(f"opening {checkpoint.name}"):
+    with passing(progress, f"opening {checkpoint.name}"):
         export = FAMILIES[family].open(checkpoint.folder)
     if export.spec.components != opened.spec.bare():
         raise BundleError(f"{bundle} has other shapes than {against}: they do not belong together")

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,10 @@ class _Drawn:
             self._open -= 1
             if not self._open:
                 self._bars.stop()
+
+    def passing(self, title: str) -> AbstractContextManager[Any]:
+        """Show a bar without an end; none of the steps leaves anything here."""
+        return self.step(title)
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""

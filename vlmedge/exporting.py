@@ -22,7 +22,7 @@ from vlmedge.errors import BundleError, InputError
 from vlmedge.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
 from vlmedge.merged import identities, merged_like
 from vlmedge.portable import load_graph
-from vlmedge.progress import SILENT, Progress
+from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import FAMILIES, SCHEMES, SLOTTERS
 from vlmedge.rows import TABLE, round_rows
@@ -82,7 +82,7 @@ def export(
     out = out or Path(f"{found.name}-{chosen.scheme}")
     refuse_existing(out, overwrite=overwrite)
     family = family_of(found.folder)
-    with progress.step(f"opening {found.name}"):  # PyTorch is imported here: some seconds
+    with passing(progress, f"opening {found.name}"):  # PyTorch is imported here: some seconds
         opened = FAMILIES[family].open(found.folder, allow_pickle=allow_pickle)
     if adapters:
         opened = opened.merged(adapters)
@@ -144,7 +144,7 @@ def quantize(
     if check:
         found = resolve(against or before.manifest.checkpoint.id, progress)
         family = family_of(found.folder)
-        with progress.step(f"opening {found.name}"):
+        with passing(progress, f"opening {found.name}"):
             opened = FAMILIES[family].open(found.folder)
         gate = _gate(merged_like(before, opened, lora), found, progress)
     name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
