@@ -614,17 +614,17 @@ def test_folder_of_pictures_is_told_from_a_video(vlmedge, blip2_int8: Path, pict
 
 
 def test_passing_step_is_seen_on_a_terminal_alone(capsys) -> None:
-    class Terminal:
-        titles: list[str] = []
+    titles: list[str] = []
 
+    class Terminal:
         def passing(self, title: str):
-            self.titles.append(title)
+            titles.append(title)
             return nullcontext()
 
     for watcher in (Terminal(), console.progress(False), SILENT):
         with passing(watcher, "opening it"):  # type: ignore[arg-type]
             pass
-    assert Terminal.titles == ["opening it"] and capsys.readouterr().err == ""
+    assert titles == ["opening it"] and capsys.readouterr().err == ""
     with passing(console._Drawn(), "opening it"):
         pass
 
