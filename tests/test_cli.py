@@ -629,6 +629,18 @@ def test_passing_step_is_seen_on_a_terminal_alone(capsys) -> None:
         pass
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_name_that_is_no_unicode_comes_out_as_it_is(clip_int8: Path, pictures, tmp_path) -> None:
+    odd = os.fsencode(tmp_path) + b"/n\xff.png"
+    shutil.copy(pictures[0], odd)
+    given = [os.fsencode(word) for word in (*COMMAND, "classify", clip_int8)]
+    command = [*given, odd, os.fsencode(pictures[1]), b"--labels", b"a,b"]
+    for encoding, name in (("utf-8", odd), ("ascii", odd.replace(b"\xff", b"?"))):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, env=env)
+        assert done.returncode == 0 and done.stdout.startswith(name + b": ")
+
+
 def test_classify_prints_the_others(vlmedge, clip_int8: Path, pictures, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
