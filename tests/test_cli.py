@@ -537,13 +537,8 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-@pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGINT, "tracing"), (signal.SIGTERM, "checking")]
-)
-def test_interrupted_export_leaves_nothing(number: int, moment: str, tmp_path: Path) -> None:
-    command = [*COMMAND, "export", "tiny-clip", "--int8", "--out", str(tmp_path / "out")]
-    log = tmp_path.with_suffix(".log")
+def interrupt(command: list[str], number: int, moment: str, log: Path) -> None:
+    """Send a signal when a word has been said; the command must end in order."""
     # a shell's background job, as CI may be one, ignores SIGINT, and so would its children
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with (
@@ -558,6 +553,25 @@ def test_interrupted_export_leaves_nothing(number: int, moment: str, tmp_path: P
         assert process.wait(timeout=60) == 130, log.read_text()
     said = log.read_text()
     assert said.splitlines()[-1] == "vlmedge: interrupted" and "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_bench_leaves_nothing(number: int, clip_int8: Path, tmp_path: Path) -> None:
+    """Neither a process nor the copy of the bundle that a cold start has."""
+    bundle = shutil.copytree(clip_int8, tmp_path / "clip")
+    command = [*COMMAND, "bench", str(bundle)]
+    interrupt(command, number, "starting ort", tmp_path / "log")
+    assert not [file.name for file in (bundle / "engines").iterdir() if "start" in file.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "tracing"), (signal.SIGTERM, "checking")]
+)
+def test_interrupted_export_leaves_nothing(number: int, moment: str, tmp_path: Path) -> None:
+    command = [*COMMAND, "export", "tiny-clip", "--int8", "--out", str(tmp_path / "out")]
+    interrupt(command, number, moment, tmp_path.with_suffix(".log"))
     assert not list(tmp_path.iterdir())
 
 

@@ -26,6 +26,7 @@ from vlmedge.energy import find_meter
 from vlmedge.errors import BundleError
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Advance, Progress
+from vlmedge.writer import terminate_as_interrupt
 
 WARM_UPS = 2
 ROUNDS_MIN, ROUNDS_MAX = 3, 25
@@ -57,6 +58,14 @@ def bench(
             f"{bundle.path} is of family {bundle.spec.family}, {against} of {family_of(folder)}: "
             "compare it with the checkpoint that it came from"
         )
+    with terminate_as_interrupt():  # its children and what it copies go when it is killed
+        return _measured(bundle, folder, progress, engine, root)
+
+
+def _measured(
+    bundle: Bundle, folder: Path | None, progress: Progress, engine: str, root: Path
+) -> BenchResult:
+    """Run all sides, by turns where they fit into memory at once."""
     machine = this_machine(LIBRARIES if folder is None else (*LIBRARIES, "torch"))
     meter, source = find_meter(root)
     sides = [

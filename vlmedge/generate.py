@@ -138,6 +138,12 @@ def generate(
     return written
 
 
+def check_stream(options: Generation) -> None:
+    """Refuse beams, which cannot stream."""
+    if options.num_beams > 1:
+        raise InputError(f"num_beams is {options.num_beams}: it must be 1 to stream")
+
+
 def stream(
     decoder: Graph, embed: Embed, prompt: Prompt, options: Generation, seed: int | None = None
 ) -> Iterator[int]:
@@ -146,8 +152,7 @@ def stream(
     Args and errors are those of `generate`; beams cannot stream, their text is known at the end.
     Whoever runs the decoder in between takes its cache away: the next id is then an InputError.
     """
-    if options.num_beams > 1:
-        raise InputError(f"num_beams is {options.num_beams}: it must be 1 to stream")
+    check_stream(options)
     if len(prompt.embeds) != 1:
         raise InputError(f"prompt: it has {len(prompt.embeds)} rows: give 1 to stream")
     loop = _Loop(decoder, embed, prompt, options)
