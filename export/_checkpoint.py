@@ -42,7 +42,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
         return None
     try:
         data = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is no JSON: download it again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} is no JSON object: download it again")
@@ -63,7 +63,7 @@ def read_config(folder: Path, needed: Iterable[str]) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises what each config class happens to raise
-        line = str(error).strip().splitlines()[0]
+        line = " ".join(str(error).split())[:300]  # the reason may stand in its second line
         raise CheckpointError(f"{folder / 'config.json'} is refused: {line}") from None
     eager_float32(config)
     return config

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
 from vlmedge.contracts import Array
+from vlmedge.errors import CheckpointError, VlmEdgeError
 from vlmedge.graph import CheckedGraph
 from vlmedge.spec import Component
 
@@ -42,9 +43,21 @@ def build_on_meta(build: Build) -> tuple[torch.nn.Module, dict[str, Array]]:
 
     Returns:
         The module in eval mode, and the values of its buffers that no checkpoint holds.
+
+    Raises:
+        CheckpointError: PyTorch or transformers cannot make such a module.
     """
     with _EmptyOnMeta(), torch.device("cpu"):
-        module = build()
+        try:
+            module = build()
+        except VlmEdgeError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"config.json asks for what cannot be built ({type(error).__name__}: {line}): "
+                "download it again"
+            ) from error
     values = {
         name: buffer.numpy().copy()
         for name, buffer in module.named_buffers()

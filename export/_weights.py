@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -323,9 +324,13 @@ def _files(folder: Path, single: str, index: str) -> list[Path]:
     """Return the weight files that one layout names, or none when it is not there."""
     if (folder / index).is_file():
         try:
-            names = sorted(set(json.loads((folder / index).read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+            data = json.loads((folder / index).read_bytes())
+            names = sorted({os.fspath(name) for name in data["weight_map"].values()})
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
             raise CheckpointError(f"{folder / index} cannot be read: download it again") from None
+        outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+        if outside:
+            raise CheckpointError(f"{folder}: {index} names {outside[0]}, outside: do not use it")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{folder}: {missing[0]} is missing, {index} names it")

@@ -80,13 +80,29 @@ def test_bench_measures_pytorch_beside_a_bundle(
 def test_sides_that_do_not_fit_at_once_run_one_after_the_other(
     clip_int8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benching, "_fit_at_once", lambda checkpoint: False)
+    monkeypatch.setattr(benching, "_fit_at_once", lambda bundle, checkpoint: False)
     monkeypatch.setattr(benching, "measure_starts", lambda side, bundle: None)
     result = bench(Bundle.load(clip_int8), "tiny-clip", SILENT)
     assert not result.alternated and result.rounds == 3
     for side in result.sides:
         assert set(side.components) == {"vision_encoder", "text_encoder"}
         assert side.error is None and side.first_token is None
+
+
+def test_all_weights_count_where_sides_are_to_fit_at_once(
+    clip_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.load(clip_int8)
+    ours = sum(file.stat().st_size for file in (clip_int8 / "graphs").iterdir())
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "vision" / "pytorch_model.bin").write_bytes(bytes(500))
+    rest = sum(f.bytes for f in bundle.manifest.files if not f.path.startswith("graphs/"))
+    needed = 3 * 1500 + ours + rest
+    monkeypatch.setattr(benching, "free_bytes", lambda: 2 * needed)
+    assert not benching._fit_at_once(bundle, tmp_path)
+    monkeypatch.setattr(benching, "free_bytes", lambda: 2 * needed + 2)
+    assert benching._fit_at_once(bundle, tmp_path)
 
 
 def test_schema_is_the_published_one() -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import msgspec
 import pytest
 
 from vlmedge import manifest as words
-from vlmedge.bundle import Bundle
+from vlmedge.bundle import Bundle, replace_file
 from vlmedge.errors import BundleError
 from vlmedge.manifest import CheckpointId, Manifest
+from vlmedge.portable import load_graph
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.writer import new_bundle, stored_files, write_manifest
 
@@ -48,6 +50,62 @@ def test_bundle_loads_what_was_written(folder: Path) -> None:
     assert bundle.spec.component("x").inputs[0].shape == ("batch", 3, 32, 32)
     assert not bundle.verified
     assert Bundle.load(folder) == bundle
+
+
+def test_file_that_is_used_and_not_named_is_refused(folder: Path) -> None:
+    """Whatever lies outside has no digest, and no place in a bundle."""
+    spec = json.loads((folder / "manifest.json").read_text())["spec"]
+    text = {"tokenizer": "../../secret.json", "max_tokens": 8, "pad_id": 0, "padding_side": "right"}
+    table = {"file": "../table.bin", "offset_bytes": 0, "dtype": "float32", "shape": [1, 1]}
+    labels = {"kind": "label", "encode": ["x"], "output": "y", "labels": "/etc/hostname"}
+    renamed = [{**spec["components"][0], "name": "../x"}]
+    for fields, name in (
+        ({"spec": {**spec, "text": text}}, "../../secret.json"),
+        ({"spec": {**spec, "tasks": {"classify": labels}}}, "/etc/hostname"),
+        ({"spec": {**spec, "components": renamed}}, "graphs/../x.onnx"),
+        ({"embeddings": table}, "../table.bin"),
+    ):
+        before = (folder / "manifest.json").read_bytes()
+        edit(folder, **fields)
+        message = f"{name!r} is used and is not among the manifest's files: do not use it"
+        with pytest.raises(BundleError, match=re.escape(message)):
+            Bundle.load(folder)
+        (folder / "manifest.json").write_bytes(before)
+    Bundle.load(folder)
+
+
+def test_graph_that_is_none_is_refused(folder: Path) -> None:
+    (folder / "graphs" / "x.onnx").write_bytes(b"\x08\x0a\xff\xff")
+    with pytest.raises(BundleError, match=r"x\.onnx cannot be read as ONNX \(.*\): copy it again"):
+        load_graph(folder, "x")
+
+
+def test_manifest_of_brackets_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="manifest.json cannot be read: export the model again"):
+        Bundle.load(folder)
+
+
+def test_bundle_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    """Of two exports into one folder the first to end has it, unless the other may overwrite."""
+    folder = tmp_path / "b"
+    with pytest.raises(BundleError, match="b exists: give --overwrite"), new_bundle(folder):
+        make(folder)
+        before = (folder / "manifest.json").read_bytes()
+    assert (folder / "manifest.json").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["b"]
+
+
+def test_verdict_that_cannot_be_written_is_one_line(folder: Path) -> None:
+    bundle = Bundle.load(folder)
+    (folder / "reports").write_text("a file")
+    with pytest.raises(BundleError, match="cannot be written .*, and the verdict goes into it"):
+        bundle.with_parity(None, b"{}")
+
+
+def test_file_without_a_name_is_refused_as_the_folder_that_it_is(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        replace_file(Path("."), b"")
 
 
 def test_manifest_schema_is_the_published_one(folder: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.exporting import export
 from vlmedge.scenes import draw_scene
 from vlmedge.spec import ChatTask
+from vlmedge.tasks.chat import Chat
 
 NEW = 4
 
@@ -43,6 +48,37 @@ def test_template_is_data(model: vlmedge.Model) -> None:
     assert task.user_images == "USER: {images}{text} ASSISTANT:"
     assert task.image == "{image}\n"
     assert task.system == "SYSTEM: {text} "
+
+
+def test_words_that_are_no_unicode_are_said_as_far_as_they_are(folder: Path) -> None:
+    command = [sys.executable, "-X", "utf8", "-m", "vlmedge.cli", "chat", str(folder)]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    given = b"what\xff?\n"
+    done = subprocess.run(
+        [*command, "--max-tokens", "2"], input=given, capture_output=True, env=env
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+
+
+def test_conversations_of_several_threads_take_turns(model: vlmedge.Model) -> None:
+    said = [["what?", "and where?"], ["who is it?", "why?"]]
+    alone = [[chat.ask(text, seed=1) for text in texts] for chat, texts in _chats(model, said)]
+    chats, found = _chats(model, said), [[], []]  # type: ignore[var-annotated]
+
+    def talk(number: int) -> None:
+        chat, texts = chats[number]
+        found[number] = [chat.ask(text, seed=1) for text in texts]
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
+
+
+def _chats(model: vlmedge.Model, said: list[list[str]]) -> list[tuple[Chat, list[str]]]:
+    return [(model.chat(max_tokens=NEW), texts) for texts in said]
 
 
 def test_system_text_changes_the_reply_and_stands_first(model: vlmedge.Model) -> None:

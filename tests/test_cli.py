@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +21,7 @@ import pytest
 from PIL import Image
 
 from vlmedge import console
+from vlmedge.progress import SILENT, passing
 
 COMMAND = [sys.executable, "-m", "vlmedge.cli"]
 COMMANDS = ("export", "quantize", "check", "caption", "ask", "classify", "embed", "bench", "info")
@@ -534,13 +537,8 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-@pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGINT, "tracing"), (signal.SIGTERM, "checking")]
-)
-def test_interrupted_export_leaves_nothing(number: int, moment: str, tmp_path: Path) -> None:
-    command = [*COMMAND, "export", "tiny-clip", "--int8", "--out", str(tmp_path / "out")]
-    log = tmp_path.with_suffix(".log")
+def interrupt(command: list[str], number: int, moment: str, log: Path) -> None:
+    """Send a signal when a word has been said; the command must end in order."""
     # a shell's background job, as CI may be one, ignores SIGINT, and so would its children
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with (
@@ -555,6 +553,25 @@ def test_interrupted_export_leaves_nothing(number: int, moment: str, tmp_path: P
         assert process.wait(timeout=60) == 130, log.read_text()
     said = log.read_text()
     assert said.splitlines()[-1] == "vlmedge: interrupted" and "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_bench_leaves_nothing(number: int, clip_int8: Path, tmp_path: Path) -> None:
+    """Neither a process nor the copy of the bundle that a cold start has."""
+    bundle = shutil.copytree(clip_int8, tmp_path / "clip")
+    command = [*COMMAND, "bench", str(bundle)]
+    interrupt(command, number, "starting ort", tmp_path / "log")
+    assert not [file.name for file in (bundle / "engines").iterdir() if "start" in file.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "tracing"), (signal.SIGTERM, "checking")]
+)
+def test_interrupted_export_leaves_nothing(number: int, moment: str, tmp_path: Path) -> None:
+    command = [*COMMAND, "export", "tiny-clip", "--int8", "--out", str(tmp_path / "out")]
+    interrupt(command, number, moment, tmp_path.with_suffix(".log"))
     assert not list(tmp_path.iterdir())
 
 
@@ -565,6 +582,105 @@ def test_closed_pipe_is_quiet() -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_full_disk_of_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "vlmedge: output cannot be written: No space left on device\n"
+
+
+def test_demo_that_cannot_write_leaves_no_half_picture(vlmedge, tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "scene-1.png").mkdir(parents=True)
+    ran = vlmedge("demo", "--out", tmp_path)
+    assert ran.code == 1 and "scene-1.png cannot be written: Is a directory" in ran.err
+    assert ran.err.count("\n") == 1
+    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == [
+        "scene-0.png",
+        "scene-1.png",
+    ]
+
+
+def test_check_of_what_cannot_be_written_is_refused_before_the_work(
+    vlmedge, clip_int8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may = os.access  # the superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
+    ran = vlmedge("check", clip_int8, "--against", "tiny-clip")
+    assert ran.code == 1 and "cannot be written, and the verdict goes into it" in ran.err
+
+
+def test_closed_streams_are_nowhere() -> None:
+    for stream in (0, 1, 2):
+        line = f"exec {stream}>&-; exec {shlex.join(COMMAND)} list"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == ""
+        assert (done.stdout == "") == (stream == 1)
+
+
+def test_folder_of_pictures_is_told_from_a_video(vlmedge, blip2_int8: Path, pictures) -> None:
+    for more in ([], [pictures[0]]):
+        ran = vlmedge("caption", blip2_int8, pictures[0].parent, *more)
+        assert ran.code == 1
+        assert f"({pictures[0].parent} is a folder, of a video's frames: give its files)" in ran.err
+
+
+def test_passing_step_is_seen_on_a_terminal_alone(capsys) -> None:
+    titles: list[str] = []
+
+    class Terminal:
+        def passing(self, title: str):
+            titles.append(title)
+            return nullcontext()
+
+    for watcher in (Terminal(), console.progress(False), SILENT):
+        with passing(watcher, "opening it"):  # type: ignore[arg-type]
+            pass
+    assert titles == ["opening it"] and capsys.readouterr().err == ""
+    with passing(console._Drawn(), "opening it"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_name_that_is_no_unicode_comes_out_as_it_is(clip_int8: Path, pictures, tmp_path) -> None:
+    odd = os.fsencode(tmp_path) + b"/n\xff.png"
+    shutil.copy(pictures[0], odd)
+    given = [os.fsencode(word) for word in (*COMMAND, "classify", clip_int8)]
+    command = [*given, odd, os.fsencode(pictures[1]), b"--labels", b"a,b"]
+    for encoding, name in (("utf-8", odd), ("ascii", odd.replace(b"\xff", b"?"))):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, env=env)
+        assert done.returncode == 0 and done.stdout.startswith(name + b": ")
+
+
+def test_classify_prints_the_others(vlmedge, clip_int8: Path, pictures, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    given = ["classify", clip_int8, pictures[0], broken, pictures[1], "--labels", "a,b"]
+    ran = vlmedge(*given)
+    assert ran.code == 1 and "broken.png is in no format" in ran.err
+    assert ran.err.splitlines()[-1] == "vlmedge: 1 of 3 pictures have no labels: see above"
+    assert [line.split(": ")[0] for line in ran.out.splitlines()] == [str(p) for p in pictures[:2]]
+    rows = json.loads(vlmedge(*given, "--json").out)
+    assert [sorted(row)[0] for row in rows] == ["image", "error", "image"]
+    assert vlmedge("classify", clip_int8, broken, "--labels", "a,b").code == 1
+
+
+@pytest.mark.parametrize("name", ["embed", "index"])
+def test_folder_in_place_of_a_file_is_refused(vlmedge, clip_int8: Path, pictures, name) -> None:
+    what = pictures[0] if name == "embed" else pictures[0].parent
+    ran = vlmedge(name, clip_int8, what, "--out", ".")
+    assert ran.code == 1 and ran.err == "vlmedge: . cannot be written: Is a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [("check", "drawn"), ("export", "NAME-SCHEME"), ("build", "half of what's free")],
+)
+def test_help_shows_what_it_says_in_brackets(vlmedge, command: str, default: str) -> None:
+    assert f"[default: ({default})]" in vlmedge(command, "--help").out
 
 
 def test_bug_keeps_its_traceback(vlmedge, monkeypatch: pytest.MonkeyPatch) -> None:

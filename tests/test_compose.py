@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import msgspec
 import pytest
 from conftest import Run, export
 from tiny import tiny
 
 import vlmedge as package
-from vlmedge import exporting
+from vlmedge import composition, exporting
 from vlmedge.composition import built_ins, read_composition
 from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeError
 from vlmedge.scenes import draw_scene
 from vlmedge.tasks._parts import IMAGES_PER_BATCH
+
+SCHEMA = Path(composition.__file__).with_name("composition.schema.json")
 
 # hot, so that they differ; and short, for the random matchers know few words
 DRAWN = {"temperature": 3.0, "max_tokens": 8}
@@ -247,6 +251,33 @@ def test_composition_that_makes_no_sense_is_refused_before_any_bundle(
     assert not isinstance(refused.value, BundleError) and "\n" not in str(refused.value)
 
 
+def test_schema_is_the_published_one_and_draws_the_same_line() -> None:
+    published = json.loads(SCHEMA.read_text())
+    assert published == json.loads(msgspec.json.encode(composition.schema()))
+    jsonschema.Draft202012Validator.check_schema(published)
+    for name in built_ins():
+        shipped = json.loads((composition.BUILT_INS / f"{name}.json").read_text())
+        jsonschema.validate(shipped, published)
+        assert (composition.BUILT_INS / shipped["$schema"]).resolve() == SCHEMA
+    jsonschema.validate(steps(CAPTION, MATCH, FILTER), published)
+    for broken in (
+        {},
+        {"steps": []},
+        {"steps": [], "extra": 1},
+        steps({"task": "caption"}),
+        steps(CAPTION | {"name": "a.b"}),
+        steps(CAPTION | {"task": "captoin"}),
+        steps(CAPTION | {"prmpt": "a"}),
+        steps(CAPTION | {"count": 0}),
+        steps(CAPTION | {"seed": -1}),
+        steps(CAPTION | {"options": {"topp": 1}}),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, published)
+        with pytest.raises(VlmEdgeError):
+            read_composition(broken)
+
+
 def test_changes_that_lead_nowhere_are_refused() -> None:
     for changes, message in (
         ({"kept": 1}, "change 'kept': it must be STEP.WORD"),
@@ -297,6 +328,16 @@ def test_bundle_that_does_not_fit_is_refused_before_it_runs(
     ):
         with pytest.raises(VlmEdgeError, match=message):
             package.compose(steps(step), {"a": bundle})
+
+
+def test_list_names_the_compositions(vlmedge: Run) -> None:
+    assert json.loads(vlmedge("list", "--json").out)["compositions"] == built_ins()
+    assert vlmedge("list").out.splitlines()[-1].split() == ["compositions", *built_ins()]
+
+
+def test_bundle_that_is_given_twice_is_refused(vlmedge: Run) -> None:
+    ran = vlmedge("compose", "capfilt", "a.png", "--bundle", "matcher=a", "--bundle", "matcher=b")
+    assert ran.code == 2 and "matcher, matcher: each once" in ran.err
 
 
 def test_command_prints_what_is_kept(

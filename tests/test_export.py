@@ -300,6 +300,75 @@ def test_truncated_weights_are_refused(clip: Path) -> None:
         opened(clip)
 
 
+def edit_header(folder: Path, change: Callable[[dict], object]) -> None:
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    change(header["logit_scale"])
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shape": [10**12, 10**12]}, r"'logit_scale' is F32\[1000000000000, .* and has 4 bytes"),
+        ({"shape": [-1]}, "has a broken header"),
+        ({"shape": 3}, "has a broken header"),
+        ({"data_offsets": [-8, 4]}, "has a broken header"),
+        ({"data_offsets": [0, 10**15]}, "it ends inside 'logit_scale'"),
+        ({"dtype": "F8"}, "'logit_scale' is F8: only F32, F16"),
+        ({"dtype": "F64"}, "'logit_scale' is F64.* and has 4 bytes"),
+    ],
+)
+def test_absurd_header_is_refused(clip: Path, fields: dict, message: str) -> None:
+    edit_header(clip, lambda entry: entry.update(fields))
+    with pytest.raises(CheckpointError, match=message):
+        opened(clip)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([], "index.json cannot be read: download it again"),
+        ({"weight_map": {"a": 3}}, "index.json cannot be read: download it again"),
+        ({"weight_map": {"a": "../../secret"}}, "names ../../secret, outside: do not use it"),
+        ({"weight_map": {"a": "/etc/hostname"}}, "names /etc/hostname, outside: do not use it"),
+        ({"weight_map": {"a": "model.safetensors.index.json"}}, "is no safetensors file"),
+    ],
+)
+def test_absurd_index_is_refused(clip: Path, index: object, message: str) -> None:
+    (clip / "model.safetensors").unlink()
+    (clip / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=message):
+        opened(clip)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": -4}, r"asks for what cannot be built \(RuntimeError: .*negative"),
+        ({"patch_size": 0}, r"asks for what cannot be built \(ZeroDivisionError"),
+        ({"hidden_act": "nope"}, r"asks for what cannot be built \(KeyError: 'nope'"),
+        ({"hidden_size": "a"}, "is refused: .*hidden_size.*(int|integer)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_absurd_config_is_refused(clip: Path, fields: dict, message: str) -> None:
+    edit_config(clip, lambda config: config["vision_config"].update(fields))
+    with pytest.raises(CheckpointError, match=message):
+        opened(clip)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_brackets_without_end_are_refused(clip: Path, name: str) -> None:
+    (clip / name).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=f"{name} is no JSON"):
+        family_of(clip)
+        opened(clip)
+
+
 def test_file_that_is_no_safetensors_is_refused(clip: Path) -> None:
     (clip / "model.safetensors").write_bytes(b"<html>404</html>" * 100)
     with pytest.raises(CheckpointError, match="is no safetensors file"):

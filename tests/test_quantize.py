@@ -304,8 +304,8 @@ def test_layers_are_kept_by_pattern(blip2_bundle: Path, tmp_path: Path) -> None:
         ('{"scheme": "int9"}', "no scheme 'int9'"),
         ('{"scheme": "int8", "keep": {"*": "int3"}}', "cannot be kept in 'int3'"),
         ('{"scheme": "int8", "speed": 9}', "unknown field `speed`"),
-        ('{"scheme": "int8", "target_drop": -1}', "must be at least 0"),
-        ('{"scheme": "int8", "budget_mib": 0}', "must be over 0"),
+        ('{"scheme": "int8", "target_drop": -1}', "must be finite and at least 0"),
+        ('{"scheme": "int8", "budget_mib": 0}', "must be finite and over 0"),
         ('{"scheme": "int8", "budget_mib": 1, "target_drop": 1}', "give one of them"),
     ],
 )
@@ -316,6 +316,31 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, message: str) -> Non
         read_recipe(file)
     with pytest.raises(InputError, match="No such file"):
         read_recipe(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0])
+def test_figures_that_are_none_are_refused(figure: float) -> None:
+    with pytest.raises(InputError, match="target drop .*: it must be finite and at least 0"):
+        Recipe("int8", target_drop=figure)
+    with pytest.raises(InputError, match="budget .*: it must be finite and over 0"):
+        Recipe("int8", budget_mib=figure)
+
+
+def test_options_of_zero_are_given(vlmedge, clip_bundle: Path, tmp_path: Path) -> None:
+    ran = vlmedge("quantize", clip_bundle, "--int8", "--budget-mib", 0, "--out", tmp_path / "b")
+    assert ran.code == 1 and "budget 0 MiB: it must be finite and over 0" in ran.err
+    ran = vlmedge(
+        "quantize", clip_bundle, "--int8", "--target-drop", 0, "--no-check", "--out", tmp_path / "b"
+    )
+    assert ran.code == 1 and "is measured by the check: leave --no-check out" in ran.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_pattern_that_catches_nothing_is_refused(clip_bundle: Path, tmp_path: Path) -> None:
+    recipe = Recipe("int8", keep={"*fc1*": "float32", "*fc3*": "float32"}, keep_slower=True)
+    with pytest.raises(InputError, match=r"layers '\*fc3\*': there are none; there are .*weight"):
+        quantize(clip_bundle, recipe, tmp_path / "b", check=False)
+    assert not (tmp_path / "b").exists()
 
 
 def test_budget_is_filled_with_the_most_harmful_layers(blip2_bundle: Path, tmp_path: Path) -> None:
@@ -438,6 +463,14 @@ def pictures_folder(tmp_path: Path) -> Path:
     for i in range(6):
         Image.fromarray(draw_scene(i, "calibration").image).save(folder / f"{i}.png")
     return folder
+
+
+def test_picture_that_cannot_calibrate_is_named(clip_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (2000, 1)).save(tmp_path / "pictures" / "thin.png")
+    with pytest.raises(InputError, match=r"pictures/thin\.png: sides of 2000 x 1 pixels"):
+        quantize(clip_bundle, "int8", tmp_path / "b", calibrate=tmp_path / "pictures", check=False)
+    assert not (tmp_path / "b").exists()
 
 
 def test_calibration_folder_is_used(

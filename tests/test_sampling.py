@@ -189,6 +189,20 @@ def test_least_length_of_a_checkpoint_gives_way_to_the_callers_greatest():
         options(defaults, max_tokens=2, min_tokens=6)
 
 
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 1e-60])
+def test_next_to_no_heat_draws_the_likeliest(scores, temperature):
+    """There a plain division gives inf for several tokens, and a draw among them."""
+    warped = warp(scores, options(DEFAULTS, temperature=temperature))
+    assert not np.isnan(warped).any() and (warped.max(axis=-1) == 0).all()
+    ids = draw(warped, [np.random.default_rng(row) for row in range(len(scores))])
+    assert np.array_equal(ids, scores.argmax(axis=-1))
+
+
+def test_figures_of_numpy_are_figures():
+    got = options(DEFAULTS, max_tokens=np.int64(3), temperature=np.float32(0.5))
+    assert (got.max_tokens, got.temperature, got.do_sample) == (3, 0.5, True)
+
+
 @pytest.mark.parametrize("given", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.9}])
 def test_options_sample_when_given_a_shape_of_the_distribution(given):
     assert options(DEFAULTS, **given).do_sample
@@ -201,13 +215,16 @@ def test_options_sample_when_given_a_shape_of_the_distribution(given):
         ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
         ({"min_tokens": -1}, "min_tokens is -1: it must be at least 0"),
         ({"num_beams": 0}, "num_beams is 0: it must be at least 1"),
-        ({"temperature": 0}, r"temperature is 0.0: it must be above 0 \(do_sample=False"),
-        ({"temperature": float("inf")}, "temperature is inf: it must be above 0"),
+        (
+            {"temperature": 0},
+            r"temperature is 0.0: it must be finite and above 0 \(do_sample=False",
+        ),
+        ({"temperature": float("inf")}, "temperature is inf: it must be finite and above 0"),
         ({"top_k": -1}, r"top_k is -1: it must be at least 0 \(0 keeps all\)"),
         ({"top_p": 0.0}, "top_p is 0.0: it must be above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1: it must be above 0 and at most 1"),
         ({"top_p": float("nan")}, "top_p is nan: it must be above 0 and at most 1"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0.0: it must be above 0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0.0: it must be finite and above 0"),
         ({"length_penalty": float("nan")}, "length_penalty is nan: it must be finite"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens is 9: it must be at most max_tokens"),
         ({"num_beams": 2, "do_sample": True}, "num_beams is 2 with do_sample=True: give"),

@@ -284,7 +284,7 @@ def test_refusals(blip2: vlmedge.Model, image: Image.Image, clip_bundle: Path) -
         session.caption(max_token=3)
     with pytest.raises(UnknownNameError, match="no task 'ask'"):
         vlmedge.load(clip_bundle).session(image).ask("what?")
-    with pytest.raises(InputError, match="session_mib is -1: it must be at least 0"):
+    with pytest.raises(InputError, match="session_mib is -1: it must be finite and at least 0"):
         vlmedge.load(clip_bundle, session_mib=-1)
 
 

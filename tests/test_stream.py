@@ -18,6 +18,7 @@ from vlmedge.image import HUSH
 from vlmedge.machine import cores
 from vlmedge.scenes import draw_scene
 from vlmedge.tasks._parts import IMAGES_PER_BATCH
+from vlmedge.tasks._pipeline import respond
 
 COUNT = 2 * IMAGES_PER_BATCH + 3
 LABELS = ["a red star", "a blue circle"]
@@ -34,6 +35,43 @@ def test_captions_are_those_of_one_by_one(blip2_int8: Path, scenes: list[Any]) -
     assert isinstance(found, Iterator)
     assert list(found) == [model.caption(scene) for scene in scenes] == model.caption(scenes)
     assert list(model.caption(iter(()))) == []
+
+
+def test_draws_belong_to_a_place_in_the_list(
+    blip2_bundle: Path, scenes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same at any size of batch, and whatever stands in the other places."""
+    model = vlmedge.load(blip2_bundle)  # int8 rows share the scales of a batch
+    options = {"temperature": 3.0, "seed": 7, "max_tokens": 8}
+    same = model.caption([scenes[0]] * COUNT, **options)
+    assert same[IMAGES_PER_BATCH:][:IMAGES_PER_BATCH] != same[:IMAGES_PER_BATCH]
+    assert len(set(same)) > COUNT // 2
+    assert same[0] == model.caption(scenes[0], **options)
+    assert same == model.captions(scenes[0], COUNT, **options)
+    holes = [b"no picture" if place in (0, 3, 9) else scenes[0] for place in range(COUNT)]
+    found = [*model.caption(iter(holes), on_error=lambda image, error: None, **options)]
+    assert found == [None if place in (0, 3, 9) else same[place] for place in range(COUNT)]
+
+    def in_threes(images: Any, answer: Any, on_error: Any) -> Any:
+        return respond(model._parts.open, images, answer, on_error, per_batch=3)
+
+    monkeypatch.setattr(model, "_answer", in_threes)
+    assert model.caption([scenes[0]] * COUNT, **options) == same
+
+
+@pytest.mark.parametrize("good", [0, 3, IMAGES_PER_BATCH, IMAGES_PER_BATCH + 2])
+def test_what_the_iterable_raises_comes_after_the_answers_before_it(
+    clip_int8: Path, scenes: list[Any], good: int
+) -> None:
+    def breaks() -> Iterator[Any]:
+        yield from scenes[:good]
+        raise OSError("the camera is gone")
+
+    found = []
+    with pytest.raises(OSError, match="the camera is gone"):
+        for vector in vlmedge.load(clip_int8).embed_image(breaks()):
+            found.append(vector)
+    assert len(found) == good
 
 
 def test_vectors_and_labels_are_those_of_a_list(clip_int8: Path, scenes: list[Any]) -> None:

@@ -7,7 +7,12 @@ model.caption("cat.jpg")
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# From 1.29 on ONNX Runtime's wheels tell Microsoft on Linux too which models are opened (names,
+# hashes), and leave a device's id in ~/.cache. It reads this when it is imported; 0 allows it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from vlmedge.model import Model as Model

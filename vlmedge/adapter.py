@@ -286,7 +286,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}")
     try:
         config = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise AdapterError(f"{file} is no JSON object: download it again")

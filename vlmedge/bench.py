@@ -26,6 +26,7 @@ from vlmedge.energy import find_meter
 from vlmedge.errors import BundleError
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Advance, Progress
+from vlmedge.writer import terminate_as_interrupt
 
 WARM_UPS = 2
 ROUNDS_MIN, ROUNDS_MAX = 3, 25
@@ -57,6 +58,14 @@ def bench(
             f"{bundle.path} is of family {bundle.spec.family}, {against} of {family_of(folder)}: "
             "compare it with the checkpoint that it came from"
         )
+    with terminate_as_interrupt():  # its children and what it copies go when it is killed
+        return _measured(bundle, folder, progress, engine, root)
+
+
+def _measured(
+    bundle: Bundle, folder: Path | None, progress: Progress, engine: str, root: Path
+) -> BenchResult:
+    """Run all sides, by turns where they fit into memory at once."""
     machine = this_machine(LIBRARIES if folder is None else (*LIBRARIES, "torch"))
     meter, source = find_meter(root)
     sides = [
@@ -65,7 +74,7 @@ def bench(
     if folder is not None:
         for dtype in ("float32", "bfloat16"):
             sides.append(Worker(f"torch {dtype}", bundle.path, folder, dtype, machine.threads))
-    together = folder is None or _fit_at_once(folder)
+    together = folder is None or _fit_at_once(bundle, folder)
     for turn in [sides] if together else [[side] for side in sides]:
         with ExitStack() as stack:
             for side in turn:
@@ -133,8 +142,10 @@ def _board(sources: Sources) -> Board:
     )
 
 
-def _fit_at_once(checkpoint: Path) -> bool:
+def _fit_at_once(bundle: Bundle, checkpoint: Path) -> bool:
     """Whether float32, bfloat16 and ours fit into half of the memory that is free."""
-    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]
-    needed = 4 * sum(file.stat().st_size for file in files)  # float16 on disk: 2 + 1 + 1 times
-    return needed < free_bytes() / 2
+    kinds = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+    files = [file for kind in kinds for file in checkpoint.rglob(kind)]  # of parts' folders too
+    theirs = 3 * sum(file.stat().st_size for file in files)  # float16 on disk: 2 + 1 times
+    ours = sum(stored.bytes for stored in bundle.manifest.files)
+    return theirs + ours < free_bytes() / 2

@@ -8,9 +8,11 @@ two components have in common lies in the first one's file alone (sharing.py).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +21,7 @@ import msgspec
 from vlmedge.errors import BundleError
 from vlmedge.manifest import FORMAT, Manifest, Parity, StoredFile
 from vlmedge.rows import Rows, open_rows
-from vlmedge.spec import ModelSpec
+from vlmedge.spec import LabelTask, ModelSpec
 
 MANIFEST = "manifest.json"
 ENGINES = "engines"
@@ -76,8 +78,14 @@ class Bundle:
     def with_parity(self, parity: Parity | None, report: bytes) -> Bundle:
         """Write what the gate found into reports/parity.json and the manifest."""
         file = self.path / REPORT
-        file.parent.mkdir(exist_ok=True)
-        replace_file(file, report)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            replace_file(file, report)
+        except OSError as error:
+            raise BundleError(
+                f"{self.path} cannot be written ({error.strerror}), and the verdict goes into it: "
+                "give a copy"
+            ) from None
         others = [f for f in self.manifest.files if f.path != REPORT]
         files = (*others, StoredFile(REPORT, hashlib.sha256(report).hexdigest(), len(report)))
         manifest = msgspec.structs.replace(self.manifest, parity=parity, files=files)
@@ -105,7 +113,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data = json.loads(file.read_bytes())
         found = data["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(f"{file} cannot be read: export the model again") from None
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
@@ -124,6 +132,8 @@ def encode(manifest: Manifest) -> bytes:
 
 def replace_file(file: Path, data: bytes) -> None:
     """Write a file so that it is there whole or as it was."""
+    if not file.name:  # "." has none
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     partial = file.with_name(f".{file.name}.partial")
     try:
         partial.write_bytes(data)
@@ -161,12 +171,27 @@ def _verify(path: Path, manifest: Manifest, thorough: bool) -> None:
             raise BundleError(f"{path}: {what} is not the file that was exported: copy it again")
         fresh[stored.path] = stamp
     known = {stored.path for stored in manifest.files} | {MANIFEST}
+    for name in _used(manifest):
+        if name not in known:
+            raise BundleError(
+                f"{path}: {name!r} is used and is not among the manifest's files: do not use it"
+            )
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         if file.is_file() and name not in known and not name.startswith(f"{ENGINES}/"):
             raise BundleError(f"{path}: {name} is not in the manifest: remove it")
     if fresh != stamps:
         _write_stamps(stamp_file, fresh)
+
+
+def _used(manifest: Manifest) -> Iterator[str]:
+    """Name the files that the spec points at."""
+    spec = manifest.spec
+    yield from (graph_path(component.name) for component in spec.components)
+    yield from (front.tokenizer for front in (spec.text, spec.instruction) if front is not None)
+    yield from (task.labels for task in spec.tasks.values() if isinstance(task, LabelTask))
+    if manifest.embeddings is not None:
+        yield manifest.embeddings.file
 
 
 def readers(path: Path, manifest: Manifest, file: str) -> list[str]:

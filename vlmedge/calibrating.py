@@ -26,7 +26,8 @@ from vlmedge import generate as loop
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
-from vlmedge.image import Grid
+from vlmedge.errors import InputError
+from vlmedge.image import Grid, ImageSource
 from vlmedge.pieces import cut
 from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
@@ -79,7 +80,7 @@ class Calibration:
         images = (*samples.images, *samples.singles)
         if bundle.spec.image is not None or bundle.spec.video is not None:
             self._pool["pixel_values"] = _Made(
-                len(images), lambda i: self._parts.pixels([images[i]])
+                len(images), lambda i: _pixels(self._parts, images[i])
             )
         if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
             ids, mask = self._parts.tokenizer.encode(self._texts())
@@ -488,6 +489,15 @@ def _no_past(component: Component) -> dict[str, Array]:
 
 def _row(array: Array, i: int) -> Array:
     return array[i : i + 1]
+
+
+def _pixels(parts: Parts, image: ImageSource) -> Array:
+    """Make the pixel_values of one picture; an error names its file."""
+    try:
+        return parts.pixels([image])
+    except InputError as error:
+        name = str(image) if isinstance(image, Path) else ""
+        raise error if name in str(error) else InputError(f"{name}: {error}") from None
 
 
 class _Made:

@@ -8,6 +8,7 @@ is compared on PyTorch's inputs (its own error) and runs again on the engine's (
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from vlmedge.level4 import reported
 from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
-from vlmedge.progress import SILENT, Advance, Progress
+from vlmedge.progress import SILENT, Advance, Progress, passing
 from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.rows import TABLE
@@ -73,6 +74,10 @@ def check(
         progress: Watches.
     """
     opened = Bundle.load(bundle, thorough=True)
+    if not os.access(bundle, os.W_OK):  # before minutes of work
+        raise BundleError(
+            f"{bundle} cannot be written, and the verdict goes into it: give a copy of it"
+        )
     checkpoint = resolve(against, progress)
     family = family_of(checkpoint.folder)
     if family != opened.spec.family:
@@ -80,7 +85,8 @@ def check(
             f"{bundle} is of family {opened.spec.family}, {against} of {family}: "
             "check it against the checkpoint that it came from"
         )
-    export = FAMILIES[family].open(checkpoint.folder)
+    with passing(progress, f"opening {checkpoint.name}"):
+        export = FAMILIES[family].open(checkpoint.folder)
     if export.spec.components != opened.spec.bare():
         raise BundleError(f"{bundle} has other shapes than {against}: they do not belong together")
     if checkpoint.identity().sha256 != opened.manifest.checkpoint.sha256:

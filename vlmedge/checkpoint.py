@@ -114,7 +114,7 @@ def family_of(folder: Path) -> str:
         config: Any = json.loads(file.read_bytes())
     except OSError:
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is no JSON: download it again") from None
     found = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(found, list) or not found:

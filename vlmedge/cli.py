@@ -5,6 +5,7 @@ Only typer and the errors are imported here; a command imports what it needs whe
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 FLAGS = ("int8", "int4", "fp8", "fp16")  # the same as --scheme and their name
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -78,7 +81,13 @@ class _Commands(TyperGroup):
             _say("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # `| head` has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _write_no_more()
+            raise typer.Exit(EXIT_FAILED) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _say(f"{error.filename or 'output'} cannot be written: {error.strerror}")
+            _write_no_more()
             raise typer.Exit(EXIT_FAILED) from None
 
 
@@ -99,8 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if not sys.warnoptions:  # other libraries' advice to programmers is no news to a user
         warnings.simplefilter("ignore")
-    if hasattr(sys.stdout, "reconfigure"):  # a caption may hold what the terminal cannot show
-        sys.stdout.reconfigure(errors="replace")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell has closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdin, sys.stdout):  # a caption may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if hasattr(sys.stdout, "reconfigure") and sys.stdout.encoding.lower() == "utf-8":
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name comes out as it is
     app(None if arguments is None else list(arguments), prog_name="vlmedge")
 
 
@@ -222,10 +237,17 @@ def check(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Level 4 of this engine, without --against. [ort]"),
+        typer.Option(
+            metavar="NAME", help="Level 4 of this engine, without --against.", show_default="ort"
+        ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Pictures to compare on. [default: drawn]")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Pictures to compare on.",
+            show_default="drawn",
+        ),
     ] = None,
     lora: Lora = None,
     record: Annotated[
@@ -287,7 +309,7 @@ def info(bundle: BundleFolder, as_json: Json = False, quiet: Quiet = False) -> N
 
 @app.command("list")
 def list_(as_json: Json = False, quiet: Quiet = False) -> None:
-    """List checkpoints, families, schemes, engines and devices."""
+    """List checkpoints, families, schemes, engines, devices and compositions."""
     from vlmedge import console, tables
 
     console.emit(tables.shelves()) if as_json else tables.show_list()
@@ -303,6 +325,11 @@ def demo(
     from vlmedge.demo import demo as show
 
     show(out)
+
+
+def _write_no_more() -> None:
+    """Let what is still to be printed go nowhere: the interpreter prints it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:
@@ -328,7 +355,7 @@ def _recipe(context: typer.Context) -> Recipe:
     changes = {
         name: given[name]
         for name in ("target_drop", "budget_mib", "keep_slower")
-        if given[name] not in (None, False)
+        if given[name] is not None and given[name] is not False  # 0 is neither
     }
     return Recipe(**{**_fields(recipe), **changes, "keep": keep})
 

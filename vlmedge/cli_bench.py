@@ -37,7 +37,7 @@ def bench(
         draw(result, plot)
     if as_json:
         console.emit(result)
-    else:
+    elif not quiet:
         from vlmedge.tables_bench import show_bench
 
         show_bench(result)

@@ -33,7 +33,7 @@ def build(
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(metavar="MIB", help="Scratch memory. [default: half of what's free]"),
+        typer.Option(metavar="MIB", help="Scratch memory.", show_default="half of what's free"),
     ] = None,
     memory: Annotated[
         int | None, typer.Option(metavar="MIB", help="Stop a build that takes more of the host's.")

@@ -33,7 +33,10 @@ def compose(
     quiet: Quiet = False,
 ) -> None:
     """Run tasks of several bundles as a file puts them together: a line for each text."""
-    bundles = dict(_pair(text, "bundle", "NAME=DIR") for text in bundle or ())
+    pairs = [_pair(text, "bundle", "NAME=DIR") for text in bundle or ()]
+    bundles = dict(pairs)
+    if len(bundles) < len(pairs):
+        raise typer.BadParameter(f"--bundle: {', '.join(name for name, _ in pairs)}: each once")
     changes = {
         path: _value(text)
         for path, text in (_pair(text, "set", "STEP.WORD=VALUE") for text in change or ())

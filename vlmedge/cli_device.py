@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,14 +28,19 @@ def plan(
         str | None, typer.Option("--scheme", metavar="NAME", help="Fail if this one does not fit.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What runs it. [default: the device's best]")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What runs it.",
+            show_default="the device's best",
+        ),
     ] = None,
     prompt_tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Of text, beside the picture. [default: 64]"),
+        typer.Option(metavar="N", min=1, help="Of text, beside the picture.", show_default="64"),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="New tokens. [default: 64]")
+        int | None, typer.Option(metavar="N", min=1, help="New tokens.", show_default="64")
     ] = None,
     headless: Annotated[
         bool, typer.Option("--headless", help="The board runs without a desktop.")
@@ -43,14 +49,20 @@ def plan(
         float | None, typer.Option(metavar="X", help="Memory for the model, if you know better.")
     ] = None,
     cores: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of a CPU. [default: this machine's]")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Of a CPU.",
+            show_default="this machine's",
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Tell from config.json alone what will fit on a device, and how fast it will be."""
-    if free_gib is not None and free_gib <= 0:
-        raise typer.BadParameter("--free-gib must be more than 0")
+    if free_gib is not None and not 0 < free_gib < math.inf:
+        raise typer.BadParameter("--free-gib must be finite and more than 0")
     from vlmedge import console, planning, tables_device
 
     shape, stored = planning.look_up(model, console.progress(quiet))

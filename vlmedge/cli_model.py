@@ -149,7 +149,7 @@ def embed(
         list[str] | None, typer.Option("--text", metavar="TEXT", help="May be repeated.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.npy", help="Save float32 [inputs, width] there.")
+        Path | None, typer.Option(metavar="FILE.npy", help="Save them there, float32, a row each.")
     ] = None,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,

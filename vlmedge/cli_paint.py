@@ -44,10 +44,7 @@ def paint(
     painting = console.open_model(bundle, engine, allow_fallback=allow_fallback).paint(
         image, examples, task=task, labels=labels
     )
-    try:
-        _picture(painting, labels).save(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
+    console.save(_picture(painting, labels), out)
     if not quiet:
         print(out)
 

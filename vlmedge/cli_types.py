@@ -77,11 +77,12 @@ LoraModules = Annotated[
     typer.Option(
         "--lora-modules",
         metavar="A,B,C",
-        help="Linears that get slots, such as q_proj,v_proj. [default: all in layers]",
+        help="Linears that get slots, such as q_proj,v_proj.",
+        show_default="all in layers",
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder to make. [default: <name>-<scheme>]")
+    Path | None, typer.Option(metavar="DIR", help="Folder to make.", show_default="NAME-SCHEME")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
 NoCheck = Annotated[

@@ -6,14 +6,16 @@
 
 A bundle is a folder, seen from that of the file, or null: whoever runs it gives one. Steps may
 stand in any order; the texts of the one that no other takes are the answer. What a step's words are
-is in `vlmedge.tasks._steps`.
+is in `vlmedge.tasks._steps`; vlmedge/composition.schema.json is made of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import reduce
 from graphlib import CycleError, TopologicalSorter
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,19 @@ BUILT_INS = Path(__file__).parent / "compositions"
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands in a file, before each step is looked at."""
+    """What stands in a file, before each step is looked at.
+
+    Attributes:
+        steps: Each with its name, its task and that task's words.
+        bundles: Folders by their names, seen from the file; none where it is to be given.
+        about: What it is for, for those who read it.
+        schema: Where editors find the JSON Schema.
+    """
 
     steps: list[dict[str, Any]]
     bundles: dict[str, str | None] = {}
     about: str = ""
+    schema: str = msgspec.field(default="", name="$schema")
 
 
 class Composition(msgspec.Struct, frozen=True):
@@ -49,6 +59,20 @@ class Composition(msgspec.Struct, frozen=True):
 def built_ins() -> list[str]:
     """Name the compositions that ship with vlmedge."""
     return sorted(file.stem for file in BUILT_INS.glob("*.json"))
+
+
+def schema() -> dict[str, Any]:
+    """Make the JSON Schema that is published as vlmedge/composition.schema.json."""
+    made: dict[str, Any] = msgspec.json.schema(_File)
+    steps = msgspec.json.schema(reduce(or_, KINDS.values()))
+    words = made["$defs"]["_File"]["properties"]
+    words["steps"] = {"type": "array", "minItems": 1, "items": {"anyOf": steps["anyOf"]}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **made["$defs"]["_File"],
+        "title": "vlmedge composition",
+        "$defs": steps["$defs"],
+    }
 
 
 def read_composition(

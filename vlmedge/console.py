@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,10 @@ class _Drawn:
             self._open -= 1
             if not self._open:
                 self._bars.stop()
+
+    def passing(self, title: str) -> AbstractContextManager[Any]:
+        """Show a bar without an end; none of the steps leaves anything here."""
+        return self.step(title)
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
@@ -167,48 +171,56 @@ def write(
         print(_line(text) if len(images) == 1 else f"{image}: {_line(text)}")
 
 
+class _Broken:
+    """Pictures that cannot be used: they do not stop the others, and the command fails at last."""
+
+    def __init__(self, images: Sequence[str], lack: str) -> None:
+        self._images, self._lack = images, lack
+        self.errors: list[str] = []
+
+    def note(self, image: object, error: InputError) -> None:
+        """Say which one it is."""
+        self.errors.append(str(error))
+        print(f"vlmedge: {error}", file=sys.stderr)
+
+    def conclude(self) -> None:
+        """Fail if there are any."""
+        if self.errors:
+            count = f"{len(self.errors)} of {len(self._images)}"
+            raise InputError(f"{count} pictures have no {self._lack}: see above")
+
+
 def _caption_each(
     model: Model, images: Sequence[str], prompt: str, as_json: bool, options: dict[str, Any]
 ) -> None:
-    """Print captions as they come; a picture that cannot be used does not stop the others."""
-    broken: list[str] = []
-
-    def note(image: object, error: InputError) -> None:
-        broken.append(str(error))
-        print(f"vlmedge: {error}", file=sys.stderr)
-
+    """Print captions as they come."""
+    broken = _Broken(images, "caption")
     rows: list[dict[str, str]] = []
-    texts = model.caption(iter(images), prompt, on_error=note, **options)
+    texts = model.caption(iter(images), prompt, on_error=broken.note, **options)
     for image, text in zip(images, texts, strict=True):
         if as_json:
-            found = {"error": broken[-1]} if text is None else {"caption": text}
+            found = {"error": broken.errors[-1]} if text is None else {"caption": text}
             rows.append({"image": _name(image)} | found)
         elif text is not None:
             print(f"{image}: {_line(text)}", flush=True)
     if as_json:
         emit(rows)
-    if broken:
-        raise InputError(f"{len(broken)} of {len(images)} pictures have no caption: see above")
+    broken.conclude()
 
 
 def compose(composed: Composed, images: Sequence[str], as_json: bool, quiet: bool) -> None:
     """Print the texts of each picture as they come, a line each, with their scores."""
-    broken: list[str] = []
-
-    def note(image: object, error: InputError) -> None:
-        broken.append(str(error))
-        print(f"vlmedge: {error}", file=sys.stderr)
-
+    broken = _Broken(images, "texts")
     rows: list[dict[str, Any]] = []
     answers = (
-        composed.run(iter(images), on_error=note)
+        composed.run(iter(images), on_error=broken.note)
         if len(images) > 1
         else iter([composed.run(images[0])])
     )
     for image, texts in zip(images, answers, strict=True):
         if as_json:
             found: dict[str, Any] = (
-                {"error": broken[-1]}
+                {"error": broken.errors[-1]}
                 if texts is None
                 else {"texts": [{"text": text, "score": score} for text, score in texts]}
             )
@@ -221,8 +233,7 @@ def compose(composed: Composed, images: Sequence[str], as_json: bool, quiet: boo
             print(f"vlmedge: {image}: no text is left", file=sys.stderr)
     if as_json:
         emit(rows)
-    if broken:
-        raise InputError(f"{len(broken)} of {len(images)} pictures have no texts: see above")
+    broken.conclude()
 
 
 def _line(text: str) -> str:
@@ -238,26 +249,32 @@ def classify(
     top: int,
     as_json: bool,
 ) -> None:
-    """Print the best labels of each picture, a line each."""
+    """Print the best labels of each picture as they come, a line each."""
     names = None
     if labels is not None:
         names = [label.strip() for label in labels.split(",")] if labels.strip() else []
     chosen = template[0] if template and len(template) == 1 else template or None
-    rankings = model.classify(list(images), names, chosen)
-    if as_json:
-        emit(
-            [
-                {
-                    "image": _name(image),
-                    "labels": [{"label": label, "probability": p} for label, p in ranking[:top]],
-                }
-                for image, ranking in zip(images, rankings, strict=True)
-            ]
-        )
-        return
+    broken = _Broken(images, "labels")
+    rankings = (
+        model.classify(iter(images), names, chosen, on_error=broken.note)
+        if len(images) > 1
+        else iter(model.classify([*images], names, chosen))
+    )
+    rows: list[dict[str, Any]] = []
     for image, ranking in zip(images, rankings, strict=True):
-        line = ", ".join(f"{label} {p:.1%}" for label, p in ranking[:top])
-        print(line if len(images) == 1 else f"{image}: {line}")
+        if as_json:
+            found: dict[str, Any] = (
+                {"error": broken.errors[-1]}
+                if ranking is None
+                else {"labels": [{"label": label, "probability": p} for label, p in ranking[:top]]}
+            )
+            rows.append({"image": _name(image)} | found)
+        elif ranking is not None:
+            line = ", ".join(f"{label} {p:.1%}" for label, p in ranking[:top])
+            print(line if len(images) == 1 else f"{image}: {line}", flush=True)
+    if as_json:
+        emit(rows)
+    broken.conclude()
 
 
 def embed(

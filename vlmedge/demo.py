@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 from PIL import Image
 
+from vlmedge import console
 from vlmedge.errors import InputError
 from vlmedge.model import load
 from vlmedge.scenes import CLASSES, Scene, draw_labelled, draw_scene
@@ -36,10 +37,10 @@ def demo(out: Path) -> None:
     scenes = [draw_scene(i, "heldout") for i in SCENES]
     files = [pictures / f"scene-{i}.png" for i in SCENES]
     for scene, file in zip(scenes, files, strict=True):
-        Image.fromarray(scene.image).save(file)
+        console.save(Image.fromarray(scene.image), file)
     singles = [pictures / f"object-{i}.png" for i in range(SINGLES)]
     for i, file in enumerate(singles):
-        Image.fromarray(draw_labelled(i, "heldout")[0]).save(file)
+        console.save(Image.fromarray(draw_labelled(i, "heldout")[0]), file)
     blip2, clip = out / "tiny-blip2-int8", out / "tiny-clip-int8"
 
     _say("A BLIP-2: exported, quantized to INT8, compared with PyTorch on pictures it never saw.")

@@ -22,7 +22,7 @@ from vlmedge.errors import BundleError, InputError
 from vlmedge.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
 from vlmedge.merged import identities, merged_like
 from vlmedge.portable import load_graph
-from vlmedge.progress import SILENT, Progress
+from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import FAMILIES, SCHEMES, SLOTTERS
 from vlmedge.rows import TABLE, round_rows
@@ -72,7 +72,7 @@ def export(
     Returns:
         The bundle; `verified` tells whether it passed.
     """
-    chosen = _recipe(recipe)
+    chosen = _recipe(recipe, check)
     if lora_modules and lora_slots is None:
         raise InputError("modules for slots, but no slots: give --lora-slots RANK too")
     adapters = [parse(text) for text in lora]
@@ -81,7 +81,9 @@ def export(
     found = resolve(checkpoint, progress, allow_pickle=allow_pickle)
     out = out or Path(f"{found.name}-{chosen.scheme}")
     refuse_existing(out, overwrite=overwrite)
-    opened = FAMILIES[family_of(found.folder)].open(found.folder, allow_pickle=allow_pickle)
+    family = family_of(found.folder)
+    with passing(progress, f"opening {found.name}"):  # PyTorch is imported here: some seconds
+        opened = FAMILIES[family].open(found.folder, allow_pickle=allow_pickle)
     if adapters:
         opened = opened.merged(adapters)
     with new_bundle(out, overwrite=overwrite) as folder:
@@ -132,7 +134,7 @@ def quantize(
         allow_unverified: Write the best mix also when it misses the recipe's target.
         progress: Watches.
     """
-    chosen = _recipe(recipe)
+    chosen = _recipe(recipe, check)
     before = Bundle.load(bundle)
     if before.manifest.scheme != FLOAT:
         raise BundleError(
@@ -141,7 +143,9 @@ def quantize(
     gate = None
     if check:
         found = resolve(against or before.manifest.checkpoint.id, progress)
-        opened = FAMILIES[family_of(found.folder)].open(found.folder)
+        family = family_of(found.folder)
+        with passing(progress, f"opening {found.name}"):
+            opened = FAMILIES[family].open(found.folder)
         gate = _gate(merged_like(before, opened, lora), found, progress)
     name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
     out = out or bundle.resolve().parent / f"{name}-{chosen.scheme}"
@@ -162,8 +166,11 @@ def quantize(
     return Bundle.load(out)
 
 
-def _recipe(given: Recipe | str | None) -> Recipe:
-    return given if isinstance(given, Recipe) else Recipe(given or FLOAT)
+def _recipe(given: Recipe | str | None, check: bool) -> Recipe:
+    chosen = given if isinstance(given, Recipe) else Recipe(given or FLOAT)
+    if chosen.target_drop is not None and not check:
+        raise InputError("a target drop is measured by the check: leave --no-check out")
+    return chosen
 
 
 def _gate(opened: Export, checkpoint: Checkpoint, progress: Progress) -> GateRun:
@@ -250,6 +257,7 @@ def _write(
     shrinker = Shrinker(unsealed, recipe, samples, progress)
     for component in source.spec.components:
         shrinker.add(component, source.graph(component.name))
+    shrinker.refuse_idle_patterns()
     if recipe.budget_mib is not None:
         shrinker.fit(recipe.budget_mib)
 

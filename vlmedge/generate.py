@@ -7,7 +7,7 @@ result depends on another's, so a row leaves the batch as soon as it is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -103,7 +103,12 @@ class Prompt:
 
 
 def generate(
-    decoder: Graph, embed: Embed, prompt: Prompt, options: Generation, seed: int | None = None
+    decoder: Graph,
+    embed: Embed,
+    prompt: Prompt,
+    options: Generation,
+    seed: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Write on after each row of the prompt.
 
@@ -112,8 +117,9 @@ def generate(
         embed: Looks up the embeddings of token ids.
         prompt: The rows.
         options: From `vlmedge.sampling.options`, which validates them.
-        seed: Of the draw, at least 0; the same seed gives the same text. Each row has its own
-            stream of it, so the first row is drawn as if it stood alone.
+        seed: Of the draw, at least 0; the same seed gives the same text. Each place has its own
+            stream of it, so a row is drawn the same whatever stands beside it.
+        places: Of the rows among all that are drawn with this seed; default: 0, 1, ...
 
     Returns:
         The new ids of each row, without the end token.
@@ -121,13 +127,21 @@ def generate(
     Raises:
         VlmEdgeError: The decoder gave nan or inf.
     """
+    loop = _Loop(decoder, embed, prompt, options)
     if options.num_beams > 1:
-        return _beam_search(_Loop(decoder, embed, prompt, options), prompt, options)
+        return _beam_search(loop, prompt, options)
     written: list[list[int]] = [[] for _ in prompt.embeds]
-    for rows, ids in _steps(decoder, embed, prompt, options, _generators(seed, len(written))):
+    generators = _generators(seed, range(len(written)) if places is None else places)
+    for rows, ids in _steps(loop, prompt, options, generators):
         for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
             written[row].append(token)
     return written
+
+
+def check_stream(options: Generation) -> None:
+    """Refuse beams, which cannot stream."""
+    if options.num_beams > 1:
+        raise InputError(f"num_beams is {options.num_beams}: it must be 1 to stream")
 
 
 def stream(
@@ -136,20 +150,27 @@ def stream(
     """Yield the new ids of a prompt of one row as they come, without the end token.
 
     Args and errors are those of `generate`; beams cannot stream, their text is known at the end.
+    Whoever runs the decoder in between takes its cache away: the next id is then an InputError.
     """
-    if options.num_beams > 1:
-        raise InputError(f"num_beams is {options.num_beams}: it must be 1 to stream")
+    check_stream(options)
     if len(prompt.embeds) != 1:
         raise InputError(f"prompt: it has {len(prompt.embeds)} rows: give 1 to stream")
-    steps = _steps(decoder, embed, prompt, options, _generators(seed, 1))
+    loop = _Loop(decoder, embed, prompt, options)
+    steps = _steps(loop, prompt, options, _generators(seed, [0]))
     return (int(token) for _, ids in steps for token in ids)
 
 
-def _generators(seed: int | None, rows: int) -> list[np.random.Generator]:
-    """Make one independent generator a row; row 0's is the same however many there are."""
+def _generators(seed: int | None, places: Sequence[int]) -> list[np.random.Generator]:
+    """Make one independent generator a place; each is the same whatever others there are."""
+    if seed is not None and not isinstance(seed, int | np.integer):
+        raise InputError(f"seed is {seed!r}: it must be a whole number")
     if seed is not None and seed < 0:
         raise InputError(f"seed is {seed}: it must be at least 0")
-    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(rows)]
+    root = np.random.SeedSequence(seed)
+    return [
+        np.random.default_rng(np.random.SeedSequence(root.entropy, spawn_key=(place,)))
+        for place in places
+    ]
 
 
 def feeds(
@@ -227,6 +248,7 @@ class _Loop:
 
     def __init__(self, decoder: Graph, embed: Embed, prompt: Prompt, options: Generation) -> None:
         self._decoder = decoder
+        self._reads = decoder.reads  # when its cache was last what this text needs
         self._names = input_names(decoder.component)
         self._embed = embed
         self._prompt_tokens = self._total = prompt.tokens
@@ -243,6 +265,7 @@ class _Loop:
         """Run the prompt; return the logits after its last token, float32 [rows, vocabulary]."""
         if self._prompt.before is None or self._prompt.state:
             self._decoder.reset()
+            self._reads = self._decoder.reads
         return self._run(embeds, self._prompt.state)
 
     def write(self, ids: Ids) -> Scores:
@@ -262,13 +285,20 @@ class _Loop:
                 self._held = {name: array[self._rows] for name, array in self._given.items()}
 
     def _run(self, embeds: NDArray[np.float32], state: Mapping[str, Array] | None = None) -> Scores:
+        if self._decoder.reads != self._reads:
+            raise InputError(
+                f"{self._decoder.component.name} was closed or has read something else since this "
+                "text began: take a stream to its end before the next call, or load the bundle "
+                "once more"
+            )
         mask = self._mask[:, : self._total]
         component, tokens = self._decoder.component, self._prompt_tokens
         given = feeds(component, embeds, mask, tokens, self._media, self._names) | self._held
         given |= state or {}
         _READINGS.pop(self._decoder, None)
         logits: Scores = self._decoder.run(given, last=True)["logits"][:, -1]
-        _READINGS[self._decoder] = _Reading(self._prompt, self._total, self._decoder.reads)
+        self._reads = self._decoder.reads
+        _READINGS[self._decoder] = _Reading(self._prompt, self._total, self._reads)
         if not np.isfinite(logits.max(axis=-1)).all():
             step = self._total - self._prompt_tokens + 1
             raise VlmEdgeError(
@@ -279,14 +309,9 @@ class _Loop:
 
 
 def _steps(
-    decoder: Graph,
-    embed: Embed,
-    prompt: Prompt,
-    options: Generation,
-    generators: list[np.random.Generator],
+    loop: _Loop, prompt: Prompt, options: Generation, generators: list[np.random.Generator]
 ) -> Iterator[tuple[Ids, Ids]]:
     """Yield (prompt rows that go on, their new ids), both int64 [rows], greedy or drawn."""
-    loop = _Loop(decoder, embed, prompt, options)
     tokens = prompt.tokens
     rows = np.arange(len(prompt.embeds))
     seen = prompt.seen(options.max_tokens) if options.looks_back else None

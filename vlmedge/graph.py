@@ -44,6 +44,7 @@ class CheckedGraph(ABC):
     def close(self) -> None:
         """Give the memory back; the default has none of its own."""
         self._state = {}
+        self.reads += 1  # what it had in its cache is gone
         self._factors, self._slot_feeds = {}, None
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
@@ -163,6 +164,10 @@ class CheckedGraph(ABC):
         axes: dict[str, int] = {}
         for name, array in feeds.items():
             spec = self._inputs[name]
+            if not hasattr(array, "dtype"):
+                raise InputError(
+                    f"{where}: {name!r} is of type {type(array).__name__}: give a numpy array"
+                )
             fits = array.dtype == spec.dtype and array.ndim == len(spec.shape)
             for size, axis in zip(array.shape, spec.shape, strict=False):
                 known = axes.setdefault(axis, size) if isinstance(axis, str) else axis
@@ -171,6 +176,8 @@ class CheckedGraph(ABC):
                 got = f"{array.dtype}{list(array.shape)}"
                 wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
                 raise InputError(f"{where}: {name!r} is {got}: it must be {wanted}")
+        if axes.get("batch") == 0:
+            raise InputError(f"{where}: a batch of 0 rows: feed at least one")
         self.reads += 1
         return axes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,8 @@ from vlmedge.tasks import regions as pointing
 from vlmedge.tasks import retrieve as retrieving
 from vlmedge.tasks._kept import Kept
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
-from vlmedge.tasks._pipeline import OnError, is_stream, respond
+from vlmedge.tasks._pipeline import Answers, OnError, is_stream, respond
+from vlmedge.tasks._turns import each_in_turn, in_turn
 from vlmedge.tasks.chat import Chat
 from vlmedge.tasks.generate import Example
 from vlmedge.tasks.paint import Painting
@@ -70,7 +72,7 @@ class Graphs(Mapping[str, Graph]):
         self._engine = engine
         self._low_memory = low_memory
         self._open: dict[str, Graph] = {}
-        self._factors: Factors = {}
+        self.factors: Factors = {}
 
     def __getitem__(self, name: str) -> Graph:
         """Return a component, opened."""
@@ -79,8 +81,8 @@ class Graphs(Mapping[str, Graph]):
             if self._low_memory:
                 self.close()
             graph = self._engine.open(self._bundle, name)
-            if self._factors:
-                _adapt(graph, self._factors)
+            if self.factors:
+                _adapt(graph, self.factors)
             self._open[name] = graph
         return self._open[name]
 
@@ -94,7 +96,7 @@ class Graphs(Mapping[str, Graph]):
 
     def adapt(self, factors: Factors) -> None:
         """Feed the adapter slots of all components from now on; an empty table: zeros."""
-        self._factors = factors
+        self.factors = factors
         for graph in self._open.values():
             _adapt(graph, factors)
             loop.forget(graph)
@@ -112,8 +114,12 @@ class Model:
     A method given one image answers for one; given a list or tuple it answers with a list; and
     `caption`, `classify` and `embed_image` given an iterator, or anything else to iterate over,
     give an iterator: the next images are decoded while these are answered, and memory does not grow
-    with their number. An image is a path, bytes, a PIL image or a uint8 array
-    [height, width(, channels)]; where a text is written, a `Video` may stand in its place.
+    with their number. Calls from several threads take turns.
+    An image is a path, bytes, a PIL image or a uint8 array [height, width(, channels)]; where a
+    text is written, a `Video` may stand in its place.
+
+    A model is a context manager that closes itself, and can be pickled: what is read back opens
+    the same bundle anew, with the adapters that are set.
     """
 
     def __init__(
@@ -125,9 +131,15 @@ class Model:
         low_memory: bool = False,
         allow_fallback: bool = False,
     ) -> None:
-        if not session_mib >= 0:
-            raise InputError(f"session_mib is {session_mib}: it must be at least 0")
+        if not 0 <= session_mib < math.inf:
+            raise InputError(f"session_mib is {session_mib}: it must be finite and at least 0")
         self.bundle = bundle
+        self._opened_with: dict[str, Any] = {
+            "engine": engine,
+            "session_mib": session_mib,
+            "low_memory": low_memory,
+            "allow_fallback": allow_fallback,
+        }
         chosen = ENGINES[engine]
         if allow_fallback:
             if not isinstance(chosen, FallsBack):
@@ -141,6 +153,29 @@ class Model:
         self._kept = Kept(int(session_mib * 2**20))
         self._labels: tuple[list[list[str]], NDArray[np.float32]] | None = None
 
+    def __enter__(self) -> Model:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Name the bundle, the engine and the tasks."""
+        tasks = ", ".join(sorted(self.bundle.spec.tasks))
+        return f"<Model {str(self.bundle.path)!r}, {self._opened_with['engine']}: {tasks}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to open it again, in another process for example."""
+        opened = partial(load, **self._opened_with)
+        return opened, (self.bundle.path.resolve(),), self.graphs.factors
+
+    def __setstate__(self, factors: Factors) -> None:
+        """Set the adapters again."""
+        self.graphs.adapt(factors)
+
+    @in_turn
     def set_adapter(
         self, adapter: str | Path | Sequence[str | Path | None] | None, weight: float = 1.0
     ) -> None:
@@ -240,7 +275,8 @@ class Model:
             prompt: How the caption begins ("a photo of"); not repeated in the answer.
             task: Another one of the bundle's, such as "detailed_caption".
             examples: Pictures with their right captions, read first (few-shot).
-            seed: Of the draw, when sampling.
+            seed: Of the draw, when sampling; each place in a list has draws of its own, the first
+                those of an image alone.
             on_error: Of a stream: is told (image, error) of one that cannot be used, whose caption
                 is then none. Without it that error is raised, after the captions before it.
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
@@ -249,6 +285,7 @@ class Model:
         wiring = generating.caption_task(self._parts, prompt, self._about(task, images))
         return self._write(wiring, images, prompt, seed, options, examples, on_error)
 
+    @in_turn
     def captions(
         self,
         image: ImageSource | Video,
@@ -331,6 +368,7 @@ class Model:
         task = generating.ask_task(self._parts, question, first_token, name)
         return self._write(task, images, question, seed, options, examples, regions=regions)
 
+    @in_turn
     def stream(
         self,
         image: ImageSource | Video,
@@ -360,8 +398,10 @@ class Model:
         [said] = self._pointed(said, regions, opened)
         soft, grids = generating.seen(self._parts, wiring, opened)
         text = generating.fill(wiring, said, grids)
-        return generating.stream(self._parts, wiring, soft, text, chosen, seed)
+        written = generating.stream(self._parts, wiring, soft, text, chosen, seed)
+        return each_in_turn(self._parts.turn, written)
 
+    @in_turn
     def session(self, image: ImageSource) -> Session:
         """Open one picture to be asked several times: it is encoded and its prefix read once.
 
@@ -416,6 +456,7 @@ class Model:
             found = [a + b for a, b in zip(found, rows, strict=True)] if found else rows
         return found if is_images(images) else found[0]
 
+    @in_turn
     def chat(self, system: str | None = None, **options: Any) -> Chat:
         """Begin a conversation: turns, pictures in any of them, and the cache kept between them.
 
@@ -487,9 +528,9 @@ class Model:
             (label, probability) pairs, best first; the probabilities add up to 1, or each stands
             alone where the model was trained so (SigLIP's sigmoid).
         """
-        names, shares = self._choices(labels, template)
+        names, shares = self._choices(_listed(labels), template)
 
-        def answer(opened: Sequence[Opened]) -> list[Ranking]:
+        def answer(opened: Sequence[Opened], places: Sequence[int]) -> list[Ranking]:
             rows = shares(self._parts.ready(opened).pixel_values)
             return [
                 [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in rows
@@ -497,6 +538,7 @@ class Model:
 
         return self._answer(images, answer, on_error)
 
+    @in_turn
     def _choices(
         self, labels: Sequence[str] | None, template: str | Sequence[str] | None
     ) -> tuple[Sequence[str], Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
@@ -526,6 +568,7 @@ class Model:
             self._labels = (texts, vectors)
         return self._labels[1]
 
+    @in_turn
     def match(self, images: ImageSource | Images, texts: str | Sequence[str]) -> Any:
         """Say how likely it is that an image and a text belong together, 0..1.
 
@@ -541,6 +584,7 @@ class Model:
         rows = [row[0] for row in shares] if isinstance(texts, str) else shares
         return rows if is_images(images) else rows[0]
 
+    @in_turn
     def infill(self, image: ImageSource, text: str, top: int = 5) -> list[Ranking]:
         """Say which words may stand in the gaps of a text about an image.
 
@@ -574,6 +618,7 @@ class Model:
         labels: int | None = None,
     ) -> Painting: ...
 
+    @in_turn
     def paint(
         self,
         images: ImageSource | Images,
@@ -661,13 +706,14 @@ class Model:
         """
         task = self._task("embed_image", EmbedTask)
 
-        def answer(opened: Sequence[Opened]) -> list[NDArray[np.float32]]:
+        def answer(opened: Sequence[Opened], places: Sequence[int]) -> list[NDArray[np.float32]]:
             pixels = self._parts.ready(opened).pixel_values
             return [*embedding.embed_pixels(self._parts, task.encode, task.output, pixels)]
 
         found = self._answer(images, answer, on_error)
         return np.stack(found) if isinstance(found, list) else found
 
+    @in_turn
     def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vector of one text [width], or of several [texts, width]."""
         task = self._task("embed_text", EmbedTask)
@@ -675,6 +721,7 @@ class Model:
         found = embedding.embed_texts(self._parts, task.encode, task.output, several)
         return found[0] if isinstance(texts, str) else found
 
+    @in_turn
     def close(self) -> None:
         """Give the memory of every open graph back; they open again when needed."""
         self.graphs.close()
@@ -702,6 +749,7 @@ class Model:
     def _options(self, given: dict[str, Any]) -> Generation:
         return self._parts.options(given)
 
+    @in_turn
     def _shown(
         self, task: GenerateTask, examples: Sequence[Example]
     ) -> tuple[list[tuple[Example, Grid]], list[NDArray[np.float32]]]:
@@ -734,7 +782,7 @@ class Model:
         before, shown = self._shown(task, examples)
         pointing.check_regions(task, text, regions)
 
-        def answer(opened: Sequence[Opened]) -> list[Any]:
+        def answer(opened: Sequence[Opened], places: Sequence[int]) -> list[Any]:
             texts = self._pointed(text, regions, opened)
             seen, grids = generating.seen(self._parts, task, opened)
             soft = [[*shown, *each] for each in seen]
@@ -742,7 +790,7 @@ class Model:
                 generating.fill(task, text, [grid], before)
                 for text, grid in zip(texts, grids, strict=True)
             ]
-            ids = generating.write(self._parts, task, soft, prompts, chosen, seed)
+            ids = generating.write(self._parts, task, soft, prompts, chosen, seed, places=places)
             if read is None:
                 return [self._parts.tokenizer.text(row) for row in ids]
             return [read(row, picture) for row, picture in zip(ids, opened, strict=True)]
@@ -752,11 +800,16 @@ class Model:
     def _answer(
         self,
         images: Any,
-        answer: Callable[[Sequence[Opened]], Iterable[Any]],
+        answer: Answers[Opened],
         on_error: OnError | None = None,
     ) -> Any:
         """Answer for one image, for a list of them, or for a stream as its answers are taken."""
-        return respond(self._parts.open, images, answer, on_error)
+
+        def one_at_a_time(opened: Sequence[Opened], places: Sequence[int]) -> Iterable[Any]:
+            with self._parts.turn:
+                return answer(opened, places)
+
+        return respond(self._parts.open, images, one_at_a_time, on_error)
 
 
 def load(
@@ -801,10 +854,21 @@ def _one(image: ImageSource | None) -> ImageSource:
     return image
 
 
+def _listed(labels: Sequence[str] | None) -> Sequence[str] | None:
+    """Take labels of any kind that can be iterated over, once."""
+    return labels if labels is None or isinstance(labels, str) else list(labels)
+
+
 def _videos(images: object) -> str:
     """Name the videos among what was given, in brackets, as far as they have names."""
     clips = [each.source for each in _several(images) if isinstance(each, Video)]
-    names = [str(clip) for clip in clips if isinstance(clip, str | Path)]
+    names = [
+        f"{clip} is a folder, of a video's frames: give its files"
+        if Path(clip).is_dir()
+        else f"{clip}"
+        for clip in clips
+        if isinstance(clip, str | Path)
+    ]
     return f" ({', '.join(names)})" if names else ""
 
 

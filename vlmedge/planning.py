@@ -150,7 +150,7 @@ def read_shape(path: Path) -> Shape:
         raise CheckpointError(f"{path}: no such file or folder: give a config.json") from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is no JSON: download it again") from None
     found = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(found, list) or not found:

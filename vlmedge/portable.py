@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmedge.bundle import graph_path, weights_path
-from vlmedge.errors import MissingExtraError, VlmEdgeError
+from vlmedge.errors import BundleError, MissingExtraError, VlmEdgeError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,7 +34,14 @@ def load_graph(folder: Path, component: str) -> ir.Model:
     onnx_ir()
     import onnx_ir as ir
 
-    return ir.load(folder / graph_path(component))
+    file = folder / graph_path(component)
+    try:
+        return ir.load(file)
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's own, and whatever a broken graph makes of onnx_ir
+        line = " ".join(str(error).split())[:200]
+        raise BundleError(f"{file} cannot be read as ONNX ({line}): copy it again") from None
 
 
 def weights_bytes(model: ir.Model) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Advance = Callable[[int], None]
 
@@ -19,6 +19,20 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Say one line."""
         ...
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """A watcher whose words can vanish again, as on a terminal."""
+
+    def passing(self, title: str) -> AbstractContextManager[Any]:
+        """Show something while the block runs."""
+        ...
+
+
+def passing(progress: Progress, title: str) -> AbstractContextManager[Any]:
+    """Show where there is a terminal what is no news when it has ended; it leaves no line."""
+    return progress.passing(title) if isinstance(progress, Passing) else nullcontext()
 
 
 class _Silent:

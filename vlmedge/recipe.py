@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,10 +47,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"layers {pattern!r} cannot be kept in {precision!r}: "
                     f"choose from {', '.join(PRECISIONS)}"
                 )
-        if self.target_drop is not None and self.target_drop < 0:
-            raise InputError(f"target drop {self.target_drop:g}: it must be at least 0")
-        if self.budget_mib is not None and self.budget_mib <= 0:
-            raise InputError(f"budget {self.budget_mib:g} MiB: it must be over 0")
+        if self.target_drop is not None and not 0 <= self.target_drop < math.inf:
+            raise InputError(f"target drop {self.target_drop:g}: it must be finite and at least 0")
+        if self.budget_mib is not None and not 0 < self.budget_mib < math.inf:
+            raise InputError(f"budget {self.budget_mib:g} MiB: it must be finite and over 0")
         if self.target_drop is not None and self.budget_mib is not None:
             raise InputError("a target drop and a budget pull apart: give one of them")
 

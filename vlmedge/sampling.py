@@ -22,17 +22,19 @@ from vlmedge.spec import Generation
 Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
+COLD, TINY = 1e-6, np.finfo(np.float32).tiny  # temperatures
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_tokens": (lambda n: n >= 1, "at least 1"),
     "min_tokens": (lambda n: n >= 0, "at least 0"),
     "num_beams": (lambda n: n >= 1, "at least 1"),
     "temperature": (
         lambda x: 0 < x < math.inf,
-        "above 0 (do_sample=False takes the likeliest token)",
+        "finite and above 0 (do_sample=False takes the likeliest token)",
     ),
     "top_k": (lambda n: n >= 0, "at least 0 (0 keeps all)"),
     "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
-    "repetition_penalty": (lambda x: 0 < x < math.inf, "above 0 (1 is none)"),
+    "repetition_penalty": (lambda x: 0 < x < math.inf, "finite and above 0 (1 is none)"),
     "length_penalty": (math.isfinite, "finite (0 is none)"),
     "no_repeat_ngram_size": (lambda n: n >= 0, "at least 0 (0 allows all)"),
 }
@@ -52,7 +54,11 @@ def options(defaults: Generation, **given: Any) -> Generation:
     Raises:
         InputError: An option is unknown, of the wrong type or out of range, or two disagree.
     """
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in given.items()
+        if value is not None
+    }
     known = msgspec.structs.asdict(defaults)
     for name in given:
         if name not in known:
@@ -165,7 +171,10 @@ def warp(scores: Scores, options: Generation) -> Scores:
         Scores float32 [rows, vocabulary], -inf where a token was cut.
     """
     if options.temperature != 1.0:
-        scores = scores / np.float32(options.temperature)
+        if options.temperature < COLD:  # the division would give inf for several
+            scores = scores - scores.max(axis=-1, keepdims=True)
+        with np.errstate(over="ignore"):  # to -inf, or of a heat that is inf in float32
+            scores = scores / np.maximum(np.float32(options.temperature), TINY)
     if 0 < options.top_k < scores.shape[-1]:
         # ties with the k-th stay, as in TopKLogitsWarper
         least = np.partition(scores, -options.top_k, axis=-1)[:, -options.top_k, None]

@@ -144,7 +144,7 @@ class Fields:
                 f"{file} is missing: {self._where} says that its {name} part lies there: "
                 "put it there"
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise CheckpointError(f"{file} is no JSON object: download it again")

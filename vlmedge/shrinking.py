@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ import msgspec
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.calibrating import LARGE_BYTES, Calibration
 from vlmedge.contracts import Harm, Scheme, Stats
-from vlmedge.errors import BundleError
+from vlmedge.errors import BundleError, InputError
 from vlmedge.manifest import KeptLayer, Parity
 from vlmedge.portable import save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import ENGINES, SCHEMES
+from vlmedge.rows import TABLE
 from vlmedge.samples import Samples
 from vlmedge.sharing import borrows, common, store_once
 from vlmedge.spec import Component
@@ -79,6 +81,7 @@ class Shrinker:
         self._scheme: Scheme = SCHEMES[recipe.scheme]
         self._calibration = Calibration(bundle, ENGINES["ort"], SCHEMES["int8"], samples, progress)
         self._parts: list[_Part] = []
+        self._layers = [TABLE] if bundle.manifest.embeddings is not None else []
 
     def add(self, component: Component, model: ir.Model) -> None:
         """Calibrate a component and write it small, unless it is faster as it was."""
@@ -90,11 +93,20 @@ class Shrinker:
             with self._progress.step(f"ranking {component.name}"):
                 part.harms = self._scheme.harms(component, model, stats)
         weights = model.graph.initializers.values()
-        part.keep = self._recipe.kept(str(v.name) for v in weights if len(v.shape or ()) == 2)
+        layers = [str(v.name) for v in weights if len(v.shape or ()) == 2]
+        self._layers += layers
+        part.keep = self._recipe.kept(layers)
         self._write(part, stats)
         if self._scheme.timed and not self._recipe.keep_slower:
             self._compare_speed(part)
         self._parts.append(part)
+
+    def refuse_idle_patterns(self) -> None:
+        """Refuse a pattern that catches no layer of any component: it has a slip."""
+        for pattern in self._recipe.keep:
+            if not any(fnmatch.fnmatchcase(layer, pattern) for layer in self._layers):
+                some = ", ".join(self._layers[:: max(1, len(self._layers) // 3)][:3])
+                raise InputError(f"layers {pattern!r}: there are none; there are {some}, ...")
 
     def finish(self) -> None:
         """Remove what calibration left, and write the report."""

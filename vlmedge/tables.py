@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmedge import checkpoint, registry
+from vlmedge import checkpoint, composition, registry
 from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle, readers, weights_path
 from vlmedge.level4 import OnDevice, reported
@@ -153,6 +153,7 @@ def shelves() -> dict[str, Any]:
         "schemes": [FLOAT, *registry.SCHEMES.names()],
         "engines": registry.ENGINES.names(),
         "devices": list(registry.devices()),
+        "compositions": composition.built_ins(),
     }
 
 
@@ -167,6 +168,7 @@ def show_list() -> None:
         "schemes": found["schemes"],
         "engines": found["engines"],
         "devices": found["devices"],
+        "compositions": found["compositions"],
     }
     for name, values in lines.items():
         print(f"{name:<12} {', '.join(values) or 'none'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ class Tokenizer:
 
         Args:
             texts: At least one.
-            reserve: Positions of the model that image and new tokens take.
+            reserve: Positions of the model that new tokens take.
 
         Returns:
             input_ids int64 [batch, tokens], and attention_mask int64 [batch, tokens], 0 or 1.
@@ -96,7 +96,8 @@ class Tokenizer:
         room = room if pad_to is None else min(room, pad_to)
         longest = max(map(len, rows))
         if longest > room:
-            raise InputError(f"prompt of {longest} tokens: the model has room for {room}")
+            beside = f" beside the {reserve} of max_tokens" if reserve else ""
+            raise InputError(f"prompt of {longest} tokens: the model has room for {room}{beside}")
         shape = len(rows), longest if pad_to is None else pad_to
         input_ids = np.full(shape, self._front.pad_id, np.int64)
         attention_mask = np.zeros(shape, np.int64)
@@ -120,7 +121,7 @@ class Tokenizer:
         """Return the text of `ids` without special tokens, and without space around it."""
         return self.decode(ids).strip()
 
-    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+    def pieces(self, ids: Iterable[int]) -> Generator[str, None, None]:
         """Decode while the ids come in.
 
         Yields:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
 from vlmedge.contracts import Array
@@ -23,6 +24,9 @@ from vlmedge.errors import CheckpointError
 
 # numpy has no bfloat16: its bits are the upper half of a float32
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "F64": "float64", "I64": "int64"}
+
+
+Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Weights(Protocol):
@@ -68,6 +72,14 @@ class _Place:
     offset_bytes: int
     dtype: str
     shape: tuple[int, ...]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """What the header of a file says of one tensor."""
+
+    dtype: str
+    shape: tuple[Size, ...]
+    data_offsets: tuple[Size, Size]
 
 
 class SafeWeights:
@@ -133,18 +145,23 @@ def _header(file: Path) -> dict[str, _Place]:
             raise CheckpointError(f"{file} is no safetensors file: download it again")
         try:
             entries = json.loads(stream.read(length))
-        except ValueError:
+            entries.pop("__metadata__", None)
+            found = {name: msgspec.convert(entry, _Entry) for name, entry in entries.items()}
+        except (ValueError, AttributeError, RecursionError):
             raise CheckpointError(f"{file} has a broken header: download it again") from None
     places = {}
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
+    for name, entry in found.items():
+        begin, end = entry.data_offsets
         if 8 + length + end > size:
             raise CheckpointError(f"{file}: it ends inside {name!r}: download it again")
-        if entry["dtype"] not in _DTYPES:
+        if entry.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{file}: {name!r} is {entry['dtype']}: only {', '.join(_DTYPES)} are read"
+                f"{file}: {name!r} is {entry.dtype}: only {', '.join(_DTYPES)} are read"
             )
-        places[name] = _Place(file, 8 + length + begin, entry["dtype"], tuple(entry["shape"]))
+        if math.prod(entry.shape) * np.dtype(_DTYPES[entry.dtype]).itemsize != end - begin:
+            raise CheckpointError(
+                f"{file}: {name!r} is {entry.dtype}{list(entry.shape)} and has {end - begin} "
+                "bytes: download it again"
+            )
+        places[name] = _Place(file, 8 + length + begin, entry.dtype, entry.shape)
     return places

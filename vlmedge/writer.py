@@ -36,7 +36,7 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         try:
             yield partial
             partial.chmod(0o755)  # mkdtemp's 0700 would hide the bundle from its users
-            _publish(partial, out)
+            _publish(partial, out, overwrite=overwrite)
         except OSError as error:
             refuse_full_disk(error, out, "give another --out")
             raise
@@ -87,8 +87,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _publish(partial: Path, out: Path) -> None:
+def _publish(partial: Path, out: Path, *, overwrite: bool) -> None:
     """Put the finished folder in place of what may be there."""
+    refuse_existing(out, overwrite=overwrite)  # again: somebody else may have made it meanwhile
     aside = None
     if out.exists():
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import cached_property
+from threading import RLock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -74,6 +76,8 @@ class Parts:
     graphs: Mapping[str, Graph]
     rows: Rows | None = None
     """The token embedding table, where it is not to be the bundle's."""
+    turn: AbstractContextManager[bool] = field(default_factory=RLock, repr=False, compare=False)
+    """Held by the call that works with the graphs."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

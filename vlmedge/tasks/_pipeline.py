@@ -26,21 +26,23 @@ from ._parts import IMAGES_PER_BATCH
 THREADS_MAX = 4  # Pillow decodes some hundred pictures a second in each
 
 Loaded = TypeVar("Loaded")
-Answer = TypeVar("Answer")
+Answers = Callable[[Sequence[Loaded], Sequence[int]], Iterable[Any]]
+"""Answers for some that are loaded, given their places in the whole list or stream."""
 OnError = Callable[[ImageSource, InputError], None]
 """Is told of a picture that cannot be used."""
 
 
 def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
     """Tell what is to be iterated over from one image and from a list of them."""
-    single = (str, bytes, np.ndarray, list, tuple)
-    return hasattr(images, "__iter__") and not isinstance(images, single)
+    single = (str, bytes, bytearray, memoryview, np.ndarray, list, tuple)
+    file = hasattr(images, "read")  # its lines are no pictures
+    return hasattr(images, "__iter__") and not file and not isinstance(images, single)
 
 
 def respond(
     load: Callable[[Any], Loaded],
     images: Any,
-    answer: Callable[[Sequence[Loaded]], Iterable[Any]],
+    answer: Answers[Loaded],
     on_error: OnError | None = None,
     per_batch: int = IMAGES_PER_BATCH,
 ) -> Any:
@@ -53,7 +55,7 @@ def respond(
     if on_error is not None:
         raise InputError("on_error is for a stream of images: give iter(images)")
     if not is_images(images):
-        found = next(iter(answer([load(images)])))
+        found = next(iter(answer([load(images)], [0])))
         if isinstance(found, InputError):
             raise found
         return found
@@ -65,39 +67,43 @@ def respond(
 def answers(
     load: Callable[[ImageSource], Loaded],
     sources: Iterable[ImageSource],
-    answer: Callable[[Sequence[Loaded]], Iterable[Answer | InputError]],
+    answer: Answers[Loaded],
     on_error: OnError | None = None,
     per_batch: int = IMAGES_PER_BATCH,
-) -> Iterator[Answer | None]:
+) -> Iterator[Any]:
     """Answer for each picture, in order.
 
     Args:
         load: Decodes and resizes one, in a thread.
         sources: Read as they are needed, in the caller's thread, up to two batches ahead.
-        answer: Answers for some, in the caller's thread; an error in the place of an answer says
-            that the picture cannot be used after all.
+        answer: Answers for some, in the caller's thread, told their places in `sources`; an error
+            in the place of an answer says that the picture cannot be used after all.
         on_error: Is told of a picture that cannot be used, whose answer is then none. Without it
             the first such picture raises, after the answers of those before it.
         per_batch: How many are loaded, and answered for, at a time.
 
     Raises:
         InputError: A picture cannot be used; the message names it.
+        Exception: What `sources` raised, after the answers of the pictures before it.
     """
-    coming, count = iter(sources), 0
+    coming, count = _Coming(iter(sources)), 0
     with ThreadPoolExecutor(min(THREADS_MAX, cores()), "vlmedge-decode") as pool:
         with HUSH:
             batch = _wait(_begin(pool, load, coming, per_batch))
         while batch:
-            usable = [found for _, found in batch if not isinstance(found, InputError)]
-            if on_error is None and len(usable) < len(batch):  # it ends here
-                coming = iter(())
-                usable = usable[
-                    : next(i for i, (_, f) in enumerate(batch) if isinstance(f, InputError))
-                ]
+            usable: list[Loaded] = []
+            places: list[int] = []
+            for place, (_, found) in enumerate(batch, count):
+                if not isinstance(found, InputError):
+                    usable.append(found)
+                    places.append(place)
+                elif on_error is None:  # it ends here
+                    coming = _Coming(iter(()))
+                    break
             with HUSH:
                 begun = _begin(pool, load, coming, per_batch)
                 try:
-                    made = iter(answer(usable) if usable else ())
+                    made = iter(answer(usable, places) if usable else ())
                 finally:
                     following = _wait(begun)
             for source, loaded in batch:
@@ -111,16 +117,35 @@ def answers(
                     yield None
                 count += 1
             batch = following
+    if coming.error is not None:
+        raise coming.error
+
+
+class _Coming:
+    """The caller's pictures; what goes wrong in getting them waits for the answers before it."""
+
+    def __init__(self, sources: Iterator[ImageSource]) -> None:
+        self._sources = sources
+        self.error: Exception | None = None
+
+    def take(self, count: int) -> list[ImageSource]:
+        """Take the next ones, fewer at the end."""
+        taken: list[ImageSource] = []
+        try:
+            taken.extend(islice(self._sources, count))  # keeps what came before an error
+        except Exception as error:
+            self.error, self._sources = error, iter(())
+        return taken
 
 
 def _begin(
     pool: ThreadPoolExecutor,
     load: Callable[[ImageSource], Loaded],
-    coming: Iterator[ImageSource],
+    coming: _Coming,
     count: int,
 ) -> list[tuple[ImageSource, Future[Loaded]]]:
     """Let threads open the next batch."""
-    return [(source, pool.submit(load, source)) for source in islice(coming, count)]
+    return [(source, pool.submit(load, source)) for source in coming.take(count)]
 
 
 def _wait(

@@ -32,6 +32,12 @@ Texts = list[tuple[str, float | None]]
 Positive = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=0)]
 
+Options = Annotated[
+    dict[str, Any],
+    Meta(extra_json_schema={"propertyNames": {"enum": [*Generation.__struct_fields__]}}),
+]
+"""Of the decode loop: `Generation`'s words."""
+
 TEXT = "{text}"
 _ANY = Generation(eos_ids=(), pad_id=0, max_tokens=2**31)  # stands for a bundle's own defaults
 
@@ -44,7 +50,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         inputs: Steps whose texts it takes, one after the other.
     """
 
-    name: str
+    name: Annotated[str, Meta(pattern=r"^[^.]+$")]
     inputs: tuple[str, ...] = ()
 
     needs_scores: ClassVar[bool] = False
@@ -103,7 +109,7 @@ class _Writes(ModelStep, frozen=True, kw_only=True):
     """
 
     seed: Seed | None = None
-    options: dict[str, Any] = {}
+    options: Options = {}
 
     def __post_init__(self) -> None:
         """Refuse an option that is unknown or out of range."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from vlmedge.spec import ChatTask, GenerateTask, Generation
 
 from . import generate as generating
 from ._parts import Parts
+from ._turns import each_in_turn, in_turn
 
 
 class Chat:
@@ -57,6 +58,7 @@ class Chat:
         self._prompt: Prompt | None = None  # what the decoder read last for this conversation
         self.turns: list[tuple[str, str]] = []
 
+    @in_turn
     def ask(
         self,
         text: str,
@@ -68,6 +70,7 @@ class Chat:
         """Say something, with pictures if there are any, and return the reply; see `stream`."""
         return "".join(self.stream(text, images, seed=seed, **options)).strip()
 
+    @in_turn
     def stream(
         self,
         text: str,
@@ -95,7 +98,8 @@ class Chat:
             raise InputError(f"num_beams is {chosen.num_beams}: it must be 1 in a conversation")
         history, vectors = self._turn(text, several)
         generating.check_room(self._parts, len(self._ids) + len(history), chosen)
-        return self._reply(text, history, vectors, chosen, seed)
+        reply = self._reply(text, history, vectors, chosen, seed)
+        return each_in_turn(self._parts.turn, reply)
 
     def _turn(self, text: str, images: list[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Make the ids and vectors of a turn; nothing of it stays."""
@@ -127,7 +131,7 @@ class Chat:
         vectors: NDArray[np.float32],
         options: Generation,
         seed: int | None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Read what the cache lacks, and write."""
         decoder = self._parts.graphs[self._write.decoder]
         held = 0 if self._prompt is None else loop.cached(decoder, self._prompt)

@@ -81,7 +81,9 @@ class Composed:
         for model in self.models.values():
             model.close()
 
-    def _answer(self, pictures: Sequence[ImageSource]) -> list[Texts | InputError]:
+    def _answer(
+        self, pictures: Sequence[ImageSource], places: Sequence[int]
+    ) -> list[Texts | InputError]:
         found: list[Texts | InputError] = []
         for picture in pictures:
             try:

@@ -52,8 +52,13 @@ def embed_texts(
 
 def fill(template: str, labels: Sequence[str]) -> list[str]:
     """Put labels into a template, and refuse what makes no sense to choose from."""
+    if isinstance(labels, str):
+        raise InputError(f"labels {labels!r} are one text: give a list of str")
     if not labels:
         raise InputError("no labels: give at least one")
+    for label in labels:
+        if not isinstance(label, str):
+            raise InputError(f"label of type {type(label).__name__}: give a list of str")
     blank = [i for i, label in enumerate(labels) if not label.strip()]
     if blank:
         raise InputError(f"label {blank[0] + 1} is empty: give it a name or leave it out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ Soft = Sequence[NDArray[np.float32]]
 def caption_task(parts: Parts, prompt: str, name: str = "caption") -> GenerateTask:
     """Return the wiring of a caption that begins with `prompt`."""
     task = parts.task(name, GenerateTask)
+    check_text("prompt", prompt)
     if "{question}" in task.prompt or task.answer != "text":
         raise InputError(f"task {name!r} describes no picture: use ask or detect")
     if prompt and "{prompt}" not in task.prompt:
@@ -34,11 +35,18 @@ def caption_task(parts: Parts, prompt: str, name: str = "caption") -> GenerateTa
     return task
 
 
+def check_text(name: str, text: object) -> None:
+    """Refuse what is no text, such as one for each picture."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} of type {type(text).__name__}: give one str, for all pictures")
+
+
 def ask_task(
     parts: Parts, question: str, first_token: str | None = None, name: str = "ask"
 ) -> GenerateTask:
     """Return the wiring of an answer to `question`, which may begin with another token."""
     task = parts.task(name, GenerateTask)
+    check_text("question", question)
     if not question.strip():
         raise InputError("the question is empty: ask something")
     if first_token is None:
@@ -59,6 +67,7 @@ def write(
     options: Generation,
     seed: int | None = None,
     held: Mapping[str, Array] | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Write on after a soft prompt and a text, for each row.
 
@@ -70,16 +79,19 @@ def write(
         options: Of the decode loop.
         seed: Of the draw.
         held: What `read` gave, if that is known.
+        places: Of the rows among all that are drawn with this seed; default: 0, 1, ...
 
     Returns:
         New token ids of each row, without the end token.
     """
     prompt = make_prompt(parts, task, soft, texts, options, held)
-    return loop.generate(parts.graphs[task.decoder], parts.embed, prompt, options, seed)
+    return loop.generate(parts.graphs[task.decoder], parts.embed, prompt, options, seed, places)
 
 
 def check_draws(count: int, options: Generation) -> None:
     """Refuse several texts that would all be the same."""
+    if not isinstance(count, int):
+        raise InputError(f"count is {count!r}: it must be a whole number")
     if count < 1:
         raise InputError(f"count is {count}: it must be at least 1")
     if count > 1 and not options.do_sample:
@@ -100,8 +112,7 @@ def draws(
 ) -> list[list[int]]:
     """Write several times after one soft prompt and text, some at a time; see `write`.
 
-    Text n of some is drawn as row n of `write`; the next some have the seed `IMAGES_PER_BATCH`
-    higher.
+    Text n is drawn as row n of `write`, however many are written at a time.
     """
     soft = instructed(parts, task, [soft], [text])[0]
     task = settled(task)
@@ -110,8 +121,8 @@ def draws(
     for start in range(0, count, IMAGES_PER_BATCH):
         some = min(IMAGES_PER_BATCH, count - start)
         held = once and {name: np.repeat(array, some, axis=0) for name, array in once.items()}
-        this = None if seed is None else seed + start
-        found += write(parts, task, [soft] * some, [text] * some, options, this, held)
+        these = range(start, start + some)
+        found += write(parts, task, [soft] * some, [text] * some, options, seed, held, these)
     return found
 
 
@@ -122,7 +133,7 @@ def stream(
     text: str,
     options: Generation,
     seed: int | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Yield the text of one row in pieces, as it comes; see `write`."""
     prompt = make_prompt(parts, task, soft, [text], options)
     ids = loop.stream(parts.graphs[task.decoder], parts.embed, prompt, options, seed)
@@ -426,7 +437,8 @@ def check_room(parts: Parts, tokens: int, options: Generation) -> None:
     room = max(parts.text_front.max_tokens - options.max_tokens, 0)
     if tokens > room:
         raise InputError(
-            f"prompt of {tokens} tokens, pictures included: the model has room for {room}"
+            f"prompt of {tokens} tokens, pictures included: the model has room for {room} "
+            f"beside the {options.max_tokens} of max_tokens"
         )
 
 

@@ -30,6 +30,7 @@ from vlmedge.spec import Component, GenerateTask, Generation
 from . import generate as generating
 from ._kept import Kept
 from ._parts import Parts
+from ._turns import each_in_turn, in_turn
 
 LOOKS_AHEAD = "token_type_ids"  # with it a prompt's tokens see later ones, so no prefix is final
 
@@ -71,11 +72,13 @@ class Session:
         self._last: tuple[Prompt, NDArray[np.int64]] | None = None  # what was read last; its ids
         self._forget = weakref.finalize(self, kept.drop, self._owner)
 
+    @in_turn
     def caption(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
         """Describe the picture; see `Model.caption`."""
         task = generating.caption_task(self._parts, prompt)
         return self._write(task, prompt, self._parts.options(options), seed)
 
+    @in_turn
     def ask(
         self,
         question: str,
@@ -88,6 +91,7 @@ class Session:
         task = generating.ask_task(self._parts, question, first_token)
         return self._write(task, question, self._parts.options(options), seed)
 
+    @in_turn
     def stream(
         self,
         prompt: str = "",
@@ -102,10 +106,13 @@ class Session:
         else:
             task, text = generating.ask_task(self._parts, question), question
         chosen = self._parts.options_of_a_stream(options)
-        read, ids, fixed = self._prompt(task, text, chosen)
-        made = loop.stream(self._parts.graphs[task.decoder], self._parts.embed, read, chosen, seed)
-        return self._parts.tokenizer.pieces(self._watched(task, made, read, ids, fixed))
+        loop.check_stream(chosen)  # what is wrong is told now
+        ready = self._prompt(task, text, chosen)
+        decoder = self._parts.graphs[task.decoder]
+        made = self._written(task, text, chosen, seed, ready, (decoder, decoder.reads))
+        return each_in_turn(self._parts.turn, self._parts.tokenizer.pieces(made))
 
+    @in_turn
     def close(self) -> None:
         """Give back what is kept for this picture; asking again computes it again."""
         self._kept.drop(self._owner)
@@ -131,18 +138,34 @@ class Session:
         self._keep(task, decoder, read, ids, fixed)
         return self._parts.tokenizer.decode(found).strip()
 
-    def _watched(
+    def _written(
         self,
         task: GenerateTask,
-        made: Iterator[int],
-        read: Prompt,
-        ids: NDArray[np.int64],
-        fixed: int,
+        text: str,
+        chosen: Generation,
+        seed: int | None,
+        ready: tuple[Prompt, NDArray[np.int64], int],
+        then: tuple[Graph, int],
     ) -> Iterator[int]:
-        """Keep the prefix as soon as the prompt has been read."""
+        """Write, and keep the prefix as soon as the prompt has been read.
+
+        Args:
+            task: The wiring.
+            text: The caller's.
+            chosen: Options.
+            seed: Of the draw.
+            ready: From `_prompt`.
+            then: The decoder, and its reads, for which it was made.
+        """
+        decoder = self._parts.graphs[task.decoder]
+        if then != (decoder, decoder.reads):  # other work came between
+            ready = self._prompt(task, text, chosen)
+            decoder = self._parts.graphs[task.decoder]  # low memory may have closed it
+        read, ids, fixed = ready
+        made = loop.stream(decoder, self._parts.embed, read, chosen, seed)
         for number, token in enumerate(made):
             if number == 0:
-                self._keep(task, self._parts.graphs[task.decoder], read, ids, fixed)
+                self._keep(task, decoder, read, ids, fixed)
             yield token
 
     def _prompt(
