@@ -13,6 +13,7 @@ from vlmedge.bundle import MANIFEST, read_manifest
 from vlmedge.checkpoint import resolve
 from vlmedge.contracts import Device
 from vlmedge.errors import CheckpointError, InputError
+from vlmedge.jetpack import OLDEST, has_dla, number, tensorrt_of
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Progress
 from vlmedge.registry import SHAPES, unknown
@@ -403,6 +404,12 @@ def _notes(device: Device, engine: str, schemes: tuple[SchemePlan, ...]) -> tupl
     notes = []
     if all(jetpack.startswith("4") for jetpack in device.jetpacks) and device.jetpacks:
         notes.append("its last JetPack, 4.6, has Python 3.6: vlmedge does not run there")
+    usable = [v for v in tensorrt_of(device.jetpacks) if number(v) >= OLDEST and has_dla(v)]
+    if engine == "tensorrt" and device.dla_cores and usable:
+        notes.append(
+            "its DLA is not planned with: `vlmedge build --dla faster` measures there, with "
+            f"TensorRT {', '.join(usable)}, whether the vision tower is faster on it"
+        )
     swapping = [s for s in schemes if s.fits and s.swap_bytes]
     if swapping:
         needs = ", ".join(f"{s.scheme} {s.swap_bytes / GIB:.1f} GiB" for s in swapping)
