@@ -42,7 +42,7 @@ class SchemePlan:
         verdict: Whether it fits; tight: with less than a tenth to spare. It cannot be built where
             what a swap file cannot take is more than there is.
         process_bytes: What the engine takes without a model.
-        total_bytes: The most while it runs, all components open.
+        total_bytes: The most while it opens and runs, all components open.
         build_bytes: The most while an engine is built; 0 where nothing is.
         swap_bytes: What the build needs beyond the free memory.
         first_token_ms: Every encoder once, and the prompt read; none without a decoder.
@@ -308,7 +308,9 @@ def _scheme(
         for part in shape.parts
     )
     process = (does.process_mib + does.component_mib * len(parts)) * MIB
-    total = process + sum(part.total_bytes for part in parts)
+    running = sum(part.total_bytes for part in parts)
+    opening = max(part.opening_bytes for part in parts)
+    total = process + max(running, sum(part.weights_bytes for part in parts) + opening)
     building = max(parts, key=lambda part: part.build_bytes)
     build = process + building.build_bytes if building.build_bytes else 0.0
     if numbers(device, scheme).precision not in device.precisions:
