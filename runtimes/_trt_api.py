@@ -9,6 +9,7 @@ and 0 in 11, where 1 means another thing.
     float16, int8     BuilderFlag.FP16, INT8   types in the graph          types in the graph
     int64 in and out  int32                    int64                       int64
     progress          none                     IProgressMonitor            IProgressMonitor
+    on a DLA          as above                 no flag: types by flag      types in the graph
 """
 
 from __future__ import annotations
@@ -97,15 +98,20 @@ def dtype_of(trt: Any, dtype: Any) -> np.dtype[Any]:
     raise TypeError(f"{dtype}: numpy has no such type")
 
 
-def network_flags(trt: Any) -> int:
+def is_typed(trt: Any, *, dla: bool) -> bool:
+    """Tell whether the types of a graph count, and not flags; see the table above."""
+    return version(trt)[0] >= (11 if dla else 10)
+
+
+def network_flags(trt: Any, *, typed: bool) -> int:
     """Return what create_network takes; see the table above."""
-    names = {8: ("EXPLICIT_BATCH",), 10: ("STRONGLY_TYPED",)}.get(version(trt)[0], ())
+    names = {8: ("EXPLICIT_BATCH",), 10: ("STRONGLY_TYPED",) * typed}.get(version(trt)[0], ())
     flags = [getattr(trt.NetworkDefinitionCreationFlag, name) for name in names]
     return sum(1 << int(flag) for flag in flags)
 
 
-def set_precision(trt: Any, config: Any, *, half: bool, quantized: bool) -> None:
-    """Allow float16 and int8 by flag in 8.6; later versions have the types in the graph.
+def set_precision(trt: Any, config: Any, *, half: bool, quantized: bool, typed: bool) -> None:
+    """Allow float16 and int8 by flag, unless the types are the graph's.
 
     What is float32 alone is not rounded to TF32's 10 bits, which all versions do by default.
 
@@ -113,11 +119,18 @@ def set_precision(trt: Any, config: Any, *, half: bool, quantized: bool) -> None
     """
     if not half:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if version(trt)[0] >= 10:
+    if typed:
         return
     for name, wanted in (("FP16", half), ("INT8", quantized)):
         if wanted:
             config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def use_dla(trt: Any, config: Any, core: int) -> None:
+    """Put on a deep-learning accelerator what it can do; the GPU does the rest."""
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
 def logger(trt: Any, heard: Callable[[str], None]) -> Any:

@@ -1,4 +1,11 @@
-"""From a component of a bundle to a plan: lower, check, compile in a child process, watch it."""
+"""From a component of a bundle to a plan: lower, check, compile in a child process, watch it.
+
+Plans hold their weights. To strip them (STRIP_PLAN, 10.0) would save no disk: such a plan is refit
+from the ONNX file that it was parsed from, which is the lowered graph, with weights of its own
+(float16, unpacked int4, transposed), so that this file would lie beside it, of the size that was
+saved. The bundle's own file serves only where lowering changes nothing, and there too every opening
+would read and place all weights again, where a whole plan is mapped; 8.6 cannot strip at all.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +82,7 @@ def compile_component(
     exact: Collection[str] = (),
     *,
     plain: bool = False,
+    dla_core: int | None = None,
 ) -> None:
     """Write engine.plan of a component into `partial`.
 
@@ -90,13 +98,16 @@ def compile_component(
         progress: Watches.
         exact: Nodes that stay float32, by the name of their first output.
         plain: Whether to leave out the rounding of a quantized graph.
+        dla_core: The deep-learning accelerator that it is for, or none: the GPU.
 
     Raises:
         BundleError: TensorRT refuses the graph, or there is too little memory or disk.
     """
     from ._half import is_typed
 
-    model, changed, findings = lowered(bundle, component, version, precision, exact, plain=plain)
+    by_flag = dla_core is not None and version < (11, 0)
+    in_graph = "float32" if by_flag else precision
+    model, changed, findings = lowered(bundle, component, version, in_graph, exact, plain=plain)
     if findings:
         first, more = findings[0], len(findings) - 1
         raise BundleError(
@@ -115,6 +126,7 @@ def compile_component(
         workspace_bytes=options.workspace_mib * MIB
         if options.workspace_mib
         else max(int(memory[0] * WORKSPACE_SHARE), MIB),
+        dla_core=dla_core,
     )
     (partial / worker.REQUEST).write_bytes(msgspec.json.encode(request))
     _run(component.name, partial, options, progress)

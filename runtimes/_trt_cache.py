@@ -64,6 +64,7 @@ class Identity(msgspec.Struct, frozen=True):
         workspace_mib: The workspace that was asked for, or the default.
         keep_slower: Whether quantized layers stay where float16 would be faster.
         record: Whether a decoder's steps were to be recorded.
+        dla: Whether a deep-learning accelerator was to be tried.
     """
 
     component: str
@@ -80,6 +81,7 @@ class Identity(msgspec.Struct, frozen=True):
     workspace_mib: int | None
     keep_slower: bool
     record: bool
+    dla: str
 
     @property
     def key(self) -> str:
@@ -120,6 +122,7 @@ def identify(
         options.workspace_mib,
         options.keep_slower,
         options.record,
+        options.dla,
     )
 
 
@@ -180,6 +183,7 @@ def last_options(bundle: Bundle, component: str, gpu: str) -> BuildOptions:
             options["workspace_mib"],
             keep_slower=options.get("keep_slower", False),
             record=options.get("record", False),
+            dla=options.get("dla", "off"),
         )
     return BuildOptions()
 
@@ -213,6 +217,7 @@ def store(
             "workspace_mib": options.workspace_mib,
             "keep_slower": options.keep_slower,
             "record": options.record,
+            "dla": options.dla,
         },
         **msgspec.to_builtins(outcome),
         "plan": {"sha256": digest(plan), "bytes": plan.stat().st_size},

@@ -78,6 +78,7 @@ class TrtGraph(CheckedGraph):
         plan: bytes,
         profiles: Sequence[Profile],
         where: Path,
+        dla_core: int | None = None,
     ) -> None:
         super().__init__(component)
         self._cuda = cuda
@@ -85,6 +86,8 @@ class TrtGraph(CheckedGraph):
         self._heard: list[str] = []
         log = api.logger(trt, self._heard.append)
         runtime = trt.Runtime(log)
+        if dla_core is not None:
+            runtime.DLA_core = dla_core
         engine = runtime.deserialize_cuda_engine(plan)
         self._stream = cuda.stream()
         contexts = None

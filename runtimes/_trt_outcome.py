@@ -34,8 +34,9 @@ class Outcome(msgspec.Struct, frozen=True):
         computed_in: What its float layers compute in.
         restored: The nodes of a float16 engine that compute in float32 all the same.
         level4: What it gives on this device, against its portable graph.
-        dropped: What was built too and was slower, with its ms: "int8", or "GPU" beside a DLA.
+        dropped: What was built too and is not used, with its ms: "int8", "GPU" beside a DLA.
         records: Whether steps are recorded and played, which was equal and faster here.
+        dla_core: Which deep-learning accelerator it is for, or none: the GPU.
     """
 
     computed_in: Precision
@@ -43,6 +44,7 @@ class Outcome(msgspec.Struct, frozen=True):
     level4: Verdict
     dropped: dict[str, float] = {}
     records: bool = False
+    dla_core: int | None = None
 
 
 def read_outcome(record: Mapping[str, Any]) -> Outcome:

@@ -39,6 +39,7 @@ class Request(msgspec.Struct, frozen=True):
         quantized: Whether the graph has Q/DQ.
         level: The builder's optimization level, or its default.
         workspace_bytes: Scratch memory that a layer may take.
+        dla_core: The deep-learning accelerator that it is for, or none: the GPU.
     """
 
     graph: str
@@ -47,6 +48,7 @@ class Request(msgspec.Struct, frozen=True):
     quantized: bool
     level: int | None
     workspace_bytes: int
+    dla_core: int | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -99,14 +101,17 @@ def _compile(
     if plugins := getattr(trt, "init_libnvinfer_plugins", None):  # ScatterElements is one
         plugins(log, "")
     builder = trt.Builder(log)
-    network = builder.create_network(api.network_flags(trt))
+    typed = api.is_typed(trt, dla=request.dla_core is not None)
+    network = builder.create_network(api.network_flags(trt, typed=typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(request.graph):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise RuntimeError("; ".join(errors or heard) or "the graph cannot be parsed")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
-    api.set_precision(trt, config, half=request.half, quantized=request.quantized)
+    api.set_precision(trt, config, half=request.half, quantized=request.quantized, typed=typed)
+    if request.dla_core is not None:
+        api.use_dla(trt, config, request.dla_core)
     if left_out := leave_out_unusable(trt, config):
         print(f"tactic sources left out: {', '.join(left_out)}", file=sys.stderr)
     if request.level is not None:

@@ -35,6 +35,7 @@ from vlmedge.graph import CheckedGraph
 from vlmedge.level4 import OnDevice
 from vlmedge.machine import cores, cpu_features, cpu_name
 from vlmedge.portable import load_graph
+from vlmedge.power import saves_power
 from vlmedge.progress import Progress
 from vlmedge.spec import Component
 
@@ -265,21 +266,29 @@ class InPlaceGraph(OrtGraph):
 class Ort:
     """ONNX Runtime."""
 
+    def __init__(self, spin: bool | None = None) -> None:
+        """Make one whose threads wait awake or asleep; none: as the machine's power has it."""
+        self._spin = spin
+
+    def spinning(self, spin: bool) -> Ort:
+        """Return it as one whose threads wait awake, or asleep, wherever it runs."""
+        return Ort(spin)
+
     def open(self, bundle: Bundle, component: str) -> Graph:
         """Open one session, on the lowered graph if there is something to lower."""
         spec, portable = bundle.spec.component(component), bundle.graph_file(component)
         graph = portable.read_bytes()
         if not spec.state and not any(mark in graph for mark in MARKS):
-            return OrtGraph(spec, _session(portable, portable.parent, spec))
+            return OrtGraph(spec, _session(portable, portable.parent, spec, self._spin))
         folder = _folder(bundle, _key(bundle, component, graph))
         file = folder / portable.name
         if file.is_file():
             try:
-                return _opened(spec, file, root(bundle, folder, component))
+                return _opened(spec, file, root(bundle, folder, component), self._spin)
             except BundleError:  # a broken cache is no reason to stop
                 shutil.rmtree(folder, ignore_errors=True)
         make(bundle, component, folder, lambda partial: _lower(bundle, component, partial, folder))
-        return _opened(spec, file, root(bundle, folder, component))
+        return _opened(spec, file, root(bundle, folder, component), self._spin)
 
     def judge(self, bundle: Bundle, progress: Progress) -> list[OnDevice]:
         """Hold what this processor's kernels give against the portable graphs."""
@@ -292,16 +301,18 @@ class Ort:
 ENGINE = Ort()
 
 
-def _opened(component: Component, file: Path, root: Path) -> Graph:
+def _opened(component: Component, file: Path, root: Path, spin: bool | None = None) -> Graph:
     """Open a lowered graph; its kernels tell how it keeps its state."""
-    session = _session(file, root, component)
+    session = _session(file, root, component, spin)
     graph, fusions = file.read_bytes(), read_sidecar(file.parent).get("fusions") or ()
     if KERNEL.encode() not in graph:
         return OrtGraph(component, session, fusions)
     return InPlaceGraph(component, session, fusions, counts=TURN in graph)
 
 
-def _session(file: Path, root: Path, component: Component) -> ort.InferenceSession:
+def _session(
+    file: Path, root: Path, component: Component, spin: bool | None = None
+) -> ort.InferenceSession:
     """Open a graph whose weight files are named from `root`.
 
     ONNX Runtime maps the weights and lets each go once it is packed, so memory does not double.
@@ -313,6 +324,8 @@ def _session(file: Path, root: Path, component: Component) -> ort.InferenceSessi
     # Threads wait awake between operators, which idle machines gain by (ViT-B/16: 66 ms, asleep
     # 87), but not for the milliseconds of the default, which busy machines lose by (222 and 164).
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
+    if not (not saves_power() if spin is None else spin):
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if _overflows():  # have uint8 weights there, which are right and slower
         options.add_session_config_entry("session.x64quantprecision", "1")
     folder = "session.model_external_initializers_file_folder_path"

@@ -30,6 +30,7 @@ from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
 
 from . import _trt_api as api
 from . import _trt_cache as cache
+from . import _trt_dla as dla
 from ._level4 import judge
 from ._probe import Probe, not_finite
 from ._trt_attempts import FLOAT, attempts, has_rival
@@ -83,6 +84,7 @@ class TensorRt:
         """Compile a bundle's components for this machine; what fits is not built again."""
         components = _chosen(bundle, options)
         trt, cuda = api.load(), connect()
+        dla.refuse_without(components, trt, cuda, options)
         probe = Probe(bundle)
         return [
             self._built(bundle, component, trt, cuda, options, probe, progress)
@@ -135,6 +137,43 @@ class TensorRt:
         return _report(component, folder, time.monotonic() - start)
 
     def _compile(
+        self,
+        bundle: Bundle,
+        component: Component,
+        trt: Any,
+        cuda: Cuda,
+        options: BuildOptions,
+        probe: Probe,
+        progress: Progress,
+        partial: Path,
+    ) -> Outcome:
+        """Write the plan that is kept of the GPU's and a deep-learning accelerator's."""
+        steps = (bundle, component, trt, cuda, options, probe, progress, partial)
+        on_gpu = self._on_gpu(*steps)
+        core = dla.choose_core(bundle, component, trt, cuda, options, progress)
+        if core is None:
+            return on_gpu
+        plan, kept = partial / PLAN, partial / "gpu.plan"
+        plan.replace(kept)
+        try:
+            on_dla = dla.build(*steps, core)
+        except BundleError as error:
+            if options.dla == "always":
+                raise
+            progress.note(f"{component.name}: no DLA: {error}")
+            kept.replace(plan)
+            return on_gpu
+        before, after = on_gpu.level4.latency_ms, on_dla.level4.latency_ms
+        told = f"{component.name}: the GPU takes {before:.2f} ms, the DLA {after:.2f} ms"
+        equal = on_dla.level4.parity is None or on_dla.level4.parity.passed
+        if options.dla == "always" or (equal and before > SLOWER * after):
+            progress.note(f"{told}: the DLA is kept")
+            return msgspec.structs.replace(on_dla, dropped={**on_gpu.dropped, "GPU": before})
+        progress.note(f"{told}: the GPU is kept")
+        kept.replace(plan)
+        return msgspec.structs.replace(on_gpu, dropped={**on_gpu.dropped, "DLA": after})
+
+    def _on_gpu(
         self,
         bundle: Bundle,
         component: Component,
@@ -308,6 +347,9 @@ def _opened(trt: Any, cuda: Cuda, component: Component, folder: Path) -> Graph:
             parity.cosine,
         )
     plan = folder / PLAN
+    if outcome.dla_core is not None:
+        stored = dla.fixed(stored)
+        return TrtGraph(trt, cuda, component, plan.read_bytes(), stored, plan, outcome.dla_core)
     made = RecordedGraph if outcome.records else TrtGraph
     return made(trt, cuda, component, plan.read_bytes(), stored, plan)
 
@@ -326,6 +368,7 @@ def _report(component: Component, folder: Path, seconds: float) -> Built:
         outcome.level4.parity,
         outcome.level4.latency_ms,
         outcome.dropped,
+        outcome.dla_core is not None,
     )
 
 

@@ -187,6 +187,14 @@ def test_slow_power_mode(patient) -> None:
     assert only("power", bare, "warn").what == "/etc/nvpmodel.conf has no power modes"
 
 
+def test_battery_in_use(patient) -> None:
+    battery = {"/sys/class/power_supply/BAT0/type": "Battery"}
+    battery["/sys/class/power_supply/BAT0/status"] = "Discharging"
+    finding = only("power", patient(DESKTOP | battery), "warn")
+    assert finding.what.startswith("on its battery: the CPU engine's threads sleep")
+    assert "spin=True" in finding.cure
+
+
 def test_card_with_a_power_limit(patient) -> None:
     tools = {SMI_NAME: RTX_4090, SMI_POWER: "300.00, 450.00\n"}
     finding = only("power", patient(DESKTOP, tools), "warn")

@@ -124,6 +124,17 @@ def test_llava_on_an_orin_nano_is_int4_with_swap(llava: Path) -> None:
     assert decoder.cache_bytes == 2 * 32 * 4096 * (576 + 64 + 64) * 2 * 2
 
 
+def test_accelerator_is_mentioned_where_it_can_be_built_for(llava: Path) -> None:
+    def notes(name: str, **wishes: object) -> str:
+        return " ".join(planned(llava, name, **wishes).notes)
+
+    assert "its DLA is not planned with" in notes("jetson-agx-orin-64gb")
+    assert "with TensorRT 8.6.2, 10.3.0, whether" in notes("jetson-orin-nx-16gb")
+    assert "DLA" not in notes("jetson-agx-orin-64gb", engine="ort")
+    for name in ("jetson-orin-nano-8gb", "jetson-xavier-nx-8gb", "jetson-thor-t5000", "rtx-4090"):
+        assert "DLA" not in notes(name)
+
+
 def test_what_a_decoder_looks_at_is_kept_too(tmp_path: Path) -> None:
     """BLIP base: 12 layers' keys and values of 577 rows, once, beside those of the text, twice."""
     config = {"text_config": {}, "vision_config": {}, "model_type": "blip"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from vlmedge import registry, targeting
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError, VlmEdgeError
+from vlmedge.jetpack import has_dla
 from vlmedge.progress import SILENT
 
 
@@ -59,6 +61,38 @@ def test_device_without_tensorrt_is_refused(clip_bundle: Path) -> None:
     cpu = next(name for name, device in registry.devices().items() if device.kind == "cpu")
     with pytest.raises(InputError, match=f"{cpu} has no TensorRT: it runs bundles as they are"):
         check(Bundle.load(clip_bundle), cpu)
+
+
+@pytest.mark.parametrize(
+    ("device", "tensorrt", "words"),
+    [
+        (
+            "jetson-orin-nano-8gb",
+            "10.3",
+            r"orin-nano-8gb has no DLA: .*one: jetson-xavier-nx-8gb, ",
+        ),
+        ("jetson-agx-orin-64gb", "10.16", r"TensorRT 10\.16 has no DLA \(8\.5 to 10\.7, and 11\.4"),
+    ],
+)
+def test_missing_accelerator_is_refused(
+    device: str, tensorrt: str, words: str, clip_bundle: Path, vlmedge: Any
+) -> None:
+    asked = ("--device", device, "--tensorrt", tensorrt, "--check-only", "--dla")
+    ran = vlmedge("build", clip_bundle, *asked, "faster")
+    assert (ran.code, len(ran.err.splitlines())) == (1, 1)
+    assert re.search(words, ran.err)
+    assert vlmedge("build", clip_bundle, *asked, "auto").code == 0
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "has"),
+    [
+        *((version, True) for version in ("8.5", "10.3.0.30", "10.7.0", "11.4.1.2", "11.5.0")),
+        *((version, False) for version in ("10.13.3", "10.16", "11.0", "11.4.0.106")),
+    ],
+)
+def test_versions_with_accelerators_are_those_of_nvidia_s_guide(tensorrt: str, has: bool) -> None:
+    assert has_dla(tensorrt) is has
 
 
 def test_missing_arithmetic_is_refused(clip_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ SIDECAR = "engine.json"  # beside an engine: what it was made from and for
 LEVELS = range(6)  # of the builder's optimization
 
 Precision = Literal["float32", "float16"]
+Dla = Literal["off", "auto", "faster", "always"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ class BuildOptions:
         components: Only these, or all.
         keep_slower: Whether quantized layers stay where float16 would be faster.
         record: Whether a decoder's steps are recorded (CUDA graphs), if that is equal and faster.
+        dla: Whether a vision tower is built for the board's deep-learning accelerator too, and
+            kept if that is faster than the GPU: auto, where it may gain; faster, or refuse where
+            there is none; always, kept though it be slower, since it takes less power.
     """
 
     precision: Precision = "float16"
@@ -72,9 +76,14 @@ class BuildOptions:
     components: tuple[str, ...] = ()
     keep_slower: bool = False
     record: bool = False
+    dla: Dla = "off"
 
     def __post_init__(self) -> None:
         """Refuse what no engine takes."""
+        if self.dla not in (modes := get_args(Dla)):
+            raise InputError(f"dla {self.dla!r}: it must be {', '.join(modes[:-1])} or {modes[-1]}")
+        if self.dla in ("faster", "always") and self.precision == "float32":
+            raise InputError("a DLA computes in float16 or int8: use --precision float16")
         if self.precision not in (known := get_args(Precision)):
             raise InputError(f"precision {self.precision!r}: it must be {' or '.join(known)}")
         if self.level is not None and self.level not in LEVELS:
@@ -118,6 +127,7 @@ class Built:
         parity: Level 4: how far it is from its portable graph; none: it could not be compared.
         latency_ms: Of one pass over the gate's picture or prompt.
         dropped: What was built beside it and is not faster, with its latency, ms.
+        dla: Whether it runs on a deep-learning accelerator.
     """
 
     component: str
@@ -130,6 +140,7 @@ class Built:
     parity: ComponentParity | None = None
     latency_ms: float | None = None
     dropped: Mapping[str, float] = field(default_factory=dict)
+    dla: bool = False
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from vlmedge.errors import BundleError, InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vlmedge.building import AxisRange, Precision
+    from vlmedge.building import AxisRange, Dla, Precision
 
 engines = typer.Typer(help="List or remove what engines have built of a bundle.")
 
@@ -47,6 +47,12 @@ def build(
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="Record a decoder's steps, if equal and faster.")
     ] = False,
+    dla: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE", help="Vision tower on a DLA: off, auto, faster, always. No board tried."
+        ),
+    ] = "off",
     device: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Refuse what it cannot do; see list. Build only there."),
@@ -81,6 +87,7 @@ def build(
         components=tuple(component or ()),
         keep_slower=keep_slower,
         record=cuda_graphs,
+        dla=cast("Dla", dla),
     )
     opened = console.load(bundle)
     versions: tuple[str, ...] = (tensorrt,) if tensorrt else ()
@@ -89,6 +96,8 @@ def build(
 
         progress = console.progress(quiet)
         versions = targeting.refuse_unfit(opened, device, precision, tensorrt, progress)
+        if dla in ("faster", "always"):
+            targeting.refuse_without_dla(device, versions)
         if not check_only:
             targeting.refuse_elsewhere(device)
         elif not versions:

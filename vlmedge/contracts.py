@@ -88,6 +88,15 @@ class FallsBack(Protocol):
         ...
 
 
+@runtime_checkable
+class Spins(Protocol):
+    """An engine whose threads may wait awake between operators: faster, and never idle."""
+
+    def spinning(self, spin: bool) -> Engine:
+        """Return this engine as one whose threads wait awake, or asleep, wherever it runs."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What a tensor did over the calibration data.

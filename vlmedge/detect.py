@@ -107,16 +107,15 @@ class Power:
     @property
     def fastest(self) -> PowerMode | None:
         """Return the mode with the highest clocks; of equals, the one that is called MAXN."""
-        unlimited = float("inf")
+        return max(self.modes, key=_clocks, default=None)
 
-        def clocks(mode: PowerMode) -> tuple[float, float, bool]:
-            return (
-                unlimited if mode.gpu_mhz is None else mode.gpu_mhz,
-                unlimited if mode.memory_mhz is None else mode.memory_mhz,
-                mode.name.startswith("MAXN"),
-            )
-
-        return max(self.modes, key=clocks, default=None)
+    @property
+    def slowest(self) -> PowerMode | None:
+        """Return the mode with the lowest clocks; none where all have the same."""
+        slowest, fastest = min(self.modes, key=_clocks, default=None), self.fastest
+        if slowest is None or fastest is None or _clocks(slowest)[:2] == _clocks(fastest)[:2]:
+            return None
+        return slowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +259,15 @@ def _cpu(known: dict[str, Device], flags: frozenset[str]) -> str | None:
     fitting = {n: d for n, d in known.items() if d.kind == "cpu" and set(d.marks) <= flags}
     rates = {name: device.rates.int8 or 0.0 for name, device in fitting.items()}
     return max(rates, key=lambda name: rates[name], default=None)
+
+
+def _clocks(mode: PowerMode) -> tuple[float, float, bool]:
+    unlimited = float("inf")
+    return (
+        unlimited if mode.gpu_mhz is None else mode.gpu_mhz,
+        unlimited if mode.memory_mhz is None else mode.memory_mhz,
+        mode.name.startswith("MAXN"),
+    )
 
 
 def _int(text: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from vlmedge.contracts import Device
 from vlmedge.doctor import Check, Finding, Level, Patient
+from vlmedge.power import saves_power
 from vlmedge.registry import devices
 from vlmedge.roofline import GIB
 
@@ -133,23 +134,27 @@ def check_cores(patient: Patient) -> list[Finding]:
 
 
 def check_power(patient: Patient) -> list[Finding]:
-    """Look at a Jetson's power mode, and at a card's power limit."""
+    """Look for a battery in use, at a Jetson's power mode, and at a card's power limit."""
     power, findings = patient.found.power, []
+    if why := saves_power(patient.sources):
+        what = f"{why}: the CPU engine's threads sleep between operators, which is slower"
+        cure = "vlmedge.load(..., spin=True) keeps them awake"
+        findings.append(Finding("power", "warn", what, cure))
     if power.modes:
         best, now = power.fastest, power.mode
         assert best is not None
         if now is None:
             cure = f"sudo nvpmodel -m {best.id}"
-            findings = [Finding("power", "warn", "the power mode is not known", cure)]
+            findings.append(Finding("power", "warn", "the power mode is not known", cure))
         elif (now.gpu_mhz, now.memory_mhz) != (best.gpu_mhz, best.memory_mhz):
             slow = f" (GPU at most {now.gpu_mhz:.0f} MHz)" if now.gpu_mhz else ""
             what = f"mode {now.name}{slow}, the fastest is {best.name}"
-            findings = [Finding("power", "warn", what, f"sudo nvpmodel -m {best.id}")]
+            findings.append(Finding("power", "warn", what, f"sudo nvpmodel -m {best.id}"))
         else:
-            findings = [Finding("power", "ok", f"mode {now.name}, the fastest")]
+            findings.append(Finding("power", "ok", f"mode {now.name}, the fastest"))
     elif patient.found.is_jetson:
         cure = "sudo apt install nvidia-l4t-nvpmodel"
-        findings = [Finding("power", "warn", "/etc/nvpmodel.conf has no power modes", cure)]
+        findings.append(Finding("power", "warn", "/etc/nvpmodel.conf has no power modes", cure))
     query = ("nvidia-smi", "--query-gpu=power.limit,power.default_limit")
     said = patient.sources.run((*query, "--format=csv,noheader,nounits")) or ""
     for now_w, full_w in re.findall(r"^\s*([\d.]+),\s*([\d.]+)\s*$", said, re.MULTILINE):

@@ -7,6 +7,8 @@ in the system's Python, since NVIDIA's `tensorrt` module is installed for that o
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _JP6_WHEEL = "pip install onnxruntime-gpu --index-url https://pypi.jetson-ai-lab.io/jp6/cu126"
@@ -64,6 +66,34 @@ JETPACKS = (
         "7.2", "39.2", "13.2", "10.16.2", "9.20", "24.04", "3.12", "pip install onnxruntime-gpu"
     ),
 )
+
+OLDEST = (8, 6)  # TensorRT that engines are built with
+DLA_VERSIONS = "8.5 to 10.7, and 11.4.1 on AGX Orin"
+
+
+def number(version: str) -> tuple[int, ...]:
+    """Return major, minor and patch of a version, as far as it has them."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def has_dla(tensorrt: str) -> bool:
+    """Tell whether a TensorRT compiles for deep-learning accelerators.
+
+    "TensorRT 10.7 was the last 10.x release that supported DLA", 11.4.1 has it again, on AGX Orin
+    with JetPack 7.2.2: docs.nvidia.com/deeplearning/tensorrt/11.4.1, Working with DLA.
+    """
+    version = number(tensorrt)
+    return version[:2] <= (10, 7) or version >= (11, 4, 1)
+
+
+def tensorrt_of(releases: Sequence[str]) -> list[str]:
+    """Return the TensorRT of all JetPack releases whose version begins so, the oldest first."""
+    fitting = [
+        jetpack.tensorrt
+        for jetpack in JETPACKS
+        if any(f"{jetpack.name}.".startswith(f"{prefix}.") for prefix in releases)
+    ]
+    return list(dict.fromkeys(fitting))
 
 
 def jetpack_of(l4t: str) -> JetPack | None:

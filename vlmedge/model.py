@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vlmedge import generate as loop
 from vlmedge.adapter import open_adapter
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Engine, FallsBack, Graph
+from vlmedge.contracts import Engine, FallsBack, Graph, Spins
 from vlmedge.errors import InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.image import Grid, ImageSource, is_images
@@ -130,6 +130,7 @@ class Model:
         session_mib: float = SESSION_MIB,
         low_memory: bool = False,
         allow_fallback: bool = False,
+        spin: bool | None = None,
     ) -> None:
         if not 0 <= session_mib < math.inf:
             raise InputError(f"session_mib is {session_mib}: it must be finite and at least 0")
@@ -148,6 +149,10 @@ class Model:
                     "(--allow-fallback) out"
                 )
             chosen = chosen.falling_back()
+        if spin is not None:
+            if not isinstance(chosen, Spins):
+                raise InputError(f"{engine} has no threads that spin: leave spin out")
+            chosen = chosen.spinning(spin)
         self.graphs = Graphs(bundle, chosen, low_memory=low_memory)
         self._parts = Parts(bundle, self.graphs)
         self._kept = Kept(int(session_mib * 2**20))
@@ -819,6 +824,7 @@ def load(
     session_mib: float = SESSION_MIB,
     low_memory: bool = False,
     allow_fallback: bool = False,
+    spin: bool | None = None,
 ) -> Model:
     """Open a bundle; its graphs open when they are first needed.
 
@@ -831,6 +837,8 @@ def load(
             of the largest, not of all together, and each picture or list costs their opening.
         allow_fallback: Whether an engine of a GPU may leave to the CPU what it cannot run there;
             without it, that is an error which names the node or the component.
+        spin: Whether the CPU engine's threads wait awake between operators, which is faster and
+            takes more power; none: unless the machine runs on its battery (`vlmedge doctor`).
     """
     return Model(
         Bundle.load(path),
@@ -838,6 +846,7 @@ def load(
         session_mib=session_mib,
         low_memory=low_memory,
         allow_fallback=allow_fallback,
+        spin=spin,
     )
 
 

@@ -13,6 +13,7 @@ from vlmedge.bundle import MANIFEST, read_manifest
 from vlmedge.checkpoint import resolve
 from vlmedge.contracts import Device
 from vlmedge.errors import CheckpointError, InputError
+from vlmedge.jetpack import OLDEST, has_dla, number, tensorrt_of
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Progress
 from vlmedge.registry import SHAPES, unknown
@@ -41,7 +42,7 @@ class SchemePlan:
         verdict: Whether it fits; tight: with less than a tenth to spare. It cannot be built where
             what a swap file cannot take is more than there is.
         process_bytes: What the engine takes without a model.
-        total_bytes: The most while it runs, all components open.
+        total_bytes: The most while it opens and runs, all components open.
         build_bytes: The most while an engine is built; 0 where nothing is.
         swap_bytes: What the build needs beyond the free memory.
         first_token_ms: Every encoder once, and the prompt read; none without a decoder.
@@ -307,7 +308,9 @@ def _scheme(
         for part in shape.parts
     )
     process = (does.process_mib + does.component_mib * len(parts)) * MIB
-    total = process + sum(part.total_bytes for part in parts)
+    running = sum(part.total_bytes for part in parts)
+    opening = max(part.opening_bytes for part in parts)
+    total = process + max(running, sum(part.weights_bytes for part in parts) + opening)
     building = max(parts, key=lambda part: part.build_bytes)
     build = process + building.build_bytes if building.build_bytes else 0.0
     if numbers(device, scheme).precision not in device.precisions:
@@ -403,6 +406,12 @@ def _notes(device: Device, engine: str, schemes: tuple[SchemePlan, ...]) -> tupl
     notes = []
     if all(jetpack.startswith("4") for jetpack in device.jetpacks) and device.jetpacks:
         notes.append("its last JetPack, 4.6, has Python 3.6: vlmedge does not run there")
+    usable = [v for v in tensorrt_of(device.jetpacks) if number(v) >= OLDEST and has_dla(v)]
+    if engine == "tensorrt" and device.dla_cores and usable:
+        notes.append(
+            "its DLA is not planned with: `vlmedge build --dla faster` measures there, with "
+            f"TensorRT {', '.join(usable)}, whether the vision tower is faster on it"
+        )
     swapping = [s for s in schemes if s.fits and s.swap_bytes]
     if swapping:
         needs = ", ".join(f"{s.scheme} {s.swap_bytes / GIB:.1f} GiB" for s in swapping)

@@ -35,6 +35,8 @@ class Numbers:
         float_bytes: Of what the scheme leaves alone, of activations and of the cache.
         compute: The rate of an encoder's matrix products.
         decoder_compute: The rate of a decoder's.
+        widened: How much larger weights are in memory than on disk.
+        sums_bytes: What kernels keep beside each weight of a decoder's products.
     """
 
     precision: str
@@ -44,15 +46,19 @@ class Numbers:
     float_bytes: float
     compute: str
     decoder_compute: str
+    widened: float = 1
+    sums_bytes: float = 0
 
 
 # On a CPU activations are float32, and integer kernels quantize them on the way, in decoders too.
+# float16 is widened when a graph is opened; beside 128 weights of 4 bits stand their scale and,
+# once they are packed, their sum.
 _CPU = {
     "float32": Numbers("fp32", 4, 4, 4, 4, "fp32", "fp32"),
-    "fp16": Numbers("fp16", 2, 2, 2, 2, "fp16", "fp16"),
+    "fp16": Numbers("fp16", 4, 4, 4, 4, "fp32", "fp32", widened=2),
     "fp8": Numbers("fp8", 1, 1, 1, 4, "fp32", "fp32"),
     "int8": Numbers("int8", 1, 1, 1, 4, "int8", "int8"),
-    "int4": Numbers("int4", 1, 0.5 + 4 / 128, 1, 4, "int8", "int8"),  # a scale for 128 weights
+    "int4": Numbers("int4", 1, 0.5 + 4 / 128, 1, 4, "int8", "int8", sums_bytes=4 / 128),
 }
 # On a GPU what is not quantized is float16, and a decoder's weights are unpacked to it.
 _GPU = {
@@ -74,7 +80,8 @@ class Habits:
         component_mib: Of each component's graph and plan, without its numbers.
         cache_copies: How many caches there are while a token is added.
         doubles_cache: Whether a cache that is full grows to twice its size.
-        maps_tables: Whether a table of which few rows are read stays on disk.
+        maps: Whether weights are mapped: a table of which few rows are read stays on disk, and the
+            weight that is being packed is there twice.
         compiles: Whether it builds engines first, which takes memory of its own.
         compute_share: What part of a rate is reached, by precision.
         bandwidth_share: What part of the bandwidth.
@@ -85,7 +92,7 @@ class Habits:
     component_mib: float
     cache_copies: int
     doubles_cache: bool
-    maps_tables: bool
+    maps: bool
     compiles: bool
     compute_share: dict[str, float]
     bandwidth_share: float
@@ -129,6 +136,7 @@ class Cost:
         activations_bytes: Tensors between nodes, at their most.
         cache_bytes: Keys and values of the whole text, copies included.
         workspace_bytes: What kernels add up in.
+        opening_bytes: The most beside the weights while its graph is opened.
         build_bytes: The most while its engine is built; 0 where nothing is compiled.
         build_host_bytes: What of it a swap file can take.
         run_ms: One run; of a decoder, reading the prompt.
@@ -141,6 +149,7 @@ class Cost:
     activations_bytes: float
     cache_bytes: float
     workspace_bytes: float
+    opening_bytes: float
     build_bytes: float
     build_host_bytes: float
     run_ms: float
@@ -190,7 +199,11 @@ def cost(
     """
     how, does = numbers(device, scheme), habits(device, engine)
     if weights_bytes is None:
-        weights_bytes = stored_bytes(part, how, resident=does.maps_tables)
+        weights_bytes = stored_bytes(part, how, resident=does.maps)
+    else:
+        weights_bytes *= how.widened
+    weights_bytes += part.writes * part.linear * how.sums_bytes
+    opening = _largest_bytes(part, how) if does.maps else 0.0
     rows = work.prompt_rows if part.rows is None else part.rows
     keys = rows if part.keys is None else part.keys
     cache_token = part.cache_width * how.float_bytes
@@ -221,6 +234,7 @@ def cost(
         activations,
         cache,
         workspace,
+        opening,
         build,
         build_host if device.shared_memory else 0.0,
         max(compute_ms, weights_bytes / bandwidth) + start_ms,
@@ -234,6 +248,13 @@ def stored_bytes(part: Part, how: Numbers, *, resident: bool) -> float:
     table = 0 if resident else part.table * how.float_bytes
     rest = part.vocabulary * how.vocabulary_bytes + part.other * how.float_bytes
     return part.linear * linear + rest + table
+
+
+def _largest_bytes(part: Part, how: Numbers) -> float:
+    """Return the size of a component's largest weight, as it is in memory."""
+    linear = how.decoder_bytes if part.writes else how.linear_bytes
+    layer = min(part.linear, part.width * max(part.inner, part.width))
+    return max(layer * linear, part.vocabulary * how.vocabulary_bytes)
 
 
 def _activations(part: Part, rows: int, keys: int, size: float) -> float:

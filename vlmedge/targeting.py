@@ -10,10 +10,8 @@ from vlmedge import planning, registry
 from vlmedge.bundle import Bundle
 from vlmedge.detect import detect
 from vlmedge.errors import InputError
-from vlmedge.jetpack import JETPACKS
+from vlmedge.jetpack import DLA_VERSIONS, OLDEST, has_dla, number, tensorrt_of
 from vlmedge.progress import Progress
-
-OLDEST = (8, 6)  # TensorRT that engines are built with
 
 
 def tensorrt_versions(device: str) -> tuple[str, ...]:
@@ -21,13 +19,8 @@ def tensorrt_versions(device: str) -> tuple[str, ...]:
 
     Empty for what has no JetPack: a desktop takes any.
     """
-    allowed = registry.device(device).jetpacks
-    fitting = [
-        jetpack.tensorrt
-        for jetpack in JETPACKS
-        if any(f"{jetpack.name}.".startswith(f"{prefix}.") for prefix in allowed)
-    ]
-    return tuple(dict.fromkeys(_short(version) for version in fitting))
+    found = tensorrt_of(registry.device(device).jetpacks)
+    return tuple(dict.fromkeys(_short(version) for version in found))
 
 
 def refuse_unfit(
@@ -53,7 +46,7 @@ def refuse_unfit(
     if "tensorrt" not in found.engines:
         raise InputError(f"{device} has no TensorRT: it runs bundles as they are (--engine ort)")
     versions = tensorrt_versions(device)
-    usable = tuple(v for v in versions if _number(v) >= OLDEST)
+    usable = tuple(v for v in versions if number(v) >= OLDEST)
     if versions and not usable:
         raise InputError(
             f"{device} has TensorRT {', '.join(versions)}: engines are built with "
@@ -67,6 +60,17 @@ def refuse_unfit(
     half = scheme == "float32" and precision == "float16"
     _refuse_memory(bundle, device, "fp16" if half else scheme, half, progress)
     return (tensorrt,) if tensorrt is not None else usable
+
+
+def refuse_without_dla(device: str, versions: tuple[str, ...]) -> None:
+    """Refuse to build for a deep-learning accelerator that a device, or its TensorRT, lacks."""
+    if not registry.device(device).dla_cores:
+        having = ", ".join(name for name, one in registry.devices().items() if one.dla_cores)
+        raise InputError(f"{device} has no DLA: leave --dla out; these have one: {having}")
+    if not any(map(has_dla, versions)):
+        raise InputError(
+            f"TensorRT {', '.join(versions)} has no DLA ({DLA_VERSIONS} have): leave --dla out"
+        )
 
 
 def refuse_elsewhere(device: str) -> None:
@@ -96,7 +100,3 @@ def _refuse_memory(
 
 def _short(version: str) -> str:
     return ".".join(version.split(".")[:2])
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

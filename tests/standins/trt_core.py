@@ -159,6 +159,7 @@ def install(
     monitor: bool,
     opset: int,
     sources: str,
+    dla: bool,
 ) -> None:
     """Fill a module with one version's names."""
     major = int(version.split(".")[0])
@@ -166,6 +167,9 @@ def install(
     dtype = Flags(**{name: i for i, name in enumerate(dtypes.split())})
     builder_flag = Flags(**{name: i for i, name in enumerate(builder_flags.split())})
     source = Flags(**{name: i for i, name in enumerate(sources.split())})
+    devices = Flags(GPU=0, DLA=1)
+    # how many a board has; a version that cannot use them finds none
+    cores = int(os.environ.get("TRT_STANDIN_DLA", "0")) if dla else 0
     severity = Flags(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
 
     class ILogger:
@@ -192,6 +196,8 @@ def install(
             self._cache: TimingCache | None = None
             self._sources = (1 << len(sources.split())) - 1  # all are allowed
             self.builder_optimization_level = 3
+            self.default_device_type = devices.GPU  # type: ignore[attr-defined]
+            self.DLA_core = -1
             if monitor:
                 self.progress_monitor = None
 
@@ -280,6 +286,10 @@ def install(
             if dynamic and not config._profiles:
                 self._logger.log(severity.ERROR, "dynamic inputs without a profile")
                 return None
+            on_dla = config.default_device_type.label == "DLA"
+            if on_dla and (reason := self._refused(network, config, quantized)):
+                self._logger.log(severity.ERROR, reason)
+                return None
             if config._cache is not None:
                 config._cache._timed += 1
             head = {
@@ -288,12 +298,25 @@ def install(
                 "flags": config._flags,
                 "cleared": config._cleared,
                 "level": config.builder_optimization_level,
+                "dla_core": config.DLA_core if on_dla else None,
                 "pools": config._pools,
                 "sources": [
                     name for i, name in enumerate(sources.split()) if config._sources >> i & 1
                 ],
             }
             return Memory(MAGIC + json.dumps(head).encode() + b"\n" + model.SerializeToString())
+
+        def _refused(self, network: Network, config: Config, quantized: bool) -> str:
+            if not 0 <= config.DLA_core < cores:
+                return f"DLA core {config.DLA_core} of {cores}"
+            shapes = [each for p in config._profiles for each in p._shapes.values()]
+            if any(not low == usual == high for low, usual, high in shapes):
+                return "DLA does not support dynamic dimensions"
+            if "GPU_FALLBACK" not in config._flags:
+                return "MatMul is unsupported on DLA"
+            if major < 11 and (network._typed or quantized or "FP16" not in config._flags):
+                return "DLA takes networks typed by flag, without Q/DQ, in FP16"
+            return "Error Code 1: DLA" if fault() == "dla" else ""
 
         def _misbehave(self, config: Config) -> str:
             kind = fault()
@@ -351,13 +374,20 @@ def install(
 
         def __init__(self, logger: ILogger) -> None:
             self._logger = logger
+            self.DLA_core = -1
+
+        @property
+        def num_DLA_cores(self) -> int:
+            return cores
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
             data = bytes(serialized_engine)
             try:
                 assert data.startswith(MAGIC)
                 head, _, rest = data[len(MAGIC) :].partition(b"\n")
-                return Engine(self._logger, json.loads(head), rest)
+                found = json.loads(head)
+                assert found["dla_core"] in (None, self.DLA_core)
+                return Engine(self._logger, found, rest)
             except Exception:
                 self._logger.log(severity.ERROR, "Serialization assertion failed: magic tag")
                 return None
@@ -492,6 +522,7 @@ def install(
         "Builder": Builder,
         "BuilderFlag": builder_flag,
         "DataType": dtype,
+        "DeviceType": devices,
         "ILogger": ILogger,
         "IProgressMonitor": IProgressMonitor,
         "MemoryPoolType": Flags(**{name: i for i, name in enumerate(POOLS)}),

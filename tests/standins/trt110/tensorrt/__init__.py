@@ -3,6 +3,7 @@
 Source: the bindings at tag v11.1 of github.com/NVIDIA/TensorRT and the 11.0.0 release notes, of
 which the facts table lists what disappeared: EXPLICIT_BATCH, the precision flags, calibrators. Bit
 1 of the network's flags is another flag now, so that 1 << 1 for strong typing would be a mistake.
+The names for DLAs are in NVIDIA's guide for 11.3, which says that this version finds none.
 """
 
 import sys
@@ -11,6 +12,7 @@ from trt_core import install
 
 install(
     sys.modules[__name__],
+    dla=False,
     version="11.0.0",
     opset=24,
     sources="EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
@@ -23,15 +25,17 @@ install(
     dtypes="FLOAT HALF INT8 INT32 BOOL UINT8 FP8 BF16 INT64 INT4 FP4 E8M0",
     names={
         "Builder": """create_network create_builder_config create_optimization_profile
-            build_serialized_network""",
+            build_serialized_network num_DLA_cores max_DLA_batch_size""",
         "IBuilderConfig": """set_flag get_flag clear_flag set_memory_pool_limit
             get_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache
             get_tactic_sources set_tactic_sources
             add_optimization_profile builder_optimization_level hardware_compatibility_level
+            default_device_type DLA_core can_run_on_DLA set_device_type get_device_type
             progress_monitor runtime_platform max_num_tactics tiling_optimization_level""",
         "OnnxParser": """parse parse_from_file supports_model_v2 num_subgraphs num_errors get_error
             clear_errors load_model_proto load_initializer parse_model_proto set_builder_config""",
-        "Runtime": "deserialize_cuda_engine engine_host_code_allowed load_runtime",
+        "Runtime": """deserialize_cuda_engine engine_host_code_allowed load_runtime DLA_core
+            num_DLA_cores""",
         "ICudaEngine": """num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype
             get_tensor_shape get_tensor_profile_shape create_execution_context
             device_memory_size_v2 weight_streaming_budget_v2 create_runtime_config
