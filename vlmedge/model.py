@@ -140,6 +140,7 @@ class Model:
             "session_mib": session_mib,
             "low_memory": low_memory,
             "allow_fallback": allow_fallback,
+            "spin": spin,
         }
         chosen = ENGINES[engine]
         if allow_fallback:
