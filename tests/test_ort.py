@@ -209,6 +209,11 @@ def test_float_graph_has_no_engine(tmp_path: Path) -> None:
     assert not (tmp_path / "engines").exists()
 
 
+def test_memory_of_a_run_is_not_there_twice(clip_bundle: Path) -> None:
+    graph: Any = ENGINES["ort"].open(Bundle.load(clip_bundle), "vision_encoder")
+    assert graph._session.get_session_options().enable_mem_pattern is False
+
+
 @pytest.mark.parametrize("activations", [True, False])
 def test_engine_is_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activations: bool
@@ -616,7 +621,7 @@ def test_cache_in_place_is_the_cache_that_is_copied(blip2_bundle: Path) -> None:
     ours = ort.ENGINE.open(bundle, "decoder")
     assert type(ours).__name__ == "InPlaceGraph"
     portable = bundle.graph_file("decoder")
-    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent, spec))
+    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent))
     rng = np.random.default_rng(0)
     width = int(spec.inputs[0].shape[-1])
 
@@ -682,7 +687,7 @@ def test_decoder_with_rotary_is_one_kernel_a_layer(turning: Path) -> None:
     assert operators["Softmax"] == operators["ReduceMean"] == 0
     assert operators["Neg"] == (0 if turns else 2 * layers)
     portable = bundle.graph_file("decoder")
-    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent, spec))
+    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent))
     rng = np.random.default_rng(0)
     mask = np.ones((2, 20), np.int64)
     mask[1, :7] = 0  # a row of its own length, whose positions the kernel counts from elsewhere
@@ -711,7 +716,7 @@ def test_heads_with_masks_of_their_own_are_one_kernel_a_layer(tmp_path: Path) ->
     _, attentions = decoder_operators(path)
     assert len(attentions) == len(spec.state) // 2
     portable = bundle.graph_file("decoder")
-    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent, spec))
+    plain = ort.OrtGraph(spec, ort._session(portable, portable.parent))
     rng = np.random.default_rng(0)
     widths = {t.name: int(t.shape[-1]) for t in spec.inputs if isinstance(t.shape[-1], int)}
     media = rng.standard_normal((2, 4, widths["media"])).astype(np.float32)

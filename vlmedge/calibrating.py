@@ -129,6 +129,10 @@ class Calibration:
     ) -> tuple[float, float] | None:
         """Time a component in float and as the bundle has it, in turns, on one picture.
 
+        Both are open at once: one after the other, the machine's mood would decide between them,
+        and to open each anew for its turn takes longer than the turns. Only components below
+        LARGE_BYTES get here, and a session keeps no more than its largest run took.
+
         Returns:
             Milliseconds in float and in the bundle, or none for a component that never ran.
         """

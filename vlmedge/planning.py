@@ -308,9 +308,7 @@ def _scheme(
         for part in shape.parts
     )
     process = (does.process_mib + does.component_mib * len(parts)) * MIB
-    running = sum(part.total_bytes for part in parts)
-    opening = max(part.opening_bytes for part in parts)
-    total = process + max(running, sum(part.weights_bytes for part in parts) + opening)
+    total = process + _peak_bytes(parts)
     building = max(parts, key=lambda part: part.build_bytes)
     build = process + building.build_bytes if building.build_bytes else 0.0
     if numbers(device, scheme).precision not in device.precisions:
@@ -326,6 +324,15 @@ def _scheme(
     rate = 1000 / decoder.step_ms if decoder and decoder.step_ms else None
     swap = max(0.0, build - free)
     return SchemePlan(scheme, verdict, process, total, build, swap, first, rate, parts)
+
+
+def _peak_bytes(parts: tuple[Cost, ...]) -> float:
+    """Return the most that components take: all of them run, or one opens after others ran."""
+    peak = before = 0.0
+    for part in parts:
+        peak = max(peak, before + part.weights_bytes + part.opening_bytes)
+        before += part.total_bytes
+    return max(peak, before)
 
 
 def _tokens(shape: Shape, wish: Wish) -> tuple[int, int]:

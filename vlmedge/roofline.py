@@ -81,7 +81,7 @@ class Habits:
         cache_copies: How many caches there are while a token is added.
         doubles_cache: Whether a cache that is full grows to twice its size.
         maps: Whether weights are mapped: a table of which few rows are read stays on disk, and the
-            weight that is being packed is there twice.
+            weight that is being packed is there in both forms.
         compiles: Whether it builds engines first, which takes memory of its own.
         compute_share: What part of a rate is reached, by precision.
         bandwidth_share: What part of the bandwidth.
@@ -203,7 +203,7 @@ def cost(
     else:
         weights_bytes *= how.widened
     weights_bytes += part.writes * part.linear * how.sums_bytes
-    opening = _largest_bytes(part, how) if does.maps else 0.0
+    opening = _packing_bytes(part, how) if does.maps else 0.0
     rows = work.prompt_rows if part.rows is None else part.rows
     keys = rows if part.keys is None else part.keys
     cache_token = part.cache_width * how.float_bytes
@@ -250,11 +250,15 @@ def stored_bytes(part: Part, how: Numbers, *, resident: bool) -> float:
     return part.linear * linear + rest + table
 
 
-def _largest_bytes(part: Part, how: Numbers) -> float:
-    """Return the size of a component's largest weight, as it is in memory."""
+def _packing_bytes(part: Part, how: Numbers) -> float:
+    """Return what a component's largest weight takes beside its packed form: as it was mapped.
+
+    What is widened is there in full before it is packed, too.
+    """
     linear = how.decoder_bytes if part.writes else how.linear_bytes
     layer = min(part.linear, part.width * max(part.inner, part.width))
-    return max(layer * linear, part.vocabulary * how.vocabulary_bytes)
+    largest = max(layer * linear, part.vocabulary * how.vocabulary_bytes)
+    return largest * (1 / how.widened + (how.widened > 1))
 
 
 def _activations(part: Part, rows: int, keys: int, size: float) -> float:
