@@ -107,6 +107,7 @@ def _compile(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     api.set_precision(trt, config, half=request.half, quantized=request.quantized)
+    api.share_profiles(trt, config)
     if left_out := leave_out_unusable(trt, config):
         print(f"tactic sources left out: {', '.join(left_out)}", file=sys.stderr)
     if request.level is not None:

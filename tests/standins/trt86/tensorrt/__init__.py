@@ -24,7 +24,7 @@ install(
             build_serialized_network platform_has_fast_fp16 platform_has_fast_int8""",
         "IBuilderConfig": """set_flag get_flag clear_flag set_memory_pool_limit
             get_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache
-            get_tactic_sources set_tactic_sources
+            get_tactic_sources set_tactic_sources set_preview_feature get_preview_feature
             add_optimization_profile builder_optimization_level hardware_compatibility_level
             int8_calibrator set_calibration_profile algorithm_selector max_workspace_size""",
         "OnnxParser": "parse parse_from_file supports_model num_errors get_error clear_errors",
