@@ -192,7 +192,7 @@ def _weights_in_float(graph: ir.Graph) -> bool:
 
         W int8 -> DequantizeLinear    =>    W float32 -> QuantizeLinear -> DequantizeLinear
 
-    Where activations are not rounded there is no integer product, and W float32 is all that is left.
+    Without rounded activations there is no integer product, and W float32 is all that is left.
     """
     stored = [
         (node, source)
