@@ -133,6 +133,15 @@ def use_dla(trt: Any, config: Any, core: int) -> None:
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
+def share_profiles(trt: Any, config: Any) -> None:
+    """Let several contexts have the same profile: a preview in 8.6, later versions' only way.
+
+    Without it 8.6.0 ends in a segmentation fault when a second context asks for one; seen on a GPU.
+    """
+    if version(trt)[0] < 10:
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+
+
 def logger(trt: Any, heard: Callable[[str], None]) -> Any:
     """Make a logger that passes errors on."""
 

@@ -144,7 +144,10 @@ def _quantization(node: ir.Node, version: Version) -> Iterator[Problem]:
     if not (np.isfinite(factors) & (factors > 0)).all():
         yield "its scale has values that are not above 0", "calibrate again"
     held = _constant_shape(x) is not None
-    if factors.size > 1 and (quantizes or not held):
+    producer = x.producer() if x is not None else None
+    rounded = producer is not None and producer.op_type == "QuantizeLinear"
+    source = _input(producer, 0) if rounded and producer is not None else x
+    if factors.size > 1 and _constant_shape(source) is None:  # a weight may be rounded in the graph
         yield "an activation is scaled per channel", "scale activations per tensor"
     if node.attributes.get_int("block_size", 0) and stored not in _SMALL:
         yield "INT8 has no block scales", "scale per channel, or use INT4"
@@ -159,7 +162,7 @@ def _quantization(node: ir.Node, version: Version) -> Iterator[Problem]:
         others = [u.node for u in node.outputs[0].uses() if u.node.op_type != "DequantizeLinear"]
         if others:
             yield f"{others[0].op_type} takes its integers", "put DequantizeLinear behind it"
-    elif not held and (x is None or getattr(x.producer(), "op_type", "") != "QuantizeLinear"):
+    elif not held and not rounded:
         yield "its input is neither constant nor quantized", "put QuantizeLinear before it"
 
 

@@ -5,6 +5,7 @@
     Clip of integers      always        Max -> Min: it clips floats alone
     Shape from and to     always        Shape -> Slice: 8.6 passes over both and says nothing
     no zero point         8.6           a zero: its parser reads one, be it there or not
+    int8 weights          8.6           float32, rounded in the graph beside rounded activations
     opset 18 and above    8.6           opset 17: axes of reductions become attributes
 
 float16 is written into the graph, since TensorRT 11 knows no other way (and 10 takes it); a graph
@@ -25,8 +26,10 @@ from vlmedge.contracts import Array
 
 from ._half import cast, halve, is_typed
 from ._trt_operators import Version, names, operators
+from ._trt_plain import restored
 
 _FLOAT = ir.DataType.FLOAT
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 _LAST = 2**31 - 1  # more than there are axes, and an INT32
 _REDUCTIONS = names(
@@ -68,6 +71,7 @@ def lower(
         changed = True
     if version < (10, 0):  # it computes in float16 by a flag, which strong typing has replaced
         changed = _to_opset_17(model) or changed
+        changed = _weights_in_float(model.graph) or changed
         changed = _add_zero_points(model.graph) or changed
     elif precision == "float16" and not is_typed(model):
         halve(model, state, exact)
@@ -183,11 +187,55 @@ def _to_opset_17(model: ir.Model) -> bool:
     return True
 
 
+def _weights_in_float(graph: ir.Graph) -> bool:
+    """Have weights as float32: 8.6.0 ends a build that meets int8 constants; seen on a GPU.
+
+        W int8 -> DequantizeLinear    =>    W float32 -> QuantizeLinear -> DequantizeLinear
+
+    Without rounded activations there is no integer product, and W float32 is all that is left.
+    """
+    stored = [
+        (node, source)
+        for node in graph
+        if node.op_type == "DequantizeLinear"
+        and (source := node.inputs[0]) is not None
+        and source.const_value is not None
+    ]
+    for node, source in stored:
+        out, weight = node.outputs[0], restored(graph, node, source)
+        if not all(_is_beside_rounded(use.node, out) for use in out.uses()):
+            out.replace_all_uses_with(weight)
+            graph.remove(node, safe=True)
+            continue
+        rounded = ir.Node(
+            "",
+            "QuantizeLinear",
+            [weight, *node.inputs[1:]],
+            [ir.AttrInt64("axis", node.attributes.get_int("axis", 1))],
+            name=f"{node.name}.quantize",
+        )
+        made = rounded.outputs[0]
+        made.name, made.type, made.shape = f"{source.name}.rounded", source.type, source.shape
+        graph.insert_before(node, rounded)
+        node.replace_input_with(0, made)
+    return bool(stored)
+
+
+def _is_beside_rounded(node: ir.Node, weight: ir.Value) -> bool:
+    """Tell whether all that a node reads beside a weight comes from DequantizeLinear."""
+    others = [value for value in node.inputs if value is not None and value is not weight]
+    producers = [value.producer() for value in others]
+    return bool(others) and all(
+        producer is not None and producer.op_type == "DequantizeLinear" for producer in producers
+    )
+
+
 def _add_zero_points(graph: ir.Graph) -> bool:
-    """Give a zero to every DequantizeLinear that leaves it out; seen on 8.6.0."""
-    bare = [n for n in graph if n.op_type == "DequantizeLinear" and len(n.inputs) < 3]
+    """Give a zero to every Q and DQ that leaves it out; seen on 8.6.0."""
+    bare = [n for n in graph if n.op_type in _ROUNDING and len(n.inputs) < 3]
     for node in bare:
-        values, scale = node.inputs[0], node.inputs[1]
+        values = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+        scale = node.inputs[1]
         assert values is not None and values.dtype is not None and scale is not None
         sizes = () if scale.shape is None else scale.shape.numpy()
         name = f"{scale.name}.zero"

@@ -33,7 +33,7 @@ def unround(model: ir.Model) -> None:
             kept = producer.inputs[0]
             assert kept is not None
         elif source.const_value is not None:
-            kept = _restored(graph, node, source)
+            kept = restored(graph, node, source)
         else:
             continue
         out.replace_all_uses_with(kept)
@@ -41,8 +41,8 @@ def unround(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _restored(graph: ir.Graph, node: ir.Node, source: ir.Value) -> ir.Value:
-    """Promise a float32 weight."""
+def restored(graph: ir.Graph, node: ir.Node, source: ir.Value) -> ir.Value:
+    """Promise the float32 weight that DequantizeLinear makes of a stored one."""
     tensor = source.const_value
     assert tensor is not None
     factors = [v.const_value.numpy() if v and v.const_value else None for v in node.inputs[1:]]

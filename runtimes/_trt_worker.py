@@ -110,6 +110,7 @@ def _compile(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     api.set_precision(trt, config, half=request.half, quantized=request.quantized, typed=typed)
+    api.share_profiles(trt, config)
     if request.dla_core is not None:
         api.use_dla(trt, config, request.dla_core)
     if left_out := leave_out_unusable(trt, config):

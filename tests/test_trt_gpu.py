@@ -1,7 +1,7 @@
 """TensorRT itself on a GPU: what the stand-ins cannot show. Skipped where either is not there.
 
 Where TensorRT's Python has no torch, $VLMEDGE_TEST_BUNDLES is a folder with tiny-clip-float32 and
-tiny-blip2-float32, exported elsewhere.
+the bundles of WRITERS, exported elsewhere.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run, export
 
-import vlmedge
-from vlmedge import exporting
+import vlmedge as toolkit
+from vlmedge import exporting, level4
 from vlmedge.building import BuildOptions, Precision
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, VlmEdgeError
@@ -31,6 +32,7 @@ api, cuda, graphs = (
 IMAGES = [draw_scene(i, "heldout").image for i in range(3)]
 LABELS = ["a red circle", "a blue square", "a green triangle"]
 SCHEMES: dict[str, Precision] = {"float32": "float32", "fp16": "float16", "int8": "float16"}
+WRITERS = ("tiny-blip2", "tiny-blip", "tiny-llava")
 QUICK = 2  # the builder's level
 
 pytestmark = pytest.mark.gpu
@@ -56,9 +58,12 @@ def clip(clip_bundle: Path, scheme: str, tmp_path_factory: pytest.TempPathFactor
     return at(scheme, clip_bundle, tmp_path_factory.mktemp("clip"))
 
 
-@pytest.fixture(scope="module")
-def blip2(blip2_bundle: Path, scheme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return at(scheme, blip2_bundle, tmp_path_factory.mktemp("blip2"))
+@pytest.fixture(scope="module", params=WRITERS)
+def writer(
+    request: pytest.FixtureRequest, scheme: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    return at(scheme, export(folder, request.param, check=False), folder)
 
 
 def at(scheme: str, source: Path, folder: Path) -> Path:
@@ -71,14 +76,15 @@ def at(scheme: str, source: Path, folder: Path) -> Path:
             recipe = Recipe(scheme, keep_slower=True)
             path = exporting.quantize(source, recipe, folder / scheme, check=False).path
     compiler: Any = ENGINES["tensorrt"]
-    options = BuildOptions(precision=SCHEMES[scheme], level=QUICK)
+    options = BuildOptions(precision=SCHEMES[scheme], level=QUICK, keep_slower=True)
     built = compiler.build(Bundle.load(path), options, SILENT)
     assert [one.precision for one in built] == [SCHEMES[scheme]] * len(built)
+    assert {one.component for one in built if one.parity and not one.parity.passed} == set()
     return path
 
 
 def test_scores_are_those_of_the_cpu_engine(clip: Path, scheme: str) -> None:
-    ours, theirs = vlmedge.load(clip, engine="tensorrt"), vlmedge.load(clip)
+    ours, theirs = toolkit.load(clip, engine="tensorrt"), toolkit.load(clip)
     least = 0.99 if scheme == "int8" else 0.999  # ORT rounds activations call by call
     assert (ours.embed_image(IMAGES) * theirs.embed_image(IMAGES)).sum(1).min() > least
     assert (ours.embed_text(LABELS) * theirs.embed_text(LABELS)).sum(1).min() > least
@@ -88,24 +94,65 @@ def test_scores_are_those_of_the_cpu_engine(clip: Path, scheme: str) -> None:
         assert all(abs(found[label] - expected[label]) < 0.05 for label in LABELS)
 
 
-def test_texts_are_those_of_the_cpu_engine(blip2: Path) -> None:
+def test_texts_are_those_of_the_cpu_engine(writer: Path) -> None:
     """Greedy one by one and together, beams that reorder the cache, prompts."""
-    ours, theirs = vlmedge.load(blip2, engine="tensorrt"), vlmedge.load(blip2)
-    assert ours.caption(IMAGES[0]) == theirs.caption(IMAGES[0])
-    assert ours.caption(IMAGES) == theirs.caption(IMAGES)
-    assert ours.caption(IMAGES, num_beams=3) == theirs.caption(IMAGES, num_beams=3)
-    question = "how many objects are there?"
-    assert ours.ask(IMAGES, question) == theirs.ask(IMAGES, question)
+    ours, theirs = toolkit.load(writer, engine="tensorrt"), toolkit.load(writer)
+    assert texts(ours) == texts(theirs)
+
+
+def texts(model: toolkit.Model) -> list[Any]:
+    """Return what a model says of the scenes, by every task that it has."""
+    found: list[Any] = []
+    if "caption" in model.bundle.spec.tasks:
+        found += [model.caption(IMAGES[0]), model.caption(IMAGES)]
+        found += [model.caption(IMAGES, num_beams=3)]
+    if "ask" in model.bundle.spec.tasks:
+        found += [model.ask(IMAGES, "how many objects are there?")]
+    assert found
+    return found
+
+
+def test_recorded_steps_are_those_that_are_run(
+    writer: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are faster is the build's to find out; here they are recorded anyway."""
+    monkeypatch.setattr(engine, "SLOWER", 0.0)
+    compiler: Any = ENGINES["tensorrt"]
+    options = BuildOptions(
+        precision=SCHEMES[scheme],
+        level=QUICK,
+        components=("decoder",),
+        keep_slower=True,
+        record=True,
+    )
+    plain = texts(toolkit.load(writer, engine="tensorrt"))
+    compiler.build(Bundle.load(writer), options, SILENT)
+    model = toolkit.load(writer, engine="tensorrt")
+    if type(model.graphs["decoder"]) is not engine.RecordedGraph:
+        pytest.skip("TensorRT says that this engine cannot be recorded")  # 8.6.0 of OPT and Llama
+    assert texts(model) == plain
+    graph: Any = model.graphs["decoder"]
+    model.caption(IMAGES[0], max_tokens=12, min_tokens=12)
+    assert graph.recorded
+
+
+def test_level_4_is_reported(writer: Path, vlmedge: Run) -> None:
+    bundle = Bundle.load(writer)
+    assert vlmedge("check", writer, "--engine", "tensorrt").code == 0
+    names = {component.name for component in bundle.spec.components}
+    found = [one for one in level4.reported(writer) if one.engine.startswith("TensorRT")]
+    assert {one.component for one in found} == names
+    assert all(one.verdict.parity and one.verdict.parity.passed for one in found)
 
 
 def test_second_start_builds_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = vlmedge.load(clip, engine="tensorrt").embed_image(IMAGES[:1])
+    first = toolkit.load(clip, engine="tensorrt").embed_image(IMAGES[:1])
 
     def forbidden(*args: object) -> None:
         raise AssertionError("it was built again")
 
     monkeypatch.setattr(engine, "compile_component", forbidden)
-    assert (vlmedge.load(clip, engine="tensorrt").embed_image(IMAGES[:1]) == first).all()
+    assert (toolkit.load(clip, engine="tensorrt").embed_image(IMAGES[:1]) == first).all()
 
 
 def test_a_truncated_plan_is_refused(clip: Path, there: tuple[Any, Any]) -> None:
@@ -123,5 +170,5 @@ def test_a_truncated_plan_is_refused(clip: Path, there: tuple[Any, Any]) -> None
     with pytest.raises(BundleError, match=r"engine.plan cannot be opened by TensorRT .*: remove"):
         graphs.TrtGraph(*there, component, half, (), plan)
     plan.write_bytes(half)
-    vlmedge.load(clip, engine="tensorrt").embed_image(IMAGES[:1])
+    toolkit.load(clip, engine="tensorrt").embed_image(IMAGES[:1])
     assert plan.stat().st_size > len(half)

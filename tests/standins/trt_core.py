@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -170,6 +171,7 @@ def install(
     devices = Flags(GPU=0, DLA=1)
     # how many a board has; a version that cannot use them finds none
     cores = int(os.environ.get("TRT_STANDIN_DLA", "0")) if dla else 0
+    preview = Flags(PROFILE_SHARING_0806=0)
     severity = Flags(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
 
     class ILogger:
@@ -195,6 +197,7 @@ def install(
             self._pools: dict[str, int] = {}
             self._cache: TimingCache | None = None
             self._sources = (1 << len(sources.split())) - 1  # all are allowed
+            self._shared = major >= 10  # profiles, by contexts
             self.builder_optimization_level = 3
             self.default_device_type = devices.GPU  # type: ignore[attr-defined]
             self.DLA_core = -1
@@ -209,6 +212,10 @@ def install(
 
         def set_memory_pool_limit(self, pool: Flag, pool_size: int) -> None:
             self._pools[pool.label] = pool_size
+
+        def set_preview_feature(self, feature: Flag, enable: bool) -> None:
+            assert feature == preview.PROFILE_SHARING_0806
+            self._shared = enable
 
         def get_tactic_sources(self) -> int:
             return self._sources
@@ -280,6 +287,11 @@ def install(
             if major == 8 and quantized and "INT8" not in config._flags:
                 self._logger.log(severity.ERROR, "Q/DQ without BuilderFlag.INT8")
                 return None
+            read = {n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+            if major == 8 and read & {value.name for value in model.graph.initializer}:
+                words = "Assertion params.weights.type() != DataType::kINT8 failed."  # seen
+                self._logger.log(severity.ERROR, words)
+                return None
             dynamic = any(
                 d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim
             )
@@ -300,6 +312,7 @@ def install(
                 "level": config.builder_optimization_level,
                 "dla_core": config.DLA_core if on_dla else None,
                 "pools": config._pools,
+                "shared": config._shared,
                 "sources": [
                     name for i, name in enumerate(sources.split()) if config._sources >> i & 1
                 ],
@@ -402,6 +415,7 @@ def install(
             self._head = head
             self._model = onnx.load_from_string(model)
             self._values = [*self._model.graph.input, *self._model.graph.output]
+            self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
         @property
         def num_io_tensors(self) -> int:
@@ -437,12 +451,17 @@ def install(
         def __init__(self, engine: Engine, *, bare: bool) -> None:
             self._engine = engine
             self._lent = not bare
-            self._profile = 0
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
             self._session = session(engine._model)
+            taken = any(other._profile == 0 for other in engine._contexts)
+            self._profile = -1 if taken and not engine._head["shared"] else 0
+            engine._contexts.add(self)
 
         def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+            others = {other._profile for other in self._engine._contexts if other is not self}
+            alone = not self._engine._head["shared"]
+            assert not (alone and profile_index in others), "8.6.0 ends here (SIGSEGV)"
             self._profile = profile_index
             self._shapes = {}
             return profile_index < len(self._engine._head["profiles"])
@@ -535,6 +554,8 @@ def install(
     }
     if not monitor:
         del offered["IProgressMonitor"]
+    if major < 10:
+        offered["PreviewFeature"] = preview
     if major >= 10:
         offered["ExecutionContextAllocationStrategy"] = Flags(
             STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2

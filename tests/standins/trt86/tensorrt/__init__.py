@@ -26,7 +26,7 @@ install(
             max_DLA_batch_size""",
         "IBuilderConfig": """set_flag get_flag clear_flag set_memory_pool_limit
             get_memory_pool_limit create_timing_cache set_timing_cache get_timing_cache
-            get_tactic_sources set_tactic_sources
+            get_tactic_sources set_tactic_sources set_preview_feature get_preview_feature
             add_optimization_profile builder_optimization_level hardware_compatibility_level
             default_device_type DLA_core can_run_on_DLA set_device_type get_device_type
             int8_calibrator set_calibration_profile algorithm_selector max_workspace_size""",
