@@ -134,7 +134,9 @@ class HubExport:
     def rows(self) -> Rows | None:
         """Read the token embedding table, in the precision that it has on disk."""
         described = self.embeddings()
-        return described and Rows(ReadRows(self._read_rows(), described.shape))
+        if described is None:
+            return None
+        return Rows(ReadRows(self._read_rows(), described.shape))
 
     def open(self, component: str, dtype: str = "float32") -> Graph:
         """Load one component in PyTorch, as the gate's and the benchmark's reference."""

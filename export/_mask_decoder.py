@@ -79,7 +79,8 @@ class MaskDecoder(torch.nn.Module):
     def forward(self, mask_codes: torch.Tensor) -> torch.Tensor:
         """Map int64 [batch, 16] to float [batch, 64, 64]."""
         rows = torch.nn.functional.embedding(mask_codes, self.mask_decoder._vq_vae._embedding)
-        square = rows.unflatten(1, (SIDE, SIDE)).permute(0, 3, 1, 2)
+        grid: torch.Tensor = rows.unflatten(1, (SIDE, SIDE))  # type: ignore[no-untyped-call]
+        square = grid.permute(0, 3, 1, 2)
         masks: torch.Tensor = self.mask_decoder.decoder(square)[:, 0]
         return masks
 
@@ -135,7 +136,7 @@ def save_tiny(folder: Path) -> None:
     It is as large as the released one, which is small; masks of it have an inside and an outside.
     """
     rng = np.random.default_rng(0)
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for name, shape in {**MASK_DECODER, "encoder.0.weight": (64, 1, 4, 4)}.items():
         values = rng.standard_normal(shape, np.float32)
         fan = np.prod(shape[1:]) if len(shape) == 4 else 1

@@ -183,7 +183,8 @@ class PaliGemma:
         front = read_image_front_end(folder, default)
         masks = _mask_decoder.find(folder)
         described = None if masks is None else _mask_decoder.COMPONENT
-        spec = describe(config, front, generation, *found, described)
+        placeholder, bos = found
+        spec = describe(config, front, generation, placeholder, bos, described)
         builds: dict[str, Build] = {
             "vision_encoder": lambda: VisionEncoder(config),
             "projector": lambda: Projector(config),

@@ -70,6 +70,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(root / "checkpoint", reference, vlmedge.load(bundle.path))
 
 
+@pytest.fixture(autouse=True)
+def recorded(request: pytest.FixtureRequest, record_property: Record) -> None:
+    """Tell docs/families.md what a result is of."""
+    record_property("kind", request.node.callspec.params["case"])
+    record_property("scheme", request.node.callspec.params.get("scheme"))
+
+
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
     drawn = [Image.fromarray(draw_scene(i, "heldout").image) for i in range(4)]
