@@ -31,7 +31,7 @@ from vlmedge.exporting import export, quantize
 from vlmedge.planning import read_shape
 from vlmedge.portable import load_graph
 from vlmedge.recipe import Recipe
-from vlmedge.registry import SCHEMES
+from vlmedge.registry import FAMILIES, SCHEMES
 from vlmedge.scenes import draw_scene
 from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, PaintTask, ScoreTask
 from vlmedge.tasks import generate as generating
@@ -138,6 +138,18 @@ def test_weights_are_stored_once(case: Case) -> None:
                 assert places.setdefault(tensor.tobytes(), place) == place, value.name
     files = bundle.path.glob("graphs/*.bin")
     assert sum(len(data) for data in places) == sum(file.stat().st_size for file in files)
+
+
+def test_embedding_table_is_the_checkpoints(case: Case) -> None:
+    """Of the bundle and of the gate's other side, both of which read it some rows at a time."""
+    opened: Any = FAMILIES[case.model.bundle.spec.family].open(case.folder)
+    if opened.embed_tokens is None:
+        assert opened.rows() is None
+        pytest.skip("reads no embeddings on the host")
+    whole = opened.read(opened.embed_tokens) * np.float32(opened.embed_scale)
+    ids = np.array([np.arange(len(whole)), np.arange(len(whole))[::-1]])
+    np.testing.assert_array_equal(opened.rows()[ids], whole[ids])
+    np.testing.assert_array_equal(case.model.bundle.embeddings()[ids], whole[ids])
 
 
 def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:
@@ -475,6 +487,29 @@ def test_text_about_videos_is_transformers(
             text = task.prompt.replace("{prompt}", "a")
         assert ours == [seen(case, clip, task, text, beams) for clip in clips]
     assert len({case.model.ask(video, QUESTIONS[1], max_tokens=NEW) for video in videos}) > 1
+
+
+def test_answers_depend_on_picture_and_text(
+    case: Case, images: list[Image.Image], clips: list[NDArray[np.uint8]]
+) -> None:
+    """Else the comparisons above would not see a lost picture, or a lost question."""
+    tasks = case.model.bundle.spec.tasks
+    written = [name for name in ("ask", "caption", "ask_video", "caption_video") if name in tasks]
+    if not written:
+        pytest.skip("writes nothing")
+    for name in written:
+        task = tasks[name]
+        assert isinstance(task, GenerateTask)
+        shown: list[Any] = list(images)
+        if task.source == "video":
+            shown = [vlmedge.Video(clip) for clip in clips]
+        asks = "{question}" in task.prompt
+        write = case.model.ask if asks else case.model.caption
+        texts = QUESTIONS if asks else ["a", "two", "é"] if "{prompt}" in task.prompt else []
+        of_pictures = {write(each, texts[1] if texts else "", max_tokens=NEW) for each in shown}
+        assert len(of_pictures) > 1, f"{name}: all pictures are answered alike"
+        of_texts = {write(shown[0], text, max_tokens=NEW) for text in texts}
+        assert len(of_texts) != 1, f"{name}: all texts are answered alike"
 
 
 def seen(case: Case, clip: NDArray[np.uint8], task: GenerateTask, text: str, beams: int) -> str:
