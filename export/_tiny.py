@@ -28,6 +28,7 @@ def save(
     image_processor: Any = None,
     processor: Callable[[transformers.PreTrainedTokenizerFast], Any] | None = None,
     gain: float = 1.0,
+    words: float = 1.0,
     more: tuple[str, ...] = (),
 ) -> None:
     """Draw every parameter of a model and write it with its processors, in the hub's layout.
@@ -42,6 +43,8 @@ def save(
         processor: Makes the processor of pictures and texts from the tokenizer, if there is one.
         gain: Multiplies every matrix. Below 1 a layer adds less to its input than it is, as in
             trained models; at 1 random gated layers make ten times more of int4's rounding.
+        words: Multiplies the table of embeddings. Below 1 what was seen and read weighs more than
+            the last word, which alone decides on the next one in some random decoders.
         more: Further special tokens; the first has `free_id`.
     """
     generator = torch.Generator().manual_seed(0)
@@ -55,6 +58,8 @@ def save(
                 # Gemma's begin with zeros: they scale by 1 + weight, also what a layer adds
                 drawn += 1 if parameter.any() else gain - 1
         parameter.data = drawn
+    if words != 1:
+        model.get_input_embeddings().weight.data *= words
     model.eval().save_pretrained(folder)
     if template is not None:
         full = transformers.PreTrainedTokenizerFast(

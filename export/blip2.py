@@ -93,6 +93,7 @@ class Blip2:
         save(
             model,
             folder,
+            words=0.1,
             bos="</s>",
             template="</s> $A" if text["model_type"] == "opt" else "$A </s>",
             image_processor=images,

@@ -229,6 +229,7 @@ class Shikra:
             model,
             folder,
             gain=0.5,
+            words=0.1,
             template="<s> $A",
             image_processor=images,
             processor=lambda tokenizer: transformers.LlavaProcessor(
@@ -244,9 +245,6 @@ class Shikra:
         second: Any = model.model.multi_modal_projector.linear_2
         torch.nn.init.eye_(second.weight)
         torch.nn.init.zeros_(second.bias)
-        # the last word alone would decide on the next one, whatever picture and question are
-        table: Any = model.get_input_embeddings()
-        table.weight.data *= 0.1
         _write_parts(model, folder)
         transformers.CLIPImageProcessor(**white).save_pretrained(folder / TOWER)
         return model
