@@ -342,15 +342,7 @@ class Flamingo:
             tokenizer.add_special_tokens({"additional_special_tokens": [FAKE, IMAGE]})
             return transformers.IdeficsProcessor(images, tokenizer)
 
-        save(
-            model,
-            folder,
-            gain=0.5,
-            words=0.1,
-            template="$A",
-            image_processor=images,
-            processor=processor,
-        )
+        save(model, folder, gain=0.5, template="$A", image_processor=images, processor=processor)
         return model
 
 

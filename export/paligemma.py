@@ -245,6 +245,7 @@ class PaliGemma:
             model,
             folder,
             gain=0.5,
+            words=0.1,
             template="$A",
             image_processor=images,
             processor=lambda tokenizer: transformers.PaliGemmaProcessor(images, tokenizer),
