@@ -343,6 +343,7 @@ def save_tiny(
         model,
         folder,
         gain=0.5,
+        words=0.1,
         template="<s> $A",
         image_processor=images,
         processor=lambda tokenizer: processor(
@@ -379,7 +380,7 @@ def tiny_configs(
         "pad_token_id": 1,
     }
     if language == "mistral":
-        words |= {"head_dim": 16, "sliding_window": 12}
+        words |= {"head_dim": 16, "sliding_window": 64}
     vision = {
         **common,
         "model_type": tower,

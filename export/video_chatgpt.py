@@ -179,7 +179,7 @@ class VideoChatGpt:
         language = transformers.LlamaForCausalLM(transformers.LlamaConfig(**configs["text_config"]))
         deep = name == "video-chatgpt-pg"
         model = Reference(tower, language, deep)
-        save(language, folder, gain=0.5, template="<s> $A", more=(PATCH, START, END))
+        save(language, folder, words=0.3, template="<s> $A", more=(PATCH, START, END))
         images = transformers.CLIPImageProcessor(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         )
