@@ -42,7 +42,7 @@ def test_bench_measures_pytorch_beside_a_bundle(
     blip2_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed(tmp_path, orin_nano() | ORIN_NANO_RAILS)
-    monkeypatch.setattr(benching, "_fit_at_once", lambda checkpoint: True)
+    monkeypatch.setattr(benching, "_fit_at_once", lambda bundle, checkpoint: True)
     result = bench(Bundle.load(blip2_int8), "tiny-blip2", SILENT, root=tmp_path)
     assert [side.name for side in result.sides] == ["ort int8", "torch float32", "torch bfloat16"]
     assert result.alternated and result.rounds == 3

@@ -164,9 +164,9 @@ def test_question_may_point_at_the_picture(shikra: Path, monkeypatch: pytest.Mon
     asked: list[str] = []
     write = generating.write
 
-    def spy(parts: Any, task: Any, soft: Any, texts: list[str], *rest: Any) -> Any:
+    def spy(parts: Any, task: Any, soft: Any, texts: list[str], *rest: Any, **more: Any) -> Any:
         asked.extend(texts)
-        return write(parts, task, soft, texts, *rest)
+        return write(parts, task, soft, texts, *rest, **more)
 
     monkeypatch.setattr(generating, "write", spy)
     question, region = "what is {region}?", (10, 20, 30, 40)
@@ -185,7 +185,7 @@ def test_boxes_are_in_the_picture_s_own_pixels(
     model, wide, high = package.load(shikra), noise(100, 50), noise(50, 100)
     text = "Answer: [0.100,0.450,0.300,0.650] ."
 
-    def write(parts: Any, task: Any, soft: Any, texts: list[str], *_: Any) -> list[list[int]]:
+    def write(parts: Any, task: Any, soft: Any, texts: list[str], *_: Any, **more: Any) -> Any:
         return [parts.tokenizer.ids(text, whole=False) for _ in texts]
 
     monkeypatch.setattr(generating, "write", write)
