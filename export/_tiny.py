@@ -59,7 +59,8 @@ def save(
                 drawn += 1 if parameter.any() else gain - 1
         parameter.data = drawn
     if words != 1:
-        model.get_input_embeddings().weight.data *= words
+        table: Any = model.get_input_embeddings()
+        table.weight.data *= words
     model.eval().save_pretrained(folder)
     if template is not None:
         full = transformers.PreTrainedTokenizerFast(
