@@ -343,7 +343,6 @@ def save_tiny(
         model,
         folder,
         gain=0.5,
-        words=0.1,
         template="<s> $A",
         image_processor=images,
         processor=lambda tokenizer: processor(

@@ -249,7 +249,7 @@ class SmolVlm:
             model,
             folder,
             gain=0.5,
-            words=0.1,
+            words=0.3,
             template="<s> $A",
             image_processor=images,
             processor=lambda tokenizer: transformers.Idefics3Processor(
