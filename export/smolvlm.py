@@ -248,7 +248,6 @@ class SmolVlm:
         save(
             model,
             folder,
-            gain=0.5,
             words=0.3,
             template="<s> $A",
             image_processor=images,
