@@ -38,20 +38,17 @@ CHECKPOINT = "tiny-blip2"
 
 def accuracy(count: int) -> None:
     """Print tiny-blip2's row for each block, with AWQ and without."""
-    int4: Any = import_module(type(SCHEMES["int4"]).__module__)
     opened = FAMILIES[family_of(BUILT_INS / CHECKPOINT)].open(BUILT_INS / CHECKPOINT)
-    samples, usual = drawn(count, "heldout", labelled=True), int4.SCHEME
+    samples = drawn(count, "heldout", labelled=True)
     print("| block | AWQ | decoder: KL of the first token, nats | right, % | MiB |")
     print("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         for block in BLOCKS:
             for awq in (True, False):
                 path = Path(folder) / f"{block}-{awq}"
-                int4.SCHEME = int4.Int4((block,), awq)
-                try:
-                    made = export(CHECKPOINT, path, Recipe("int4", keep_slower=True), check=False)
-                finally:
-                    int4.SCHEME = usual
+                options = {"blocks": [block], "awq": awq}
+                recipe = Recipe("int4", options=options, keep_slower=True)
+                made = export(CHECKPOINT, path, recipe, check=False)
                 parity = run_gate(made, opened, samples, SILENT, min(count, 200))
                 kl = next(c.kl for c in parity.components if c.kl is not None)
                 right = ", ".join(f"{t.task} {100 * (t.accuracy or 0):.2f}" for t in parity.tasks)

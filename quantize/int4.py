@@ -1,14 +1,16 @@
 """INT4: 4-bit weights in decoders, and INT8 in what stands before them.
 
 An encoder's time is its multiplications, which 8-bit integers do fastest; a decoder's is the memory
-that its weights take. Its vocabulary projection is int8: errors there choose the word.
+that its weights take. Its vocabulary projection is int8, unless a recipe's options say otherwise:
+errors there choose the word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
+import msgspec
 import onnx_ir as ir
 
 from vlmedge.contracts import Harm, Stats, Wanted
@@ -20,23 +22,25 @@ from ._linear import FLOAT, Format, Linear, harm, importance, linears, shrink
 from ._smooth import groups, smooth
 from ._static import Static
 
-BLOCKS = (128, 64, 32)  # the larger the faster; the widest that divides a weight's rows
+# The larger the faster; the widest that divides a weight's rows is taken.
+BLOCKS: tuple[Literal[32, 64, 128], ...] = (128, 64, 32)
 OPSET = 21  # the first whose DequantizeLinear has blocks
 ENCODERS = Static(Int8Columns(), INT8_LEVELS, noisy=True, timed=True)
 
 
-@dataclass(frozen=True)
-class Int4:
-    """The scheme `int4`.
+class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The scheme `int4`; its fields are what a recipe's options may set.
 
     Attributes:
         blocks: Weights of a column that share a scale, in order of preference.
         awq: Whether what the calibration saw scales and weighs the weights; without it each block
-            takes the scale of the least plain error. For benchmarks/blocks.py.
+            takes the scale of the least plain error.
+        vocabulary: What the projection to the logits becomes.
     """
 
-    blocks: tuple[int, ...] = BLOCKS
+    blocks: Annotated[tuple[Literal[32, 64, 128], ...], msgspec.Meta(min_length=1)] = BLOCKS
     awq: bool = True
+    vocabulary: Literal["int4", "int8"] = "int8"
     timed = True
     table = "int8"
 
@@ -58,7 +62,7 @@ class Int4:
             return ENCODERS.rewrite(component, model, stats, keep)
         stats = dict(stats) if self.awq else {}
         chosen = [linear for linear in linears(model) if keep.get(linear.name) != FLOAT]
-        finer = _vocabulary(component, model) | {n for n, to in keep.items() if to == "int8"}
+        finer = self._finer(model) | {n for n, to in keep.items() if to == "int8"}
         for group in groups(chosen):
             name = str(group.x.name)
             form = self._form(group.linears[0], finer)
@@ -77,9 +81,9 @@ class Int4:
         """Say what rounding each layer alone would do; see `Scheme.harms`."""
         if not component.state:
             return ENCODERS.harms(component, model, stats)
-        head = _vocabulary(component, model)
+        finer = self._finer(model)
         return {
-            linear.name: harm(linear, stats, self._form(linear, head), None)
+            linear.name: harm(linear, stats, self._form(linear, finer), None)
             for linear in linears(model)
         }
 
@@ -92,11 +96,12 @@ class Int4:
                 return Int4Blocks(block)
         return Int8Columns()
 
+    def _finer(self, model: ir.Model) -> set[str]:
+        """Name the weight that gives the logits, unless it is like the others."""
+        if self.vocabulary == "int4":
+            return set()
+        outputs = {value.name for value in model.graph.outputs}
+        return {linear.name for linear in linears(model) if linear.node.outputs[0].name in outputs}
+
 
 SCHEME = Int4()
-
-
-def _vocabulary(component: Component, model: ir.Model) -> set[str]:
-    """Name the weight that gives the logits."""
-    outputs = {value.name for value in model.graph.outputs}
-    return {linear.name for linear in linears(model) if linear.node.outputs[0].name in outputs}

@@ -91,6 +91,38 @@ def test_int4_takes_the_widest_block_that_divides() -> None:
     assert node.inputs[0].dtype == ir.DataType.INT8
 
 
+def test_options_choose_the_numbers_of_int4() -> None:
+    """Of the weight that gives the logits, and of blocks."""
+
+    def rounded(**options: object) -> ir.Node:
+        component, model = linear(np.ones((256, 8), np.float32), state=True)
+        model.graph.outputs[0] = model.graph.node("product").outputs[0]
+        Recipe("int4", options=options).chosen().rewrite(component, model, {})
+        return next(n for n in model.graph if n.op_type == "DequantizeLinear")
+
+    assert rounded(awq=False).inputs[0].dtype == ir.DataType.INT8
+    node = rounded(vocabulary="int4", blocks=[64])
+    assert node.inputs[0].dtype == ir.DataType.INT4
+    assert node.attributes.get_int("block_size", 0) == 64
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "message"),
+    [
+        ("int8", {"awq": False}, "options of int8: it has none"),
+        ("int4", {"block": [32]}, "options of int4: .*unknown field `block`"),
+        ("int4", {"blocks": [48]}, r"options of int4: Invalid enum value 48 - at `\$.blocks"),
+        ("int4", {"blocks": []}, "options of int4: .*length >= 1"),
+    ],
+)
+def test_options_that_a_scheme_lacks_are_refused_before_any_work(
+    tmp_path: Path, scheme: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export("no such checkpoint", tmp_path / "b", Recipe(scheme, options=options))
+    assert not (tmp_path / "b").exists()
+
+
 def test_int4_weighs_the_channels_that_are_strong() -> None:
     """With one loud channel its rows come closer than without knowing of it."""
     rng = np.random.default_rng(0)
@@ -307,6 +339,7 @@ def test_layers_are_kept_by_pattern(blip2_bundle: Path, tmp_path: Path) -> None:
         ('{"scheme": "int8", "target_drop": -1}', "must be finite and at least 0"),
         ('{"scheme": "int8", "budget_mib": 0}', "must be finite and over 0"),
         ('{"scheme": "int8", "budget_mib": 1, "target_drop": 1}', "give one of them"),
+        ('{"options": {"awq": false}}', "options of float32: it has none"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:

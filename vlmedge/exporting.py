@@ -24,7 +24,7 @@ from vlmedge.merged import identities, merged_like
 from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.registry import FAMILIES, SCHEMES, SLOTTERS
+from vlmedge.registry import FAMILIES, SLOTTERS
 from vlmedge.rows import TABLE, round_rows
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
 from vlmedge.sharing import store_once
@@ -170,6 +170,8 @@ def _recipe(given: Recipe | str | None, check: bool) -> Recipe:
     chosen = given if isinstance(given, Recipe) else Recipe(given or FLOAT)
     if chosen.target_drop is not None and not check:
         raise InputError("a target drop is measured by the check: leave --no-check out")
+    if chosen.options:
+        chosen.chosen()  # before any work
     return chosen
 
 
@@ -250,7 +252,7 @@ def _write(
             gate(bundle)
         return Bundle.load(folder)
     if source.embeddings is not None and recipe.precision(TABLE) != FLOAT:
-        precision = recipe.precision(TABLE) or SCHEMES[recipe.scheme].table
+        precision = recipe.precision(TABLE) or recipe.chosen().table
         rounded = round_rows(folder, source.embeddings, precision)
         unsealed = Bundle(folder, msgspec.structs.replace(manifest, embeddings=rounded))
     samples, origin = _calibration_samples(calibrate, progress)

@@ -6,9 +6,11 @@ import fnmatch
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from vlmedge.contracts import Scheme
 from vlmedge.errors import InputError
 from vlmedge.registry import SCHEMES, unknown
 
@@ -24,6 +26,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         keep: Layers by the pattern of their weights' names (`*` and `?`), and the precision that
             they get instead: float32, or int8 where the scheme is int4. The token embedding table
             is "embed_tokens".
+        options: Fields of the scheme's own, such as {"blocks": [32], "vocabulary": "int4"}; its
+            file in quantize/ says what they are.
         target_drop: Layers go back to more bits, the most harmful first, until no task has lost
             more than this: points of accuracy where answers are known, else hundredths of a nat
             of the first token's divergence.
@@ -33,6 +37,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     scheme: str = FLOAT
     keep: dict[str, str] = {}
+    options: dict[str, Any] = {}
     target_drop: float | None = None
     budget_mib: float | None = None
     keep_slower: bool = False
@@ -47,6 +52,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"layers {pattern!r} cannot be kept in {precision!r}: "
                     f"choose from {', '.join(PRECISIONS)}"
                 )
+        if self.options and self.scheme == FLOAT:
+            raise InputError("options of float32: it has none: leave them out")
         if self.target_drop is not None and not 0 <= self.target_drop < math.inf:
             raise InputError(f"target drop {self.target_drop:g}: it must be finite and at least 0")
         if self.budget_mib is not None and not 0 < self.budget_mib < math.inf:
@@ -58,6 +65,22 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def mixes(self) -> bool:
         """Whether layers are ranked by their harm."""
         return self.target_drop is not None or self.budget_mib is not None
+
+    def chosen(self) -> Scheme:
+        """Return the scheme, with the options that are asked for.
+
+        Raises:
+            InputError: It has no such options.
+        """
+        scheme = SCHEMES[self.scheme]
+        if not self.options:
+            return scheme
+        if not isinstance(scheme, msgspec.Struct):
+            raise InputError(f"options of {self.scheme}: it has none: leave them out")
+        try:
+            return msgspec.convert(self.options, type(scheme))
+        except msgspec.ValidationError as error:
+            raise InputError(f"options of {self.scheme}: {error}") from None
 
     def precision(self, layer: str) -> str | None:
         """Return what the patterns ask for one layer, or none if they say nothing of it."""

@@ -13,7 +13,7 @@ import msgspec
 
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.calibrating import LARGE_BYTES, Calibration
-from vlmedge.contracts import Harm, Scheme, Stats
+from vlmedge.contracts import Harm, Stats
 from vlmedge.errors import BundleError, InputError
 from vlmedge.manifest import KeptLayer, Parity
 from vlmedge.portable import save_graph, weights_bytes
@@ -78,7 +78,7 @@ class Shrinker:
             progress: Watches.
         """
         self._bundle, self._recipe, self._progress = bundle, recipe, progress
-        self._scheme: Scheme = SCHEMES[recipe.scheme]
+        self._scheme = recipe.chosen()
         self._calibration = Calibration(bundle, ENGINES["ort"], SCHEMES["int8"], samples, progress)
         self._parts: list[_Part] = []
         self._layers = [TABLE] if bundle.manifest.embeddings is not None else []

@@ -229,10 +229,13 @@ def decoder(title: str, ours: str, alone: str, bits: int) -> Case:
         text = vocabulary(kit)
         return int(text["vocab_size"] * text["hidden_size"] * bytes_each)
 
-    def vlmedge(kit: Kit) -> Task:
-        bundle = kit.bundle(ours, f"int{bits}")
-        files = [bundle / "graphs" / f"decoder.{end}" for end in ("onnx", "bin")]
-        return {"bundle": str(bundle), "weights_bytes": bytes_in(*files)}
+    def vlmedge(scheme: str) -> Side:
+        def task(kit: Kit) -> Task:
+            bundle = kit.bundle(ours, scheme)
+            files = [bundle / "graphs" / f"decoder.{end}" for end in ("onnx", "bin")]
+            return {"bundle": str(bundle), "weights_bytes": bytes_in(*files)}
+
+        return side(f"vlmedge {scheme}", HOST, "with_vlmedge.py", task)
 
     def llama_cpp(kit: Kit) -> Task:
         file = kit.gguf(alone, quant)
@@ -265,7 +268,8 @@ def decoder(title: str, ours: str, alone: str, bits: int) -> Case:
         title,
         (DECODE, PREFILL),
         (
-            side(f"vlmedge int{bits}", HOST, "with_vlmedge.py", vlmedge),
+            vlmedge(f"int{bits}"),
+            *([vlmedge("int4-throughout")] if bits == 4 else []),  # its vocabulary too
             side(f"llama.cpp {quant}{shape}", "llama-cpp", "with_llama_cpp.py", llama_cpp),
             side(f"onnxruntime-genai int{bits}", "onnxruntime-genai", "with_genai.py", genai),
             side(f"OpenVINO int{bits}", "openvino", "with_openvino.py", openvino),
@@ -332,5 +336,7 @@ CASES = {
     "blip2-caption": caption("BLIP-2 OPT-2.7b, a caption", "blip2-opt-2.7b"),
     "clip-classify": classify("CLIP ViT-B/16, pictures to labels", "clip-vit-b-16"),
     "cold-vit-b-16": cold(VIT_B, "ViT-B/16, process start to first answer"),
-    "cold-llama-1.1b": cold(LLAMA_INT4, "LLaMA 1.1B, process start to first token"),
+    "cold-llama-1.1b": cold(
+        LLAMA_INT4, "LLaMA 1.1B, process start to first token", ("vlmedge int4-throughout",)
+    ),
 }

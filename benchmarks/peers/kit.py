@@ -12,7 +12,12 @@ from .environments import HOST, call, python_of
 
 WORKERS = Path(__file__).parent / "workers"
 MAKE_CHECKPOINT = Path(__file__).parent.parent / "make_checkpoint.py"
-SCHEMES = {"fp32": (), "int8": ("--int8",), "int4": ("--int4",)}
+SCHEMES = {
+    "fp32": (),
+    "int8": ("--int8",),
+    "int4": ("--int4",),
+    "int4-throughout": ("--scheme", str(Path(__file__).with_name("int4_throughout.json"))),
+}
 
 
 def cores() -> int:
