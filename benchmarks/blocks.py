@@ -3,8 +3,9 @@
     python benchmarks/blocks.py [count] [file.safetensors ...]
 
 tiny-blip2's decoder at blocks of 32, 64 and 128 rows, with AWQ (scales moved into the norms before,
-errors weighed by how strong each input is) and without (the scale of the least plain error),
-held against PyTorch float32 on `count` held-out scenes (default 500) by the gate's own code.
+errors weighed by how strong each input is) and without (the scale of the least plain error), and
+at 128 with its vocabulary in int4 too, held against PyTorch float32 on `count` held-out scenes
+(default 500) by the gate's own code.
 Blocks of 128 are what ONNX Runtime's kernel reads fastest; see `quantize/int4.py`.
 
 Of each safetensors file that is named, the error of its Linears' weights alone: the norm of what
@@ -37,24 +38,24 @@ CHECKPOINT = "tiny-blip2"
 
 
 def accuracy(count: int) -> None:
-    """Print tiny-blip2's row for each block, with AWQ and without."""
+    """Print tiny-blip2's row for each block, with AWQ and without, and for int4 throughout."""
     opened = FAMILIES[family_of(BUILT_INS / CHECKPOINT)].open(BUILT_INS / CHECKPOINT)
     samples = drawn(count, "heldout", labelled=True)
-    print("| block | AWQ | decoder: KL of the first token, nats | right, % | MiB |")
-    print("| --- | --- | --- | --- | --- |")
+    asked = [(block, awq, "int8") for block in BLOCKS for awq in (True, False)]
+    print("| block | AWQ | vocabulary | decoder: KL of the first token, nats | right, % | MiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        for block in BLOCKS:
-            for awq in (True, False):
-                path = Path(folder) / f"{block}-{awq}"
-                options = {"blocks": [block], "awq": awq}
-                recipe = Recipe("int4", options=options, keep_slower=True)
-                made = export(CHECKPOINT, path, recipe, check=False)
-                parity = run_gate(made, opened, samples, SILENT, min(count, 200))
-                kl = next(c.kl for c in parity.components if c.kl is not None)
-                right = ", ".join(f"{t.task} {100 * (t.accuracy or 0):.2f}" for t in parity.tasks)
-                cells = (block, "yes" if awq else "no", f"{kl:.2g}", right)
-                mib = f"{graphs_mib(Bundle.load(path)):.2f}"
-                print("|", " | ".join(map(str, (*cells, mib))), "|", flush=True)
+        for block, awq, vocabulary in (*asked, (BLOCKS[-1], True, "int4")):
+            path = Path(folder) / f"{block}-{awq}-{vocabulary}"
+            options = {"blocks": [block], "awq": awq, "vocabulary": vocabulary}
+            recipe = Recipe("int4", options=options, keep_slower=True)
+            made = export(CHECKPOINT, path, recipe, check=False)
+            parity = run_gate(made, opened, samples, SILENT, min(count, 200))
+            kl = next(c.kl for c in parity.components if c.kl is not None)
+            right = ", ".join(f"{t.task} {100 * (t.accuracy or 0):.2f}" for t in parity.tasks)
+            mib = f"{graphs_mib(Bundle.load(path)):.2f}"
+            cells = (block, "yes" if awq else "no", vocabulary, f"{kl:.2g}", right, mib)
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def weight_error(file: Path, most: int = 24) -> None:

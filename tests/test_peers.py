@@ -141,6 +141,7 @@ def test_report_that_is_none_is_refused(content: str | None, message: str, tmp_p
     [
         (("--case", "vit-z"), "invalid choice: 'vit-z'"),
         (("--rounds", "0"), "'0' is no number of rounds: give a number from 1 on"),
+        (("--starts", "0"), "'0' is no number of starts: give a number from 1 on"),
         (("--depth", "one"), "'one' is no depth: give a number from 2 on"),
         (("--json", "/no/where/peers.json"), "/no/where is no folder: make it first"),
     ],
@@ -205,3 +206,22 @@ def test_a_side_that_fails_leaves_the_others_alone(
     peers.turns.run(case, kit, [ill, well_row], 3)
     assert ill.reason == "stopped: ill" and not ill.samples
     assert well_row.reason is None and well_row.samples == [{"x": 1.5}] * 3
+
+
+def test_sides_are_opened_anew_for_each_start(
+    peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers.turns, "WORKERS", tmp_path)
+    (tmp_path / "own.py").write_text(
+        "import json, os\n"
+        "input(); print(json.dumps({'opened_s': 1, 'variant': None}), flush=True)\n"
+        "told = json.dumps({'sample': {'x': os.getpid()}, 'peak_mib': 2})\n"
+        "while input(): print(told, flush=True)\n"
+    )
+    side = peers.cases.Side("own", "host", "own.py", "fp32", lambda kit: {})
+    case = peers.cases.Case("one", (peers.cases.Metric("x", "x"),), (side,))
+    kit = peers.kit.Kit(tmp_path, threads=1)
+    rows = peers.turns.prepare(case, kit, ["host"])
+    peers.turns.run(case, kit, rows, 3, starts=2)
+    processes = [sample["x"] for sample in rows[0].samples]
+    assert len(processes) == 6 and len(set(processes)) == 2

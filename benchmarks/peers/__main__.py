@@ -46,6 +46,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--rounds", type=at_least(1, "number of rounds"), default=10)
     parser.add_argument(
+        "--starts",
+        type=at_least(1, "number of starts"),
+        default=1,
+        help="open every side anew so many times, for as many rounds each",
+    )
+    parser.add_argument(
         "--depth", type=at_least(2, "depth"), help="cut every model to so many layers, to try it"
     )
     parser.add_argument("--images", type=at_least(1, "number of images"), default=1000)
@@ -90,7 +96,7 @@ def compare(given: argparse.Namespace) -> None:
         if given.prepare:
             continue
         machine = machine or measured(kit)
-        run(case, kit, rows, given.rounds)
+        run(case, kit, rows, given.rounds, given.starts)
         work = case.work(kit)
         found = report.case_report(
             name,
@@ -98,6 +104,7 @@ def compare(given: argparse.Namespace) -> None:
             [row.report(work, machine) for row in rows],
             depth=given.depth,
             rounds=given.rounds,
+            starts=given.starts,
             images=given.images if name == "clip-classify" else None,
             threads=kit.threads,
             measured=machine,

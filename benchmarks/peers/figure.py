@@ -68,7 +68,7 @@ def _panel(axis: Any, case: dict[str, Any], metric: dict[str, Any]) -> None:
         axis.text(
             0,
             place,
-            f" {found.p50:.3g}",
+            f" {found.p50:.3g}" if found.p50 < 1000 else f" {found.p50:.0f}",
             va="center",
             fontsize=7,
             color=INK,
