@@ -116,16 +116,7 @@ def family_of(folder: Path) -> str:
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is no JSON: download it again") from None
-    found = config.get("architectures") if isinstance(config, dict) else None
-    if not isinstance(found, list) or not found:
-        raise CheckpointError(f"{file} has no 'architectures': it is needed to know the family")
-    known: dict[str, str] = {}
-    for family in FAMILIES.names():
-        known |= dict.fromkeys(FAMILIES.literal(family, "ARCHITECTURES"), family)
-    for architecture in found:
-        if architecture in known:
-            return known[architecture]
-    raise unknown("architecture", str(found[0]), sorted(known))
+    return FAMILIES.covering(config, file, "architecture")
 
 
 def _fetch(hub_id: str, progress: Progress, wanted: list[str]) -> Checkpoint:

@@ -153,16 +153,8 @@ def read_shape(path: Path) -> Shape:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is no JSON: download it again") from None
-    found = config.get("architectures") if isinstance(config, dict) else None
-    if not isinstance(found, list) or not found:
-        raise CheckpointError(f"{file} has no 'architectures': it is needed to know the family")
-    known: dict[str, str] = {}
-    for kind in SHAPES.names():
-        known |= dict.fromkeys(SHAPES.literal(kind, "ARCHITECTURES"), kind)
-    for architecture in found:
-        if architecture in known:
-            return SHAPES[known[architecture]](Fields(config, str(file), file.parent))
-    raise unknown("plan for the architecture", str(found[0]), sorted(known))
+    kind = SHAPES.covering(config, file, "plan for the architecture")
+    return SHAPES[kind](Fields(config, str(file), file.parent))
 
 
 def look_up(name: str, progress: Progress) -> tuple[Shape, tuple[str, Mapping[str, float]] | None]:

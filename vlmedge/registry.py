@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from vlmedge.contracts import Device, Engine, Family, Scheme, Slotter
-from vlmedge.errors import MissingExtraError, UnknownNameError
+from vlmedge.errors import CheckpointError, MissingExtraError, UnknownNameError
 from vlmedge.shape import Fields, Shape
 
 T = TypeVar("T")
@@ -55,6 +55,29 @@ class Registry(Generic[T]):
                             if found == constant:
                                 return ast.literal_eval(value)
         raise UnknownNameError(f"{self.folder}/{name}.py: it has no literal {constant}")
+
+    def covering(self, config: Any, file: Path, wanted: str) -> str:
+        """Name the file here whose ARCHITECTURES hold one of a config.json's `architectures`.
+
+        Args:
+            config: What was read.
+            file: Where from, for messages.
+            wanted: What was looked for, for messages.
+
+        Raises:
+            CheckpointError: It names no architecture.
+            UnknownNameError: Nothing covers what it names.
+        """
+        found = config.get("architectures") if isinstance(config, dict) else None
+        if not isinstance(found, list) or not found:
+            raise CheckpointError(f"{file} has no 'architectures': it is needed to know the family")
+        known: dict[str, str] = {}
+        for name in self.names():
+            known |= dict.fromkeys(self.literal(name, "ARCHITECTURES"), name)
+        for architecture in found:
+            if architecture in known:
+                return known[architecture]
+        raise unknown(wanted, str(found[0]), sorted(known))
 
     def __getitem__(self, name: str) -> T:
         """Import the one file `name`."""
