@@ -122,12 +122,19 @@ def test_model_that_does_not_chat_is_refused(blip2_bundle: Path) -> None:
 def test_terminal_talks(
     vlmedge: Run, folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = (
-        f"what?\n/image {pictures[1]}\nand this?\n/nothing\n/image no.png\n/new\nagain\n/quit\nno\n"
-    )
+    said = f"what?\n/image {pictures[1]}\nand this?\n/new\nagain\n/quit\nno\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
     ran = vlmedge("chat", folder, pictures[0], "--max-tokens", NEW)
     assert ran.code == 0, ran.err
     assert ran.out.count("\n") == 3  # a line for each of three turns
+
+
+def test_terminal_goes_on_after_a_line_that_fails_and_a_script_exits_1(
+    vlmedge: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("/nothing\n/image no.png\nwhat?\n"))
+    ran = vlmedge("chat", folder, "--max-tokens", NEW)
+    assert ran.code == 1
+    assert ran.out.count("\n") == 1
     assert "no command '/nothing'" in ran.err
     assert "no file no.png" in ran.err

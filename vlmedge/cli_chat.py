@@ -47,7 +47,10 @@ def chat(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
 ) -> None:
-    """Talk about pictures, a line a turn; each turn may bring more of them."""
+    """Talk about pictures, a line a turn; each turn may bring more of them.
+
+    Lines that are piped in make a script: it goes on after one that fails, and exits 1 at its end.
+    """
     from vlmedge import console
     from vlmedge.image import load_image
 
@@ -61,14 +64,14 @@ def chat(
     }
     talk = model.chat(system, **options)
     seen = [load_image(image) for image in images or []]
-    prompted = sys.stdin.isatty()
+    prompted, failed = sys.stdin.isatty(), False
     if prompted:
         print(HELP, file=sys.stderr)
     while (line := _read(prompted)) is not None:
         word, _, rest = line.strip().partition(" ")
         try:
             if word == "/quit":
-                return
+                break
             if word == "/new":
                 talk, seen = model.chat(system, **options), []
             elif word == "/image":
@@ -80,6 +83,9 @@ def chat(
                 seen = []
         except InputError as error:  # the conversation stays as it was
             print(f"vlmedge: {error}", file=sys.stderr)
+            failed = True
+    if failed and not prompted:
+        raise typer.Exit(1)
 
 
 def _read(prompted: bool) -> str | None:
