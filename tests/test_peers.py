@@ -141,6 +141,7 @@ def test_report_that_is_none_is_refused(content: str | None, message: str, tmp_p
     [
         (("--case", "vit-z"), "invalid choice: 'vit-z'"),
         (("--rounds", "0"), "'0' is no number of rounds: give a number from 1 on"),
+        (("--side", "vlmedge int9"), "invalid choice: 'vlmedge int9'"),
         (("--starts", "0"), "'0' is no number of starts: give a number from 1 on"),
         (("--depth", "one"), "'one' is no depth: give a number from 2 on"),
         (("--json", "/no/where/peers.json"), "/no/where is no folder: make it first"),
@@ -222,6 +223,7 @@ def test_sides_are_opened_anew_for_each_start(
     case = peers.cases.Case("one", (peers.cases.Metric("x", "x"),), (side,))
     kit = peers.kit.Kit(tmp_path, threads=1)
     rows = peers.turns.prepare(case, kit, ["host"])
+    assert not peers.turns.prepare(case, kit, ["host"], ["another"])
     peers.turns.run(case, kit, rows, 3, starts=2)
     processes = [sample["x"] for sample in rows[0].samples]
     assert len(processes) == 6 and len(set(processes)) == 2

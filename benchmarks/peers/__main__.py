@@ -44,6 +44,14 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--peer", action="append", choices=PEERS, metavar="PEER",
         help=f"of {', '.join(PEERS)}; vlmedge always runs; default: all",
     )  # fmt: skip
+    names = sorted({side.name for case in CASES.values() for side in case.sides})
+    parser.add_argument(
+        "--side",
+        action="append",
+        choices=names,
+        metavar="NAME",
+        help="run these alone, where memory is short: their names as the table has them",
+    )
     parser.add_argument("--rounds", type=at_least(1, "number of rounds"), default=10)
     parser.add_argument(
         "--starts",
@@ -92,7 +100,7 @@ def compare(given: argparse.Namespace) -> None:
     for name in given.case or CASES:
         case = CASES[name]
         print(f"{case.title}", flush=True)
-        rows = prepare(case, kit, given.peer or PEERS)
+        rows = prepare(case, kit, given.peer or PEERS, given.side or ())
         if given.prepare:
             continue
         machine = machine or measured(kit)

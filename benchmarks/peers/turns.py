@@ -114,11 +114,18 @@ class Worker:
         return last_words(self._log.read())
 
 
-def prepare(case: Case, kit: Kit, peers: Sequence[str]) -> list[Row]:
-    """Make all that a case needs; who lacks something is a row with the reason."""
+def prepare(case: Case, kit: Kit, peers: Sequence[str], names: Sequence[str] = ()) -> list[Row]:
+    """Make all that a case needs; who lacks something is a row with the reason.
+
+    Args:
+        case: Which.
+        kit: Makes it.
+        peers: Whose sides run beside our own.
+        names: Of the sides that run; none: all of those.
+    """
     rows = []
     for side in case.sides:
-        if side.peer not in peers and not side.ours:
+        if (side.peer not in peers and not side.ours) or (names and side.name not in names):
             continue
         row = Row(side)
         try:
