@@ -139,7 +139,7 @@ def test_findings_are_printed_and_counted(clip_int8: Path, vlmedge: Any, monkeyp
     engine = import_module(type(ENGINES["tensorrt"]).__module__)
     draft = _Draft()
     finding = lint.lint("part", draft.model(draft.add("Det", draft.x)), V10_3, cached=False)
-    monkeypatch.setattr(engine, "lowered", lambda *a: (None, False, finding))
+    monkeypatch.setattr(engine, "lowered", lambda *a, **k: (None, False, finding))
     ran = vlmedge("build", clip_int8, "--check-only", "--tensorrt", "10.3")
     assert ran.code == 1
     for word in ("part", "Det", "n0", "its parser has no such operator"):
