@@ -315,7 +315,7 @@ def _opened(component: Component, file: Path, root: Path, spin: bool) -> Graph:
     return InPlaceGraph(component, session, fusions, counts=TURN in graph)
 
 
-def _session(file: Path, root: Path, spin: bool) -> ort.InferenceSession:
+def _session(file: Path, root: Path, spin: bool = True) -> ort.InferenceSession:
     """Open a graph whose weight files are named from `root`.
 
     ONNX Runtime maps the weights and lets each go once it is packed, so memory does not double.
