@@ -4,12 +4,14 @@
 
 Exports the smallest random checkpoint of every kind that the registry has, quantizes it to every
 scheme with nothing kept in float for speed, and asks of each bundle what
-`vlmedge build BUNDLE --check-only --tensorrt VERSION` asks, in both precisions. Given kinds are
-printed and no page is written. tests/test_trt_lint.py asks the same of each kind (`-m slow`).
+`vlmedge build BUNDLE --check-only --tensorrt VERSION` asks, in both precisions. Where kinds are
+given, the page keeps its rows of the others. tests/test_trt_lint.py asks the same of each kind
+(`-m slow`).
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 import warnings
@@ -94,26 +96,37 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def read_page(page: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """Return a page's rows by kind, and what is refused by its number."""
+    rows: dict[str, str] = {}
+    notes: dict[str, int] = {}
+    for line in page.read_text().splitlines():
+        if line.startswith("| ") and not line.startswith(("| family |", "| --- |")):
+            rows[line.split(" | ")[1]] = line
+        elif found := re.fullmatch(r"(\d+)\. (.+)", line):
+            notes[found[2]] = int(found[1])
+    return rows, notes
+
+
 def main() -> None:
-    """Judge the kinds that are named, or all of them and write the page."""
+    """Judge the kinds that are named, or all of them, and write the page."""
     import torch
 
     torch.set_num_threads(1)  # tiny models gain nothing by more
     asked = sys.argv[1:]
+    rows, notes = read_page(PAGE) if asked else ({}, {})
+    for kind in asked or families():
+        rows[kind] = row(kind, notes)
+        print(rows[kind], flush=True)
     columns = ("family", "kind", "components", *VERSIONS)
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
-    notes: dict[str, int] = {}
-    for kind in asked or families():
-        lines.append(row(kind, notes))
-        print(lines[-1], flush=True)
-    listed = [f"{number}. {what}" for what, number in notes.items()]
+    lines += [rows[kind] for kind in families() if kind in rows]
     if notes:
-        lines += ["", "What is refused, by number:", "", *listed]
-    print("\n".join(listed))
-    if not asked:
-        schemes = ", ".join(SCHEMES.names())
-        PAGE.write_text(HEAD.format(schemes=schemes) + "\n".join(lines) + "\n")
-        print(f"{PAGE.relative_to(ROOT)}: {len(families())} kinds, {len(notes)} refusals")
+        lines += ["", "What is refused, by number:", ""]
+        lines += [f"{number}. {what}" for what, number in notes.items()]
+    schemes = ", ".join(SCHEMES.names())
+    PAGE.write_text(HEAD.format(schemes=schemes) + "\n".join(lines) + "\n")
+    print(f"{PAGE.relative_to(ROOT)}: {len(rows)} kinds, {len(notes)} refusals")
 
 
 if __name__ == "__main__":

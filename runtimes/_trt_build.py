@@ -31,6 +31,7 @@ from vlmedge.progress import Advance, Progress
 from vlmedge.spec import Component
 
 from . import _trt_worker as worker
+from ._trt_job import Job
 from ._trt_operators import Version
 from ._trt_profile import Profile, shapes
 
@@ -49,11 +50,12 @@ def lowered(
     exact: Collection[str] = (),
     *,
     plain: bool = False,
+    record: bool = False,
 ) -> tuple[Any, bool, list[Finding]]:
     """Return a component's graph for a version, whether it was changed, and what is wrong.
 
     `exact` are nodes that stay float32, by the name of their first output; a `plain` graph has no
-    rounding (_trt_plain.py).
+    rounding (_trt_plain.py); one to `record` has no loops.
     """
     model = load_graph(bundle.path, component.name)
     from ._trt_lint import lint  # onnx_ir is not needed once the engine is there
@@ -64,21 +66,16 @@ def lowered(
 
         unround(model)
     # a cache that float16 cannot hold is float32 on its way in and out
-    state = {name for pair in component.state if pair[0] not in exact for name in pair}
-    changed = lower(model, version, precision, state, exact) or plain
+    state = [pair for pair in component.state if pair[0] not in exact]
+    changed = lower(model, version, precision, state, exact, record=record) or plain
     return model, changed, lint(component.name, model, version, cached=bool(component.state))
 
 
 def compile_component(
-    bundle: Bundle,
-    component: Component,
-    version: Version,
+    job: Job,
+    partial: Path,
     profiles: tuple[Profile, ...],
     precision: Precision,
-    options: BuildOptions,
-    partial: Path,
-    memory: tuple[int, int],
-    progress: Progress,
     exact: Collection[str] = (),
     *,
     plain: bool = False,
@@ -87,15 +84,10 @@ def compile_component(
     """Write engine.plan of a component into `partial`.
 
     Args:
-        bundle: Its bundle.
-        component: Which.
-        version: TensorRT's.
-        profiles: What it is built for.
-        precision: What float layers compute in.
-        options: How.
+        job: The engine.
         partial: The folder to build in; it may hold timings.
-        memory: Free and whole memory of the GPU, bytes.
-        progress: Watches.
+        profiles: What it is built for, `job.profiles` or some of their sizes.
+        precision: What float layers compute in.
         exact: Nodes that stay float32, by the name of their first output.
         plain: Whether to leave out the rounding of a quantized graph.
         dla_core: The deep-learning accelerator that it is for, or none: the GPU.
@@ -105,9 +97,12 @@ def compile_component(
     """
     from ._half import is_typed
 
+    component, version, options = job.component, job.version, job.options
     by_flag = dla_core is not None and version < (11, 0)
     in_graph = "float32" if by_flag else precision
-    model, changed, findings = lowered(bundle, component, version, in_graph, exact, plain=plain)
+    model, changed, findings = lowered(
+        job.bundle, component, version, in_graph, exact, plain=plain, record=options.record
+    )
     if findings:
         first, more = findings[0], len(findings) - 1
         raise BundleError(
@@ -116,9 +111,10 @@ def compile_component(
             + (f" (and {more} more: vlmedge build --check-only)" if more else "")
         )
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
+    memory = job.cuda.memory()
     _refuse_too_small(component.name, weights, 2 if changed else 1, partial, memory)
     request = worker.Request(
-        graph=str(_write(model, changed, bundle, component.name, partial)),
+        graph=str(_write(model, changed, job.bundle, component.name, partial)),
         profiles=tuple(shapes(component, profile) for profile in profiles),
         half=precision == "float16" or is_typed(model),
         quantized=any(node.op_type == "DequantizeLinear" for node in model.graph),
@@ -129,7 +125,7 @@ def compile_component(
         dla_core=dla_core,
     )
     (partial / worker.REQUEST).write_bytes(msgspec.json.encode(request))
-    _run(component.name, partial, options, progress)
+    _run(component.name, partial, options, job.progress)
 
 
 def _refuse_too_small(

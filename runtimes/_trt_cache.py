@@ -42,7 +42,7 @@ from ._trt_outcome import Outcome
 from ._trt_worker import PLAN
 
 FORMAT = 2  # of engine.json
-LOWERING = 5  # count it up when _trt_lower.py writes something else: engines are rebuilt
+LOWERING = 6  # count it up when _trt_lower.py writes something else: engines are rebuilt
 _POLL_S = 0.2
 
 

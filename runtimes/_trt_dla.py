@@ -21,20 +21,19 @@ from typing import Any
 import numpy as np
 
 from vlmedge.building import AxisRange, BuildOptions
-from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError
 from vlmedge.jetpack import DLA_VERSIONS, has_dla
-from vlmedge.progress import Progress
 from vlmedge.spec import Component
 
 from . import _trt_api as api
 from ._level4 import judge
-from ._probe import Probe, not_finite
+from ._probe import not_finite
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda
 from ._trt_graph import TrtGraph
+from ._trt_job import Job
 from ._trt_outcome import Outcome
-from ._trt_profile import Profile, profiles
+from ._trt_profile import Profile
 from ._trt_worker import PLAN
 
 CORE = 0  # of one or two; a bundle has one vision tower
@@ -42,26 +41,19 @@ CONVOLUTIONS = 0.5  # of a tower's weights: with less, `auto` does not spend min
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 
-def choose_core(
-    bundle: Bundle,
-    component: Component,
-    trt: Any,
-    cuda: Cuda,
-    options: BuildOptions,
-    progress: Progress,
-) -> int | None:
+def choose_core(job: Job) -> int | None:
     """Return the accelerator to build a component for too, or none.
 
     Notes say why `auto` builds for none; `refuse_without` has refused the rest.
     """
-    auto = options.dla == "auto"
-    if options.dla == "off" or not is_tower(component) or options.precision != "float16":
+    options, auto = job.options, job.options.dla == "auto"
+    if options.dla == "off" or not is_tower(job.component) or options.precision != "float16":
         return None
-    why = _missing(trt, cuda)
-    if not why and auto and (share := _convolutions(bundle, component, trt)) < CONVOLUTIONS:
+    why = _missing(job.trt, job.cuda)
+    if not why and auto and (share := _convolutions(job)) < CONVOLUTIONS:
         why = f"{share:.0%} of its products' weights are convolutions, a DLA has no others"
     if why:
-        progress.note(f"{component.name}: built for the GPU alone: {why}")
+        job.note(f"built for the GPU alone: {why}")
         return None
     return CORE
 
@@ -85,42 +77,20 @@ def refuse_without(
         )
 
 
-def build(
-    bundle: Bundle,
-    component: Component,
-    trt: Any,
-    cuda: Cuda,
-    options: BuildOptions,
-    probe: Probe,
-    progress: Progress,
-    partial: Path,
-    core: int,
-) -> Outcome:
+def build(job: Job, partial: Path, core: int) -> Outcome:
     """Write a plan for an accelerator, and hold it against the portable graph.
 
     Raises:
         BundleError: It cannot be built, or gives nan or inf.
     """
-    built_for = fixed(profiles(bundle.spec, component, options.axes))
-    compile_component(
-        bundle,
-        component,
-        api.version(trt),
-        built_for,
-        "float16",
-        options,
-        partial,
-        cuda.memory(),
-        progress,
-        plain=not api.is_typed(trt, dla=True),
-        dla_core=core,
-    )
+    built_for, typed = fixed(job.profiles), api.is_typed(job.trt, dla=True)
+    compile_component(job, partial, built_for, "float16", plain=not typed, dla_core=core)
     plan = partial / PLAN
-    graph = TrtGraph(trt, cuda, component, plan.read_bytes(), built_for, plan, core)
+    graph = TrtGraph(job.trt, job.cuda, job.component, plan.read_bytes(), built_for, plan, core)
     try:
-        if output := not_finite(graph, probe):
+        if output := not_finite(graph, job.probe):
             raise BundleError(f"{output} is nan or inf in its float16")
-        verdict = judge(bundle, graph, "float16", probe)
+        verdict = judge(job.bundle, graph, "float16", job.probe)
     finally:
         graph.close()
     return Outcome("float16", (), verdict, dla_core=core)
@@ -152,9 +122,9 @@ def _missing(trt: Any, cuda: Cuda) -> str:
     return ""
 
 
-def _convolutions(bundle: Bundle, component: Component, trt: Any) -> float:
+def _convolutions(job: Job) -> float:
     """Return which part of the weights that are multiplied with is convolutions'."""
-    model = lowered(bundle, component, api.version(trt), "float32", plain=True)[0]
+    model = lowered(job.bundle, job.component, job.version, "float32", plain=True)[0]
     sizes = dict.fromkeys(_PRODUCTS, 0)
     for node in model.graph:
         if node.op_type in sizes:

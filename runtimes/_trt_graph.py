@@ -8,6 +8,7 @@ keep their addresses until a longer text needs more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,7 +250,7 @@ class TrtGraph(CheckedGraph):
             raise VlmEdgeError(
                 f"{self.component.name}: the shape of {name!r} depends on values: use --engine ort"
             )
-        size = int(np.prod(shape)) * self._dtypes[name].itemsize
+        size = math.prod(shape) * self._dtypes[name].itemsize
         into = self._became.get(name)
         if into is None:
             buffer = self._buffers[name]
@@ -274,7 +275,7 @@ class TrtGraph(CheckedGraph):
         batch, *rest = value.shape
         if len(rows) and not 0 <= rows.min() <= rows.max() < batch:
             raise IndexError(f"{self.component.name}: rows {rows.tolist()} of {batch}")
-        size = int(np.prod(rest)) * self._dtypes[name].itemsize
+        size = math.prod(rest) * self._dtypes[name].itemsize
         source = self._turn(name, value.turn).address
         turn = 1 - value.turn
         target = self._turn(name, turn).hold(size * len(rows))

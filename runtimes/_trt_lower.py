@@ -2,11 +2,13 @@
 
     Gelu                  below 10.6    x * (1 + Erf(x / sqrt 2)) / 2, or tanh's approximation
     CumSum of integers    always        Cast -> CumSum -> Cast: it sums floats alone
+    the same, recorded    below 10.8    a sum of pairs: its parser makes a loop of CumSum
     Clip of integers      always        Max -> Min: it clips floats alone
     Shape from and to     always        Shape -> Slice: 8.6 passes over both and says nothing
     no zero point         8.6           a zero: its parser reads one, be it there or not
     int8 weights          8.6           float32, rounded in the graph beside rounded activations
     opset 18 and above    8.6           opset 17: axes of reductions become attributes
+    a decoder's softmax   8.6           a Relu behind it, which keeps a wrong kernel away
 
 float16 is written into the graph, since TensorRT 11 knows no other way (and 10 takes it); a graph
 that a scheme has typed keeps its types.
@@ -24,9 +26,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from vlmedge.building import Precision
 from vlmedge.contracts import Array
 
-from ._half import cast, halve, is_typed
+from ._half import halve, is_typed
+from ._trt_apart import keep_apart
 from ._trt_operators import Version, names, operators
 from ._trt_plain import restored
+from ._trt_state import halve_state
+from ._trt_sums import SUMS_AT_ONCE, is_over_last_axis, sum_in_float, sum_of_pairs
 
 _FLOAT = ir.DataType.FLOAT
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
@@ -42,8 +47,10 @@ def lower(
     model: ir.Model,
     version: Version,
     precision: Precision,
-    state: Collection[str] = (),
+    state: Collection[tuple[str, str]] = (),
     exact: Collection[str] = (),
+    *,
+    record: bool = False,
 ) -> bool:
     """Make a graph fit for a version, in place; tell whether anything changed.
 
@@ -51,8 +58,10 @@ def lower(
         model: A portable graph; its weights are not read, but for scales.
         version: TensorRT's.
         precision: What float layers compute in.
-        state: Inputs and outputs that never leave the device; they become float16 too.
+        state: Pairs (output, the input that it becomes) that never leave the device; they become
+            float16 too.
         exact: Nodes that stay float32, by the name of their first output.
+        record: Whether its steps are to be recorded, as those with a loop cannot be.
     """
     table = operators(version)
     changed = False
@@ -61,7 +70,10 @@ def lower(
         if node.op_type == "Gelu" and "Gelu" not in table.types:
             _replace(node, _gelu(model.graph, node))
         elif node.op_type == "CumSum" and dtype in _INTEGERS:
-            _sum_in_float(model.graph, node, dtype)
+            if record and version < SUMS_AT_ONCE and is_over_last_axis(node):
+                _replace(node, sum_of_pairs(model.graph, node))
+            else:
+                sum_in_float(model.graph, node, dtype)
         elif node.op_type == "Clip" and dtype in _INTEGERS:
             _replace(node, _bounds(node))
         elif node.op_type == "Shape" and {"start", "end"} & set(node.attributes):
@@ -73,9 +85,12 @@ def lower(
         changed = _to_opset_17(model) or changed
         changed = _weights_in_float(model.graph) or changed
         changed = _add_zero_points(model.graph) or changed
+        changed = (bool(state) and keep_apart(model)) or changed
     elif precision == "float16" and not is_typed(model):
-        halve(model, state, exact)
+        halve(model, {name for pair in state for name in pair}, exact)
         changed = True
+    if is_typed(model):
+        changed = halve_state(model, state) or changed
     if changed:
         RemoveUnusedNodesPass()(model)
         _drop_unused(model)
@@ -114,23 +129,6 @@ def _gelu(graph: ir.Graph, gelu: ir.Node) -> list[ir.Node]:
         bent = add("Erf", add("Mul", x, number(math.sqrt(0.5))))
     add("Mul", add("Mul", x, number(0.5)), add("Add", bent, number(1.0)))
     return nodes
-
-
-def _sum_in_float(graph: ir.Graph, node: ir.Node, dtype: ir.DataType) -> None:
-    """Put Cast around a CumSum of integers; floats count exactly up to 2^24, more than positions.
-
-    x int64 -> Cast float32 -> CumSum -> Cast int64
-    """
-    source, old = node.inputs[0], node.outputs[0]
-    assert source is not None
-    before = cast(source, _FLOAT, f"{source.name}.float")
-    graph.insert_before(node, before)
-    node.replace_input_with(0, before.outputs[0])
-    after = cast(old, dtype, f"{old.name}.integer")
-    old.replace_all_uses_with(after.outputs[0], replace_graph_outputs=True)
-    after.replace_input_with(0, old)
-    old.type = ir.TensorType(_FLOAT)
-    graph.insert_after(node, after)
 
 
 def _bounds(clip: ir.Node) -> list[ir.Node]:

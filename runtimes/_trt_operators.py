@@ -124,6 +124,7 @@ def operators(version: Version) -> Operators:
         types |= {name: t for name, t in narrow.items() if name in types}
         for name in ("TopK", "ArgMax", "ArgMin"):
             types[name] = _FLOAT | {"int32", "int64"}  # INT32 by the 8.6 change log
+        types["ReduceSum"] = _FLOAT | {"int32", "int64"}  # it sums INT32 too: seen on 8.6.0
     if version >= (10, 12):
         types["Pow"] = _NUMBER
     return Operators(version, _opset(version), types)

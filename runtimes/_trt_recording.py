@@ -9,15 +9,13 @@ lies in buffers of a capacity, of which a step looks at everything, masked where
 
 That gives what a plain step gives where a graph finds out positions from its mask or is fed them.
 Where it counts keys instead (a window, a bias by distance) it does not, so a build tries both, and
-keeps recordings only where they are equal and faster (`proven`).
-
-Texts of several rows run plain: with TensorRT 8.6 on an H200, one of three captions that tiny-blip
-in int8 wrote by a recording was wrong, and nobody has found out why.
+keeps recordings only where they are equal and faster (`proven`), for one row and for several.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,13 +28,16 @@ from vlmedge.contracts import Array, Graph
 from vlmedge.errors import VlmEdgeError
 from vlmedge.manifest import ComponentParity
 from vlmedge.parity import compare, worst
+from vlmedge.spec import Component
 
 from ._probe import Probe
-from ._trt_graph import TrtGraph, _Buffer, _Held
+from ._trt_graph import TrtGraph, _Held
+from ._trt_room import Room
 
 CAPACITY_MIN = 256  # positions of a new cache; few sizes make few recordings
 PLAIN_STEPS = 2  # before a text is worth a recording; beams, which move rows, never get that far
 PROOF_STEPS = 12  # of which the second half is timed
+PROOF_ROWS = 3  # a kernel that is wrong about rows was seen to be wrong from the third on
 _LOG = logging.getLogger("vlmedge.tensorrt")
 
 
@@ -47,25 +48,12 @@ class _Padded:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How a state tensor lies in memory: `rows` times some positions of `position_bytes`."""
-
-    rows: int
-    position_bytes: int
-
-    def bytes(self, positions: int) -> int:
-        """Return the size of so many positions in every row."""
-        return self.rows * positions * self.position_bytes
-
-
 class RecordedGraph(TrtGraph):
     """One deserialized engine that plays its steps."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._caches = {name: _Buffer(self._cuda) for name in self._became.values()}
-        self._longer = {name: _Buffer(self._cuda) for name in self._became}
+        self._rooms, self._places = self._make_rooms()
         self._most = self.profiles[-1]["past"].max
         assert self._contexts is not None
         self._alone: Any = self._contexts.fresh(len(self.profiles) - 1)
@@ -82,10 +70,10 @@ class RecordedGraph(TrtGraph):
 
     def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
         """Play a step, or run what is none."""
-        held = [feeds[name] for name in self._caches]
+        held = [feeds[name] for name in self._places]
         step = all(isinstance(value, (_Held, _Padded)) for value in held)
-        step = step and self._tokens(feeds) == 1 and held[0].shape[0] == 1 and not self._fails
-        used = self._used(next(iter(self._caches)), held[0]) if step else 0
+        step = step and self._tokens(feeds) == 1 and not self._fails
+        used = self._used(next(iter(self._places)), held[0]) if step else 0
         self._streak = self._streak + 1 if step else 0
         if step and self._streak > PLAIN_STEPS and used < self._most:
             return self._step(feeds, used)
@@ -115,47 +103,41 @@ class RecordedGraph(TrtGraph):
         if self._contexts is not None:
             self._forget()
             self._alone = None
-            for buffer in (*self._caches.values(), *self._longer.values()):
-                buffer.close()
+            for room in self._rooms:
+                room.close()
         super().close()
 
     def _step(self, feeds: dict[str, Any], used: int) -> dict[str, Any]:
         self._heard.clear()
-        self._enter({name: feeds[name] for name in self._caches}, used)
-        given = {n: self._widened(n, v, used) for n, v in feeds.items() if n not in self._caches}
+        self._enter({name: feeds[name] for name in self._places}, used)
+        given = {n: self._widened(n, v, used) for n, v in feeds.items() if n not in self._places}
         for name, array in given.items():
             self._sent(name, array, self._buffers[name])
         self._run(given)
-        for out, into in self._became.items():
-            layout = self._layout(into)
-            size = layout.position_bytes
-            self._cuda.copy_rows(
-                self._caches[into].address + used * size,
-                self._capacity * size,
-                self._longer[out].address + self._capacity * size,
-                (self._capacity + 1) * size,
-                size,
-                layout.rows,
-                self._stream,
-            )
+        for room in self._rooms:
+            room.keep(used, self._stream)
         plain = [spec for spec in self.component.outputs if spec.name not in self._became]
         arrays = {}
         for spec in plain:
-            shape = tuple(int(size) for size in self._alone.get_tensor_shape(spec.name))
-            array = np.empty(shape, self._dtypes[spec.name])
+            sizes = tuple(int(size) for size in self._alone.get_tensor_shape(spec.name))
+            array = np.empty(sizes, self._dtypes[spec.name])
             self._cuda.download(array, self._buffers[spec.name].address, self._stream)
             arrays[spec.name] = array
         self._cuda.wait(self._stream)
         found: dict[str, Any] = {
             spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in plain
         }
+        alike: dict[Any, _Padded] = {}
         for out, into in self._became.items():
-            found[out] = _Padded(self._shape(into, used + 1))
+            shape = self._inputs[into].shape
+            if shape not in alike:
+                alike[shape] = _Padded(self._shape(into, used + 1))
+            found[out] = alike[shape]
         return found
 
     def _run(self, given: Mapping[str, Any]) -> None:
         """Play the recording of these shapes and addresses; a first time runs and makes it."""
-        if self._recording is not None and self._recorded_for == self._places(given):
+        if self._recording is not None and self._recorded_for == self._known(given):
             self._cuda.play(self._recording, self._stream)
             return
         self._forget()
@@ -174,7 +156,7 @@ class RecordedGraph(TrtGraph):
             self._forget()
             self._fails = True
             return
-        self._recorded_for = self._places(given)
+        self._recorded_for = self._known(given)
 
     def _set_up(self, given: Mapping[str, Any]) -> None:
         """Tell the context shapes and places; whoever changes them spoils its recording.
@@ -184,7 +166,10 @@ class RecordedGraph(TrtGraph):
         """
         context = self._alone
         sent = [(name, array.shape, self._buffers[name].address) for name, array in given.items()]
-        held = [(n, self._shape(n, self._capacity), b.address) for n, b in self._caches.items()]
+        held = [
+            (name, self._shape(name, self._capacity), room.past(number))
+            for name, (room, number) in self._places.items()
+        ]
         for name, shape, address in (*sent, *held):
             if not context.set_input_shape(name, tuple(shape)):
                 raise VlmEdgeError(f"{self.component.name}: {name}: {self._last_words()}")
@@ -193,12 +178,12 @@ class RecordedGraph(TrtGraph):
             into = self._became.get(spec.name)
             if into is None:
                 shape = tuple(int(size) for size in context.get_tensor_shape(spec.name))
-                size = int(np.prod(shape)) * self._dtypes[spec.name].itemsize
-                buffer = self._buffers[spec.name]
+                size = math.prod(shape) * self._dtypes[spec.name].itemsize
+                address = self._buffers[spec.name].hold(size)
             else:
-                size = self._layout(into).bytes(self._capacity + 1)
-                buffer = self._longer[spec.name]
-            context.set_tensor_address(spec.name, buffer.hold(size))
+                room, number = self._places[into]
+                address = room.present(number)
+            context.set_tensor_address(spec.name, address)
 
     def _execute(self) -> None:
         if not self._alone.execute_async_v3(stream_handle=self._stream):
@@ -213,26 +198,19 @@ class RecordedGraph(TrtGraph):
             return
         packed = {name: self._packed(name, value) for name, value in state.items()}
         self._batch, self._capacity = batch, capacity
+        for room in self._rooms:
+            room.settle(batch, capacity, self._stream)
         for name, value in packed.items():
-            layout = self._layout(name)
-            size, whole = layout.position_bytes, layout.bytes(capacity)
-            address = self._caches[name].hold(whole)
-            self._cuda.clear(address, whole, self._stream)  # nan times a weight of 0 is nan
-            source = self._turn(name, value.turn).address
-            row = used * size
-            self._cuda.copy_rows(
-                address, capacity * size, source, row, row, layout.rows, self._stream
-            )
+            room, number = self._places[name]
+            room.enter(number, self._turn(name, value.turn).address, used, self._stream)
 
     def _packed(self, name: str, value: Any) -> Any:
         """Return a state tensor without the room behind it, as plain runs have it."""
         if not isinstance(value, _Padded):
             return value
-        layout, used = self._layout(name), self._used(name, value)
-        row = used * layout.position_bytes
-        target = self._turn(name, 0).hold(layout.bytes(used))
-        source, pitch = self._caches[name].address, self._capacity * layout.position_bytes
-        self._cuda.copy_rows(target, row, source, pitch, row, layout.rows, self._stream)
+        (room, number), used = self._places[name], self._used(name, value)
+        target = self._turn(name, 0).hold(math.prod(value.shape) * self._dtypes[name].itemsize)
+        room.leave(number, target, used, self._stream)
         return _Held(0, value.shape)
 
     def _widened(self, name: str, value: Any, used: int) -> Any:
@@ -259,16 +237,26 @@ class RecordedGraph(TrtGraph):
         known = {"batch": self._batch, "past": positions}
         return tuple(s if isinstance(s, int) else known[s] for s in self._inputs[name].shape)
 
-    def _layout(self, name: str) -> _Layout:
-        shape, axis = self._shape(name, 1), self._inputs[name].shape.index("past")
-        size = int(np.prod(shape[axis + 1 :])) * self._dtypes[name].itemsize
-        return _Layout(int(np.prod(shape[:axis])), size)
+    def _make_rooms(self) -> tuple[list[Room], dict[str, tuple[Room, int]]]:
+        """Return the rooms of the state, and for each of its inputs its room and number there."""
+        alike: dict[Any, list[str]] = {}
+        for name in self._became.values():
+            alike.setdefault((self._inputs[name].shape, self._dtypes[name]), []).append(name)
+        rooms: list[Room] = []
+        places: dict[str, tuple[Room, int]] = {}
+        for (shape, dtype), names in alike.items():
+            axis, sizes = shape.index("past"), [s if isinstance(s, int) else 1 for s in shape]
+            position_bytes = math.prod(sizes[axis + 1 :]) * dtype.itemsize
+            room = Room(self._cuda, len(names), math.prod(sizes[:axis]), position_bytes)
+            rooms.append(room)
+            places |= {name: (room, number) for number, name in enumerate(names)}
+        return rooms, places
 
-    def _places(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _known(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return all that a recording knows: shapes, and where tensors lie."""
         shapes = [(name, value.shape) for name, value in given.items()]
-        kept = (*self._buffers.values(), *self._caches.values(), *self._longer.values())
-        return (*shapes, self._capacity, *(buffer.address for buffer in kept))
+        plain = [buffer.address for buffer in self._buffers.values()]
+        return (*shapes, self._capacity, *plain, *(room.places for room in self._rooms))
 
     def _forget(self) -> None:
         if self._recording is not None:
@@ -298,6 +286,23 @@ def walked(graph: Graph, probe: Probe) -> tuple[list[dict[str, Array]], float]:
         times.append(time.perf_counter() - start)
     graph.reset()
     return found, 1000 * float(np.median(times[-PROOF_STEPS // 2 :]))
+
+
+def together(graph: TrtGraph, probe: Probe) -> tuple[list[dict[str, Array]], int]:
+    """Run the same with equal rows beside each other; return what they gave, and how many."""
+    rows = min(PROOF_ROWS, *(p["batch"].max for p in graph.profiles))
+    graph.reset()
+    steps = probe.steps(graph, PROOF_STEPS)
+    found = [graph.run(repeated(graph.component, feeds, rows)) for feeds in steps]
+    graph.reset()
+    return found, rows
+
+
+def repeated(component: Component, arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """Return inputs or outputs of one row as those of so many equal ones."""
+    tensors = (*component.inputs, *component.outputs)
+    by_row = {tensor.name for tensor in tensors if tensor.shape[:1] == ("batch",)}
+    return {n: np.repeat(a, rows, 0) if n in by_row else a for n, a in arrays.items()}
 
 
 def proven(

@@ -268,11 +268,16 @@ class Ort:
 
     def __init__(self, spin: bool | None = None) -> None:
         """Make one whose threads wait awake or asleep; none: as the machine's power has it."""
-        self._spin = spin
+        self._wanted = spin
 
-    def spinning(self, spin: bool) -> Ort:
-        """Return it as one whose threads wait awake, or asleep, wherever it runs."""
+    def spinning(self, spin: bool | None) -> Ort:
+        """Return it as one model's, whose threads wait awake or asleep; none: see `Spins`."""
         return Ort(spin)
+
+    @functools.cached_property
+    def _spin(self) -> bool:
+        """Whether threads wait awake; the machine is asked once, and not for each session."""
+        return not saves_power() if self._wanted is None else self._wanted
 
     def open(self, bundle: Bundle, component: str) -> Graph:
         """Open one session, on the lowered graph if there is something to lower."""
@@ -301,7 +306,7 @@ class Ort:
 ENGINE = Ort()
 
 
-def _opened(component: Component, file: Path, root: Path, spin: bool | None = None) -> Graph:
+def _opened(component: Component, file: Path, root: Path, spin: bool) -> Graph:
     """Open a lowered graph; its kernels tell how it keeps its state."""
     session = _session(file, root, spin)
     graph, fusions = file.read_bytes(), read_sidecar(file.parent).get("fusions") or ()
@@ -310,7 +315,7 @@ def _opened(component: Component, file: Path, root: Path, spin: bool | None = No
     return InPlaceGraph(component, session, fusions, counts=TURN in graph)
 
 
-def _session(file: Path, root: Path, spin: bool | None = None) -> ort.InferenceSession:
+def _session(file: Path, root: Path, spin: bool = True) -> ort.InferenceSession:
     """Open a graph whose weight files are named from `root`.
 
     ONNX Runtime maps the weights and lets each go once it is packed, so memory does not double.
@@ -327,7 +332,7 @@ def _session(file: Path, root: Path, spin: bool | None = None) -> ort.InferenceS
     # On a battery they sleep: a caption of 20 tokens by tiny-blip2 takes 12.1 ms of the cores'
     # time, not 15.7 (and on that machine, which was busy, 0.61 ms a token, not 0.75).
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
-    if bool(saves_power()) if spin is None else not spin:
+    if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if _overflows():  # have uint8 weights there, which are right and slower
         options.add_session_config_entry("session.x64quantprecision", "1")

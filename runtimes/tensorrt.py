@@ -10,7 +10,6 @@ is needed, so that the lint runs anywhere.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -37,10 +36,11 @@ from ._trt_attempts import FLOAT, attempts, has_rival
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda, connect
 from ._trt_graph import TrtGraph, read_profiles
+from ._trt_job import Job
 from ._trt_operators import version_of
 from ._trt_outcome import Outcome, read_outcome
-from ._trt_profile import profiles, refuse_unknown_axes
-from ._trt_recording import RecordedGraph, proven, recordable, walked
+from ._trt_profile import refuse_unknown_axes
+from ._trt_recording import RecordedGraph, proven, recordable, repeated, together, walked
 from ._trt_worker import PLAN, TIMING
 
 SLOWER = 1.05  # times differ by this much from run to run
@@ -71,9 +71,10 @@ class TensorRt:
         spec = bundle.spec.component(component)
         trt, cuda = api.load(), connect()
         options = cache.last_options(bundle, component, cuda.name)
-        folder, _ = cache.find(bundle, _identify(bundle, spec, trt, cuda, options))
+        job = Job(bundle, spec, trt, cuda, options, Probe(bundle), _Logged())
+        folder, _ = cache.find(bundle, _identify(job))
         if folder is None:
-            folder = self._built(bundle, spec, trt, cuda, options, Probe(bundle), _Logged()).folder
+            folder = self._built(job).folder
         return _opened(trt, cuda, spec, folder)
 
     def falling_back(self) -> Engine:
@@ -87,7 +88,7 @@ class TensorRt:
         dla.refuse_without(components, trt, cuda, options)
         probe = Probe(bundle)
         return [
-            self._built(bundle, component, trt, cuda, options, probe, progress)
+            self._built(Job(bundle, component, trt, cuda, options, probe, progress))
             for component in components
         ]
 
@@ -96,34 +97,27 @@ class TensorRt:
         number = version_of(version)
         found = []
         for component in _chosen(bundle, options):
-            found += lowered(bundle, component, number, options.precision)[2]
+            precision, record = options.precision, options.record
+            found += lowered(bundle, component, number, precision, record=record)[2]
         return found
 
-    def _built(
-        self,
-        bundle: Bundle,
-        component: Component,
-        trt: Any,
-        cuda: Cuda,
-        options: BuildOptions,
-        probe: Probe,
-        progress: Progress,
-    ) -> Built:
+    def _built(self, job: Job) -> Built:
         """Return one engine, built if it is not there; two processes build it once."""
-        identity = _identify(bundle, component, trt, cuda, options)
+        bundle, component, name = job.bundle, job.component, job.component.name
+        identity = _identify(job)
         folder, why = cache.find(bundle, identity)
         if folder is not None:
             return _report(component, folder, 0.0)
-        name = component.name
         if why:
-            progress.note(f"{name}: built again: {why}")
+            job.note(f"built again: {why}")
         engines = engines_folder(bundle, identity.key)
-        busy = f"{name}: another process builds it, waiting"
         start = time.monotonic()
         with (
             terminate_as_interrupt(),
             _full_disk(engines),
-            cache.workshop(engines, name, lambda: progress.note(busy)) as partial,
+            cache.workshop(
+                engines, name, lambda: job.note("another process builds it, waiting")
+            ) as partial,
         ):
             folder, _ = cache.find(bundle, identity)  # the other process may have been faster
             if folder is not None:
@@ -131,141 +125,90 @@ class TensorRt:
             timings = cache.timing_file(engines, identity)
             if timings.is_file():
                 (partial / TIMING).write_bytes(timings.read_bytes())
-            outcome = self._compile(bundle, component, trt, cuda, options, probe, progress, partial)
+            outcome = self._compile(job, partial)
             cache.keep_timing(partial / TIMING, timings)
-            folder = cache.store(partial, bundle, identity, options, outcome)
+            folder = cache.store(partial, bundle, identity, job.options, outcome)
         return _report(component, folder, time.monotonic() - start)
 
-    def _compile(
-        self,
-        bundle: Bundle,
-        component: Component,
-        trt: Any,
-        cuda: Cuda,
-        options: BuildOptions,
-        probe: Probe,
-        progress: Progress,
-        partial: Path,
-    ) -> Outcome:
+    def _compile(self, job: Job, partial: Path) -> Outcome:
         """Write the plan that is kept of the GPU's and a deep-learning accelerator's."""
-        steps = (bundle, component, trt, cuda, options, probe, progress, partial)
-        on_gpu = self._on_gpu(*steps)
-        core = dla.choose_core(bundle, component, trt, cuda, options, progress)
+        on_gpu, wanted = self._on_gpu(job, partial), job.options.dla
+        core = dla.choose_core(job)
         if core is None:
             return on_gpu
         plan, kept = partial / PLAN, partial / "gpu.plan"
         plan.replace(kept)
         try:
-            on_dla = dla.build(*steps, core)
+            on_dla = dla.build(job, partial, core)
         except BundleError as error:
-            if options.dla == "always":
+            if wanted == "always":
                 raise
-            progress.note(f"{component.name}: no DLA: {error}")
+            job.note(f"no DLA: {error}")
             kept.replace(plan)
             return on_gpu
         before, after = on_gpu.level4.latency_ms, on_dla.level4.latency_ms
-        told = f"{component.name}: the GPU takes {before:.2f} ms, the DLA {after:.2f} ms"
+        told = f"the GPU takes {before:.2f} ms, the DLA {after:.2f} ms"
         equal = on_dla.level4.parity is None or on_dla.level4.parity.passed
-        if options.dla == "always" or (equal and before > SLOWER * after):
-            progress.note(f"{told}: the DLA is kept")
+        if wanted == "always" or (equal and before > SLOWER * after):
+            job.note(f"{told}: the DLA is kept")
             return msgspec.structs.replace(on_dla, dropped={**on_gpu.dropped, "GPU": before})
-        progress.note(f"{told}: the GPU is kept")
+        job.note(f"{told}: the GPU is kept")
         kept.replace(plan)
         return msgspec.structs.replace(on_gpu, dropped={**on_gpu.dropped, "DLA": after})
 
-    def _on_gpu(
-        self,
-        bundle: Bundle,
-        component: Component,
-        trt: Any,
-        cuda: Cuda,
-        options: BuildOptions,
-        probe: Probe,
-        progress: Progress,
-        partial: Path,
-    ) -> Outcome:
+    def _on_gpu(self, job: Job, partial: Path) -> Outcome:
         """Write a plan; of one that rounds activations and one that does not, the faster."""
-        make = functools.partial(
-            self._finite, bundle, component, trt, cuda, options, probe, progress, partial
-        )
-        first = make(plain=False)
-        scheme = bundle.manifest.scheme
-        if not has_rival(bundle, component, api.version(trt), options):
+        first, scheme = self._finite(job, partial, plain=False), job.bundle.manifest.scheme
+        if not has_rival(job):
             return first
         plan, kept = partial / PLAN, partial / "rounded.plan"
         plan.replace(kept)
         try:
-            second = make(plain=True)
+            second = self._finite(job, partial, plain=True)
         except BundleError as error:
-            progress.note(f"{component.name}: {scheme} was not timed against float: {error}")
+            job.note(f"{scheme} was not timed against float: {error}")
             kept.replace(plan)
             return first
         before, after = first.level4.latency_ms, second.level4.latency_ms
         other = second.computed_in
-        told = f"{component.name}: {scheme} takes {before:.2f} ms, {other} {after:.2f} ms"
+        told = f"{scheme} takes {before:.2f} ms, {other} {after:.2f} ms"
         equal = second.level4.parity is None or second.level4.parity.passed
         if equal and before > SLOWER * after:
-            progress.note(f"{told}: {scheme} is dropped for it")
+            job.note(f"{told}: {scheme} is dropped for it")
             return msgspec.structs.replace(second, dropped={scheme: before})
-        progress.note(f"{told}: {scheme} is kept")
+        job.note(f"{told}: {scheme} is kept")
         kept.replace(plan)
         return msgspec.structs.replace(first, dropped={other: after})
 
-    def _finite(
-        self,
-        bundle: Bundle,
-        component: Component,
-        trt: Any,
-        cuda: Cuda,
-        options: BuildOptions,
-        probe: Probe,
-        progress: Progress,
-        partial: Path,
-        *,
-        plain: bool,
-    ) -> Outcome:
+    def _finite(self, job: Job, partial: Path, *, plain: bool) -> Outcome:
         """Write a plan whose outputs are finite, and hold it against the portable graph."""
-        version, built_for = api.version(trt), profiles(bundle.spec, component, options.axes)
-        lower = functools.partial(lowered, bundle, component, version, "float32", plain=plain)
-        left = attempts(component, version, options, lower, probe, progress, partial)
-        output = ""
+        bundle, component, probe = job.bundle, job.component, job.probe
+        left, output = attempts(job, partial, plain=plain), ""
         while attempt := next(left, None):
             precision, restored = attempt
             if output:
                 how = f"{len(restored)} nodes in float32, " if restored else ""
-                bad = f"{output} is nan or inf in float16"
-                progress.note(f"{component.name}: {bad}: {how}built again")
+                job.note(f"{output} is nan or inf in float16: {how}built again")
+            exact = {node.output for node in restored}
             try:
-                compile_component(
-                    bundle,
-                    component,
-                    version,
-                    built_for,
-                    precision,
-                    options,
-                    partial,
-                    cuda.memory(),
-                    progress,
-                    {node.output for node in restored},
-                    plain=plain,
-                )
+                compile_component(job, partial, job.profiles, precision, exact, plain=plain)
             except api.BeyondHalfError as error:
-                what = str(error).split(":")[0]
-                progress.note(f"{component.name}: {what}: built in float32")
+                job.note(f"{str(error).split(':')[0]}: built in float32")
                 left, output = iter([FLOAT]), ""
                 continue
-            plan = (partial / PLAN).read_bytes()
-            opening = trt, cuda, component, plan, built_for, partial / PLAN
+            plan = partial / PLAN
+            opening = job.trt, job.cuda, component, plan.read_bytes(), job.profiles, plan
             graph = TrtGraph(*opening)
             try:
                 output = not_finite(graph, probe)
                 if not output:
                     verdict = judge(bundle, graph, precision, probe)
-                    steps = walked(graph, probe) if options.record and recordable(graph) else None
+                    recorded = job.options.record and recordable(graph)
+                    steps = walked(graph, probe) if recorded else None
             finally:
                 graph.close()
             if not output:
-                records = steps is not None and _is_faster(opening, steps, bundle, probe, progress)
+                records = steps is not None and _is_faster(job, opening, steps)
                 return Outcome(precision, restored, verdict, records=records)
         raise BundleError(
             f"{component.name}: {output} is nan or inf even in float32: check the bundle with "
@@ -296,40 +239,36 @@ def _chosen(bundle: Bundle, options: BuildOptions) -> list[Component]:
     return [bundle.spec.component(name) for name in names]
 
 
-def _identify(
-    bundle: Bundle, component: Component, trt: Any, cuda: Cuda, options: BuildOptions
-) -> cache.Identity:
-    machine = (str(trt.__version__), cuda.name, cuda.capability)
-    built_for = profiles(bundle.spec, component, options.axes)
-    return cache.identify(bundle, component.name, machine, built_for, options)
+def _identify(job: Job) -> cache.Identity:
+    machine = (str(job.trt.__version__), job.cuda.name, job.cuda.capability)
+    return cache.identify(job.bundle, job.component.name, machine, job.profiles, job.options)
 
 
 def _is_faster(
-    opening: tuple[Any, ...],
-    steps: tuple[list[dict[str, Array]], float],
-    bundle: Bundle,
-    probe: Probe,
-    progress: Progress,
+    job: Job, opening: tuple[Any, ...], steps: tuple[list[dict[str, Array]], float]
 ) -> bool:
     """Tell whether an engine's steps are the same when they are recorded, and take less time."""
     plain, before = steps
     graph = RecordedGraph(*opening)
     try:
-        played, after = walked(graph, probe)
+        played, after = walked(graph, job.probe)
+        several, rows = together(graph, job.probe)
         recorded = graph.recorded
     finally:
         graph.close()
-    name, scheme = graph.component.name, bundle.manifest.scheme
-    parity = proven("fp16" if scheme == "float32" else scheme, plain, played)
-    told = f"{name}: a step takes {before:.2f} ms, recorded {after:.2f} ms"
+    scheme = job.bundle.manifest.scheme
+    alone = [repeated(job.component, step, rows) for step in plain]
+    tolerated = "fp16" if scheme == "float32" else scheme
+    parity = proven(tolerated, [*plain, *alone], [*played, *several])
+    told = f"a step takes {before:.2f} ms, recorded {after:.2f} ms"
     if not recorded:
-        progress.note(f"{name}: its steps cannot be recorded")
+        job.note("its steps cannot be recorded")
     elif not parity.passed:
-        progress.note(f"{name}: recorded steps give something else (cosine {parity.cosine:.4f})")
+        job.note(f"recorded steps give something else (cosine {parity.cosine:.4f})")
     elif before < SLOWER * after:
-        progress.note(f"{told}: they are not recorded")
+        job.note(f"{told}: they are not recorded")
     else:
-        progress.note(f"{told}: they are recorded")
+        job.note(f"{told}: they are recorded")
         return True
     return False
 

@@ -97,6 +97,17 @@ def test_threads_sleep_on_a_battery_unless_asked_otherwise(
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
 
 
+def test_machine_is_asked_once_for_all_of_a_model(
+    clip_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr(ort, "saves_power", lambda: asked.append(None) or "")
+    for number in (1, 2):  # another model asks again: the machine may have been unplugged
+        model = vlmedge.load(clip_bundle)
+        assert all(model.graphs[name] for name in model.graphs)
+        assert len(asked) == number
+
+
 def test_spinning_is_refused_by_engines_that_have_none(clip_bundle: Path) -> None:
     with pytest.raises(InputError, match="tensorrt has no threads that spin: leave spin out"):
         vlmedge.load(clip_bundle, "tensorrt", spin=False)

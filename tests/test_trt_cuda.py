@@ -12,7 +12,8 @@ import pytest
 from vlmedge.errors import VlmEdgeError
 from vlmedge.registry import ENGINES
 
-cuda = import_module(f"{import_module(type(ENGINES['tensorrt']).__module__).__package__}._trt_cuda")
+package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
+cuda, rooms = (import_module(f"{package}._trt_{name}") for name in ("cuda", "room"))
 OUT_OF_MEMORY, INVALID = 2, 1
 TEXTS = {OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid argument"}
 
@@ -197,6 +198,33 @@ def test_rows_are_copied_from_pitch_to_pitch(gpu: Any, runtime: _Runtime) -> Non
     assert runtime.kinds == [1, 3, 2]
     gpu.copy_rows(target, 20, source, 12, 0, 2, stream)  # nothing to copy is no call
     assert len(runtime.kinds) == 3
+
+
+def test_newest_position_of_all_tensors_moves_by_one_copy(gpu: Any, runtime: _Runtime) -> None:
+    """Two tensors of two texts with three heads; a position is two numbers."""
+    stream, numbers = gpu.stream(), np.random.default_rng(0)
+    pasts = numbers.standard_normal((2, 6, 2, 2), np.float32)
+    presents = numbers.standard_normal((2, 6, 5, 2), np.float32)
+    room = rooms.Room(gpu, tensors=2, heads=3, position_bytes=8)
+    room.settle(2, 4, stream)
+    assert (room.past(1) - room.past(0)) % 256 == (room.present(1) - room.present(0)) % 256 == 0
+    source, target = gpu.allocate(pasts[0].nbytes), gpu.allocate(6 * 3 * 8)
+    for number, (past, present) in enumerate(zip(pasts, presents, strict=True)):
+        gpu.upload(source, past, stream)
+        room.enter(number, source, 2, stream)
+        gpu.upload(room.present(number), present, stream)
+    before = len(runtime.kinds)
+    room.keep(2, stream)
+    assert len(runtime.kinds) == before + 1
+    for number, (past, present) in enumerate(zip(pasts, presents, strict=True)):
+        got, whole = np.empty((6, 3, 2), np.float32), np.empty((6, 4, 2), np.float32)
+        room.leave(number, target, 3, stream)
+        gpu.download(got, target, stream)
+        np.testing.assert_array_equal(got, np.concatenate([past, present[:, 4:]], 1))
+        gpu.download(whole, room.past(number), stream)
+        assert not whole[:, 3:].any()  # what nobody has filled yet
+    room.close()
+    assert room.places == (0, 0)
 
 
 def test_recording_is_made_ready_played_and_dropped(gpu: Any, runtime: _Runtime) -> None:

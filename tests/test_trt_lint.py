@@ -139,7 +139,7 @@ def test_findings_are_printed_and_counted(clip_int8: Path, vlmedge: Any, monkeyp
     engine = import_module(type(ENGINES["tensorrt"]).__module__)
     draft = _Draft()
     finding = lint.lint("part", draft.model(draft.add("Det", draft.x)), V10_3, cached=False)
-    monkeypatch.setattr(engine, "lowered", lambda *a: (None, False, finding))
+    monkeypatch.setattr(engine, "lowered", lambda *a, **k: (None, False, finding))
     ran = vlmedge("build", clip_int8, "--check-only", "--tensorrt", "10.3")
     assert ran.code == 1
     for word in ("part", "Det", "n0", "its parser has no such operator"):
@@ -409,6 +409,36 @@ def test_sum_of_integers_is_exact() -> None:
     assert problems(model, V11) == ""
 
 
+@pytest.mark.parametrize(
+    ("axis", "dtype", "attributes"),
+    [
+        (1, np.int64, {}),
+        (-1, np.int32, {}),
+        (0, np.int64, {}),
+        (1, np.int64, {"exclusive": 1}),
+        (1, np.int64, {"reverse": 1}),
+    ],
+)
+@pytest.mark.parametrize("version", [(8, 6), V10_3])
+@pytest.mark.parametrize("record", [True, False])
+def test_sum_over_the_last_axis_is_no_loop_where_it_is_recorded(
+    axis: int, dtype: Any, attributes: dict[str, int], version: tuple[int, int], record: bool
+) -> None:
+    kind = ir.DataType.from_numpy(np.dtype(dtype))
+    draft = _Draft(dtype=kind)
+    where = draft.constant(axis, np.int64)
+    model = draft.model(draft.add("CumSum", draft.x, where, dtype=kind, **attributes))
+    x = np.random.default_rng(0).integers(0, 2**20, (2, 8)).astype(dtype)
+    (expected,) = run(model, x=x)
+    assert lower.lower(model, version, "float16", record=record)
+    (found,) = run(model, x=x)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected)
+    assert problems(model, version) == ""
+    loops = "CumSum" in {node.op_type for node in model.graph}
+    assert loops == (not record or axis == 0 or bool(attributes))  # no family has the latter two
+
+
 @pytest.mark.parametrize("bounds", [(-3, 5), (-3, None), (None, 5), (5, -3), (None, None)])
 def test_integers_are_clipped_exactly(bounds: tuple[int | None, int | None]) -> None:
     draft = _Draft(dtype=ir.DataType.INT64)
@@ -552,8 +582,62 @@ def test_scale_too_small_for_float16_keeps_its_node_in_float32() -> None:
 def test_state_is_float16_and_the_rest_keeps_its_type(blip2_bundle: Path) -> None:
     bundle = Bundle.load(blip2_bundle)
     model = ir.load(bundle.graph_file("decoder"))
-    state = {name for pair in bundle.spec.component("decoder").state for name in pair}
-    lower.lower(model, V10_3, "float16", state)
+    pairs = bundle.spec.component("decoder").state
+    state = {name for pair in pairs for name in pair}
+    lower.lower(model, V10_3, "float16", pairs)
     for value in (*model.graph.inputs, *model.graph.outputs):
         expected = HALF if value.name in state else FLOAT
         assert value.dtype in (expected, ir.DataType.INT64)
+
+
+@pytest.mark.parametrize("version", [(8, 6), V10_3, V11])
+def test_state_of_a_graph_that_a_scheme_has_typed_is_float16(version: tuple[int, int]) -> None:
+    draft = _Draft(dtype=FLOAT)
+    narrow = draft.add("Cast", draft.x, dtype=HALF, to=int(HALF))
+    longer = draft.add("Concat", narrow, narrow, dtype=HALF, axis=0)
+    model = draft.model(draft.add("Cast", longer, to=int(FLOAT)))
+    x = np.random.default_rng(0).standard_normal((2, 8), np.float32)
+    (expected,) = run(model, x=x)
+    assert lower.lower(model, version, "float16", [("y", "x")])
+    assert [node.op_type for node in model.graph] == ["Concat"]
+    assert (model.graph.inputs[0].dtype, model.graph.outputs[0].dtype) == (HALF, HALF)
+    (found,) = run(model, x=x.astype(np.float16))
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("full", ["past", "present"])
+def test_state_that_a_scheme_keeps_in_float32_stays(full: str) -> None:
+    """It may hold what float16 does not have."""
+    draft = _Draft(dtype=FLOAT)
+    narrow = draft.add("Cast", draft.x, dtype=HALF, to=int(HALF))
+    if full == "past":
+        longer = draft.add("Concat", draft.x, draft.x, axis=0)
+        read = draft.add("Relu", narrow, dtype=HALF)
+        y = draft.add("Add", longer, draft.add("Cast", read, to=int(FLOAT)))
+    else:
+        y = draft.add(
+            "Relu", draft.add("Cast", draft.add("Relu", narrow, dtype=HALF), to=int(FLOAT))
+        )
+    model = draft.model(y)
+    assert not lower.lower(model, V11, "float16", [("y", "x")])
+    assert (model.graph.inputs[0].dtype, model.graph.outputs[0].dtype) == (FLOAT, FLOAT)
+
+
+@pytest.mark.parametrize("version", [(8, 6), V10_3])
+def test_softmax_of_a_decoder_is_kept_apart_in_8_6(
+    version: tuple[int, int], blip2_bundle: Path
+) -> None:
+    bundle = Bundle.load(blip2_bundle)
+    for name in ("decoder", "qformer"):
+        model = ir.load(bundle.graph_file(name))
+        pairs = bundle.spec.component(name).state
+        lower.lower(model, version, "float32", pairs)
+        behind = [
+            {use.node.op_type for use in node.outputs[0].uses()}
+            for node in model.graph
+            if node.op_type == "Softmax"
+        ]
+        apart = bool(pairs) and version == (8, 6)
+        assert behind and behind == [{"Relu" if apart else "MatMul"}] * len(behind)
+        assert problems(model, version) == ""

@@ -92,8 +92,11 @@ class FallsBack(Protocol):
 class Spins(Protocol):
     """An engine whose threads may wait awake between operators: faster, and never idle."""
 
-    def spinning(self, spin: bool) -> Engine:
-        """Return this engine as one whose threads wait awake, or asleep, wherever it runs."""
+    def spinning(self, spin: bool | None) -> Engine:
+        """Return this engine as one model's, whose threads wait awake or asleep.
+
+        None: awake unless the machine saves power when the first component is opened.
+        """
         ...
 
 

@@ -150,10 +150,10 @@ class Model:
                     "(--allow-fallback) out"
                 )
             chosen = chosen.falling_back()
-        if spin is not None:
-            if not isinstance(chosen, Spins):
-                raise InputError(f"{engine} has no threads that spin: leave spin out")
+        if isinstance(chosen, Spins):
             chosen = chosen.spinning(spin)
+        elif spin is not None:
+            raise InputError(f"{engine} has no threads that spin: leave spin out")
         self.graphs = Graphs(bundle, chosen, low_memory=low_memory)
         self._parts = Parts(bundle, self.graphs)
         self._kept = Kept(int(session_mib * 2**20))
