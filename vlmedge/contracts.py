@@ -153,7 +153,10 @@ class Harm:
 
 
 class Scheme(Protocol):
-    """`SCHEME` in quantize/<name>.py: a portable graph in, a smaller portable graph out."""
+    """`SCHEME` in quantize/<name>.py: a portable graph in, a smaller portable graph out.
+
+    The fields of one that is a `msgspec.Struct` are options, which a recipe may set.
+    """
 
     @property
     def timed(self) -> bool:
