@@ -95,8 +95,17 @@ def read_image_front_end(folder: Path, default: ImageFrontEnd) -> ImageFrontEnd:
     return front_end({**filled, **config})
 
 
-def read_generation(folder: Path, text_config: Any) -> Generation:
-    """Read generation_config.json; what it leaves out comes from the text config."""
+LOCATED_TOKENS = 256  # of an answer that says where things are: a box alone takes four and more
+
+
+def read_generation(folder: Path, text_config: Any, max_tokens: int | None = None) -> Generation:
+    """Read generation_config.json; what it leaves out comes from the text config.
+
+    Args:
+        folder: Of the checkpoint.
+        text_config: Of its language model.
+        max_tokens: What an answer may have where the checkpoint does not say it; none: as always.
+    """
     config = read_json(folder, "generation_config.json") or {}
 
     def pick(name: str) -> Any:
@@ -125,6 +134,8 @@ def read_generation(folder: Path, text_config: Any) -> Generation:
     }
     if config.get("early_stopping") is not None:
         options["early_stopping"] = bool(config["early_stopping"])
+    if max_tokens is not None:
+        options.setdefault("max_tokens", max_tokens)
     return Generation(
         eos_ids=eos_ids,
         pad_id=pad if pad is not None else eos_ids[0] if eos_ids else 0,

@@ -32,6 +32,7 @@ from vlmedge.spec import (
 )
 
 from ._checkpoint import (
+    LOCATED_TOKENS,
     TOKENIZER,
     bare,
     read_config,
@@ -62,7 +63,6 @@ TIED = {"lm_head.weight": EMBED_TOKENS}
 CROSS = DECODER + ".layers.{}.encoder_attn.{}_proj"
 TEMPORAL = f"{PROJECTOR}.visual_temporal_embed."  # a table of sines, of which one row is read
 STD, MEAN = (0.229, 0.224, 0.225), (0.485, 0.456, 0.406)
-ANSWER_TOKENS = 256  # a box takes four, and its name
 OFFSET = 2  # of BART's positions
 # What its processor makes of <CAPTION>, <DETAILED_CAPTION> and so on: the model reads the words.
 WORDS = {
@@ -419,11 +419,8 @@ def _start(folder: Path, text: Any) -> int:
 def _generation(folder: Path, text: Any, room: int) -> Generation:
     """Read the defaults; answers may be long unless the checkpoint says otherwise."""
     written = read_json(folder, "generation_config.json") or {}
-    found = read_generation(folder, text)
-    length = {} if "max_new_tokens" in written else {"max_tokens": min(ANSWER_TOKENS, room - 1)}
-    return msgspec.structs.replace(
-        found, forced_bos_id=written.get("forced_bos_token_id"), **length
-    )
+    found = read_generation(folder, text, min(LOCATED_TOKENS, room - 1))
+    return msgspec.structs.replace(found, forced_bos_id=written.get("forced_bos_token_id"))
 
 
 def _check_copies(weights: Weights) -> None:

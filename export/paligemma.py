@@ -28,6 +28,7 @@ from vlmedge.spec import (
 
 from . import _mask_decoder
 from ._checkpoint import (
+    LOCATED_TOKENS,
     TOKENIZER,
     bare,
     read_config,
@@ -169,7 +170,8 @@ class PaliGemma:
             image_mean=(0.5, 0.5, 0.5),
             image_std=(0.5, 0.5, 0.5),
         )
-        generation = read_generation(folder, text)
+        answer_tokens = min(LOCATED_TOKENS, text.max_position_embeddings // 2)
+        generation = read_generation(folder, text, answer_tokens)
         words = {"image_token_index": config.image_token_id, "bos_token_id": generation.bos_id}
         found: list[str] = []
         for field, number in words.items():

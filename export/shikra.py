@@ -34,9 +34,9 @@ from vlmedge.spec import (
 
 from ._checkpoint import (
     CLIP_STD,
+    LOCATED_TOKENS,
     read_generation,
     read_image_front_end,
-    read_json,
     read_tokenizer,
 )
 from ._decoder import EMBED_TOKENS, TIED, Decoder
@@ -63,7 +63,6 @@ PATCH, START, END = "<im_patch>", "<im_start>", "<im_end>"
 NORM = "language_model.model.norm.weight"
 DELTA_LIMIT = 0.1  # mean size of a norm's weights: LLaMA's are about 1, a difference is near 0
 WHITE = (255, 255, 255)
-ANSWER_TOKENS = 256  # each figure of a box is a token
 # vicuna_v1.1. The tokenizer that it was trained with took the space before a picture away.
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -177,9 +176,7 @@ class Shikra:
         cure = "download both again"
         patch, words = add_marks(folder, tokenizer, weights, (PATCH, START, END), cure)
         config.text_config.vocab_size = words
-        generation = read_generation(folder, config.text_config)
-        if "max_new_tokens" not in (read_json(folder, "generation_config.json") or {}):
-            generation = msgspec.structs.replace(generation, max_tokens=ANSWER_TOKENS)
+        generation = read_generation(folder, config.text_config, LOCATED_TOKENS)
         eos = tokenizer.id_to_token(generation.eos_ids[0]) if generation.eos_ids else None
         if eos is None:
             raise CheckpointError(

@@ -157,6 +157,27 @@ def test_draw_tints_what_a_raster_is_around() -> None:
     np.testing.assert_allclose(drawn.getpixel((80, 60)), expected, atol=1)
 
 
+@pytest.mark.parametrize(("kind", "tokens"), [("paligemma", 128), ("shikra", 256)])
+def test_answers_have_room_for_boxes_unless_the_checkpoint_says_how_long(
+    kind: str, tokens: int, tmp_path: Path
+) -> None:
+    """At most half of the model's positions, of which the tiny PaliGemma has 256."""
+    tiny(kind, tmp_path)
+
+    def most() -> int:
+        defaults = FAMILIES[kind].open(tmp_path).spec.generation
+        assert defaults is not None
+        return defaults.max_tokens
+
+    file = next(tmp_path.rglob("generation_config.json"))
+    written = json.loads(file.read_text())
+    written.pop("max_new_tokens", None)
+    file.write_text(json.dumps(written))
+    assert most() == tokens
+    file.write_text(json.dumps(written | {"max_new_tokens": 7}))
+    assert most() == 7
+
+
 def test_detect_finds_boxes_of_several_pictures(finder: Path, pictures: list[Path]) -> None:
     model = vlmedge.load(finder)
     alone = [model.detect(picture, "cat; dog") for picture in pictures]
