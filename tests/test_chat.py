@@ -114,6 +114,14 @@ def test_reply_that_is_cut_short_stays(model: vlmedge.Model, image) -> None:  # 
     assert len(chat.turns) == 2
 
 
+def test_replies_are_longer_than_captions_unless_told(model: vlmedge.Model) -> None:
+    assert model.bundle.spec.generation is not None
+    beyond = model.bundle.spec.generation.max_tokens + 1
+    assert model.chat().ask("what?", min_tokens=beyond)
+    with pytest.raises(InputError, match="min_tokens"):
+        model.chat(max_tokens=beyond - 1).ask("what?", min_tokens=beyond)
+
+
 def test_model_that_does_not_chat_is_refused(blip2_bundle: Path) -> None:
     with pytest.raises(UnknownNameError, match="no task 'chat'"):
         vlmedge.load(blip2_bundle).chat()

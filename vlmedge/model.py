@@ -44,7 +44,7 @@ from vlmedge.tasks._kept import Kept
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
 from vlmedge.tasks._pipeline import Answers, OnError, is_stream, respond
 from vlmedge.tasks._turns import each_in_turn, in_turn
-from vlmedge.tasks.chat import Chat
+from vlmedge.tasks.chat import Chat, reply_tokens
 from vlmedge.tasks.generate import Example
 from vlmedge.tasks.paint import Painting
 from vlmedge.tasks.regions import Region
@@ -468,10 +468,13 @@ class Model:
 
         Args:
             system: What the model is told before the first turn; default: the checkpoint's own.
-            **options: As of `caption`, for every reply; one reply's can be given with it.
+            **options: As of `caption`, for every reply; one reply's can be given with it. A reply
+                has 256 tokens at most, or as many as the checkpoint says if that is more.
         """
         task = self._task("chat", ChatTask)
         write = self._task(task.write, GenerateTask)
+        if options.get("max_tokens") is None:
+            options["max_tokens"] = reply_tokens(self._parts)
         return Chat(self._parts, task, write, self._parts.options_of_a_stream(options), system)
 
     @overload

@@ -19,6 +19,15 @@ from . import generate as generating
 from ._parts import Parts
 from ._turns import each_in_turn, in_turn
 
+REPLY_TOKENS = 256  # a bundle's own default is for captions
+
+
+def reply_tokens(parts: Parts) -> int:
+    """Return how long a reply may be unless the caller says it: at most half of the positions."""
+    defaults = parts.bundle.spec.generation
+    most = REPLY_TOKENS if defaults is None else max(defaults.max_tokens, REPLY_TOKENS)
+    return min(most, parts.text_front.max_tokens // 2)
+
 
 class Chat:
     """One conversation; made by `Model.chat`.
