@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -83,7 +83,7 @@ def row(kind: str, notes: dict[str, int]) -> str:
     for version in VERSIONS:
         reasons: dict[str, list[str]] = defaultdict(list)
         for scheme, what in sorted(found[version]):
-            reasons[scheme].append(str(notes.setdefault(what, len(notes) + 1)))
+            reasons[scheme].append(str(notes.setdefault(what, max(notes.values(), default=0) + 1)))
         refused = [f"refuses {scheme} ({', '.join(why)})" for scheme, why in reasons.items()]
         cells.append("; ".join(refused) or "passes")
     return f"| {' | '.join(cells)} |"
@@ -108,6 +108,12 @@ def read_page(page: Path) -> tuple[dict[str, str], dict[str, int]]:
     return rows, notes
 
 
+def named(rows: Iterable[str]) -> set[int]:
+    """Return the numbers of what rows refuse: a kind that is judged again may refuse less."""
+    lists = (found for row in rows for found in re.findall(r"\(([\d, ]+)\)", row))
+    return {int(number) for listed in lists for number in listed.split(", ")}
+
+
 def main() -> None:
     """Judge the kinds that are named, or all of them, and write the page."""
     import torch
@@ -121,6 +127,7 @@ def main() -> None:
     columns = ("family", "kind", "components", *VERSIONS)
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     lines += [rows[kind] for kind in families() if kind in rows]
+    notes = {what: number for what, number in notes.items() if number in named(rows.values())}
     if notes:
         lines += ["", "What is refused, by number:", ""]
         lines += [f"{number}. {what}" for what, number in notes.items()]

@@ -185,17 +185,22 @@ def test_worker_that_fails_is_a_row_with_its_reason(
                 worker.ask({})
 
 
+def answer(worker: Path, sample: str) -> None:
+    """Write a worker that opens and then gives a sample, an expression, whenever it is asked."""
+    worker.write_text(
+        "import json, os\n"
+        "input()\n"
+        "print(json.dumps({'opened_s': 1, 'variant': None, 'versions': {}}), flush=True)\n"
+        f"told = json.dumps({{'sample': {sample}, 'peak_mib': 2}})\n"
+        "while input(): print(told, flush=True)\n"
+    )
+
+
 def test_a_side_that_fails_leaves_the_others_alone(
     peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers.turns, "WORKERS", tmp_path)
-    (tmp_path / "well.py").write_text(
-        "import json\n"
-        "print(json.dumps({'opened_s': 1, 'variant': None, 'versions': {}}), flush=True)\n"
-        "while input(): print(json.dumps({'sample': {'x': 1.5}, 'peak_mib': 2}), flush=True)\n"
-    )
-    well = (tmp_path / "well.py").read_text()
-    (tmp_path / "well.py").write_text(f"input()\n{well}")
+    answer(tmp_path / "well.py", "{'x': 1.5}")
     (tmp_path / "ill.py").write_text("input(); raise SystemExit('ill')")
 
     def of(name: str) -> Any:
@@ -213,12 +218,7 @@ def test_sides_are_opened_anew_for_each_start(
     peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers.turns, "WORKERS", tmp_path)
-    (tmp_path / "own.py").write_text(
-        "import json, os\n"
-        "input(); print(json.dumps({'opened_s': 1, 'variant': None}), flush=True)\n"
-        "told = json.dumps({'sample': {'x': os.getpid()}, 'peak_mib': 2})\n"
-        "while input(): print(told, flush=True)\n"
-    )
+    answer(tmp_path / "own.py", "{'x': os.getpid()}")
     side = peers.cases.Side("own", "host", "own.py", "fp32", lambda kit: {})
     case = peers.cases.Case("one", (peers.cases.Metric("x", "x"),), (side,))
     kit = peers.kit.Kit(tmp_path, threads=1)

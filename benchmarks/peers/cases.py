@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,13 @@ def classify(title: str, kind: str) -> Case:
     return Case(title, (IMAGES,), sides, lambda kit: Work(image_gop=tower_gop(vision(kit, kind))))
 
 
+def vlmedge_decoder(kit: Kit, kind: str, scheme: str) -> Task:
+    """Name a bundle, and the bytes that its decoder reads for a token."""
+    bundle = kit.bundle(kind, scheme)
+    files = [bundle / "graphs" / f"decoder.{end}" for end in ("onnx", "bin")]
+    return {"bundle": str(bundle), "weights_bytes": bytes_in(*files)}
+
+
 def decoder(title: str, ours: str, alone: str, bits: int) -> Case:
     """Compare decoders: a prompt, then greedy tokens.
 
@@ -230,11 +238,7 @@ def decoder(title: str, ours: str, alone: str, bits: int) -> Case:
         return int(text["vocab_size"] * text["hidden_size"] * bytes_each)
 
     def vlmedge(scheme: str) -> Side:
-        def task(kit: Kit) -> Task:
-            bundle = kit.bundle(ours, scheme)
-            files = [bundle / "graphs" / f"decoder.{end}" for end in ("onnx", "bin")]
-            return {"bundle": str(bundle), "weights_bytes": bytes_in(*files)}
-
+        task = partial(vlmedge_decoder, kind=ours, scheme=scheme)
         return side(f"vlmedge {scheme}", HOST, "with_vlmedge.py", task)
 
     def llama_cpp(kit: Kit) -> Task:
@@ -287,9 +291,7 @@ def caption(title: str, kind: str) -> Case:
 
     def vlmedge(scheme: str) -> Side:
         def task(kit: Kit) -> Task:
-            bundle = kit.bundle(kind, scheme)
-            files = [bundle / "graphs" / f"decoder.{end}" for end in ("onnx", "bin")]
-            return {**common(kit), "bundle": str(bundle), "weights_bytes": bytes_in(*files)}
+            return {**common(kit), **vlmedge_decoder(kit, kind, scheme)}
 
         return Side(f"vlmedge {scheme}", HOST, "with_vlmedge.py", "int8", task)
 
