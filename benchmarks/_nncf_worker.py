@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from vlmedge.arrays import Array
 from vlmedge.bench_worker import peak_memory_mib
 from vlmedge.bundle import Bundle
 from vlmedge.calibrating import Calibration
-from vlmedge.contracts import Array, Engine, Graph, Wanted
+from vlmedge.contracts import Engine, Graph, Wanted
 from vlmedge.graph import CheckedGraph
 from vlmedge.portable import load_graph, onnx_ir, save_graph
 from vlmedge.progress import SILENT

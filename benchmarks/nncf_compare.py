@@ -32,10 +32,11 @@ import numpy as np
 from _nncf_worker import COST, FEEDS, METHODS, load_feeds, session
 from make_checkpoint import write
 
+from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate
 from vlmedge.checkpoint import BUILT_INS, family_of
-from vlmedge.contracts import Array, Arrays, Export, Graph
+from vlmedge.contracts import Export, Graph
 from vlmedge.exporting import export
 from vlmedge.machine import this_machine
 from vlmedge.parity import compare, divergence

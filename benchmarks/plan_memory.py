@@ -19,7 +19,7 @@ from vlmedge.detect import detect
 from vlmedge.machine import this_machine
 from vlmedge.planning import Wish, look_up, make_plan
 from vlmedge.progress import SILENT
-from vlmedge.roofline import MIB
+from vlmedge.units import MIB
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "plan_memory.md"
 HEAD = """# What `vlmedge plan` predicts, and what ONNX Runtime takes

@@ -24,7 +24,7 @@ import transformers
 from make_checkpoint import write
 from onnxruntime.quantization import quantize_dynamic
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.exporting import export
 from vlmedge.registry import ENGINES
 

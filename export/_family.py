@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from vlmedge.adapter import Weighted
-from vlmedge.contracts import Array, Graph
+from vlmedge.arrays import Array
+from vlmedge.contracts import Graph
 from vlmedge.merged import Merged
 from vlmedge.rows import ROWS_AT_ONCE, ReadRows, Rows
 from vlmedge.spec import EmbeddingTable, ModelSpec

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.rows import ROWS_AT_ONCE
 from vlmedge.weights import RowReader
 

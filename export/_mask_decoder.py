@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.locations import CODES
 from vlmedge.shapes.paligemma import MASK_DECODER, MASK_FILE

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 
 from ._torch import Build, build_on_meta
 from ._weights import RowReader, Weights, row_reader

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError, VlmEdgeError
 from vlmedge.graph import CheckedGraph
 from vlmedge.spec import Component

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, TensorSpec
 

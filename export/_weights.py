@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.weights import RowReader, SafeWeights, Weights, finite, row_reader
 

@@ -22,7 +22,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers.models.seggpt.modeling_seggpt import SegGptAttention
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, ImageFrontEnd, ModelSpec, PaintTask, TensorSpec
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.spec import ImageFrontEnd
 
 from ._checkpoint import read_config, read_image_front_end

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import (
     Component,

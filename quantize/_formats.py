@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 
 from ._linear import Floats
 

@@ -19,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array, Harm, Stats
+from vlmedge.arrays import Array
+from vlmedge.contracts import Harm, Stats
 from vlmedge.spec import Component
 
 Floats = NDArray[np.float32]

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.contracts import Array, Harm, Stats, Wanted
+from vlmedge.arrays import Array
+from vlmedge.contracts import Harm, Stats, Wanted
 from vlmedge.errors import CheckpointError
 from vlmedge.manifest import KeptLayer
 from vlmedge.spec import Component

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 
 from ._trt_api import BeyondHalfError
 from ._trt_operators import names

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from vlmedge.arrays import Array
 from vlmedge.building import Precision
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Engine, Graph
+from vlmedge.contracts import Engine, Graph
 from vlmedge.graph import CheckedGraph
 from vlmedge.level4 import OnDevice, Verdict
 from vlmedge.machine import RESERVE_BYTES, free_bytes

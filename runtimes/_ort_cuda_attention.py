@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.spec import Component
 
 from ._ort_match import factored

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array, Arrays
+from vlmedge.arrays import Array, Arrays
 from vlmedge.errors import InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.spec import Component

@@ -31,7 +31,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.spec import Component
 
 from ._ort_attention import fuse, unsplit

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 
 BLOCK = 128  # weights of one column that share a scale, where the scheme has one for the column
 BLOCK_MIN = 16

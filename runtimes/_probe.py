@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Graph
+from vlmedge.contracts import Graph
 from vlmedge.prompt_rows import writing
 from vlmedge.spec import Component, MatchTask, TensorSpec
 from vlmedge.tasks._parts import Parts

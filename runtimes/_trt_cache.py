@@ -35,8 +35,9 @@ from vlmedge.building import (
     engines_folder,
     read_sidecar,
 )
-from vlmedge.bundle import Bundle, digest, replace_file
+from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
+from vlmedge.files import digest, replace_file
 
 from ._trt_outcome import Outcome
 from ._trt_worker import PLAN

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import VlmEdgeError
 
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind, driver_types.h

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge.arrays import Array, Arrays
 from vlmedge.building import AxisRange
-from vlmedge.contracts import Array, Arrays
 from vlmedge.errors import BundleError, InputError, VlmEdgeError
 from vlmedge.graph import CheckedGraph
 from vlmedge.spec import Component

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
+from vlmedge.arrays import Array
 from vlmedge.building import Finding
-from vlmedge.contracts import Array
 
 from ._trt_operators import Operators, Version, names, operators
 

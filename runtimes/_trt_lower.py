@@ -23,8 +23,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vlmedge.arrays import Array
 from vlmedge.building import Precision
-from vlmedge.contracts import Array
 
 from ._half import halve, is_typed
 from ._trt_apart import keep_apart

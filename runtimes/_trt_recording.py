@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array, Graph
+from vlmedge.arrays import Array
+from vlmedge.contracts import Graph
 from vlmedge.errors import VlmEdgeError
 from vlmedge.manifest import ComponentParity
 from vlmedge.parity import compare, worst

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.graph import CheckedGraph
 from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES
 from vlmedge.spec import Component

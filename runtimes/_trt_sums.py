@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 
 from ._half import cast
 

@@ -27,9 +27,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from vlmedge.arrays import Array, Arrays
 from vlmedge.building import SIDECAR, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Arrays, Graph
+from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
 from vlmedge.level4 import OnDevice

@@ -18,9 +18,10 @@ from typing import Any
 
 import msgspec
 
+from vlmedge.arrays import Array
 from vlmedge.building import BuildOptions, Built, Finding, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Engine, Graph
+from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import BundleError, MissingExtraError
 from vlmedge.progress import Advance, Progress
 from vlmedge.registry import ENGINES

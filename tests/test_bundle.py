@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from vlmedge import manifest as words
-from vlmedge.bundle import Bundle, replace_file
+from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
+from vlmedge.files import replace_file
 from vlmedge.manifest import CheckpointId, Manifest
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component, ModelSpec, TensorSpec

@@ -12,7 +12,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.generate import Prompt, generate, stream
 from vlmedge.graph import CheckedGraph

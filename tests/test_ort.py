@@ -18,9 +18,10 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 from tiny import tiny as tiny_checkpoint
 
+from vlmedge.arrays import Array
 from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle, read_manifest
-from vlmedge.contracts import Array, Graph
+from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.manifest import FORMAT, CheckpointId, Manifest

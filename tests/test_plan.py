@@ -14,7 +14,8 @@ from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.planning import Plan, Wish, follow, make_plan, read_shape, refusal
 from vlmedge.progress import SILENT
 from vlmedge.registry import device, devices
-from vlmedge.roofline import GIB, MIB, SCHEMES, engines
+from vlmedge.roofline import SCHEMES, engines
+from vlmedge.units import GIB, MIB
 
 # Peaks of ONNX Runtime must be within this of the prediction: below it a plan would promise too
 # much, above it refuse too much. Measured: 0.90 to 0.99 at CLIP B/16 and both tiny models.

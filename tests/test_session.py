@@ -15,7 +15,8 @@ from tiny import KINDS, tiny
 
 import vlmedge
 from vlmedge import generate as loop
-from vlmedge.contracts import Array, Graph
+from vlmedge.arrays import Array
+from vlmedge.contracts import Graph
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.exporting import export
 from vlmedge.scenes import draw_scene

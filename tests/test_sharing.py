@@ -17,9 +17,9 @@ from tiny import tiny
 
 import vlmedge as api
 from vlmedge import exporting, sharing
+from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, graph_path, weights_path
 from vlmedge.bundle_shape import bundle_shape
-from vlmedge.contracts import Array
 from vlmedge.errors import BundleError
 from vlmedge.manifest import FORMAT, CheckpointId, Manifest, Parity
 from vlmedge.portable import load_graph, save_graph

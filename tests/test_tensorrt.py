@@ -30,9 +30,10 @@ from tiny import KINDS, tiny
 
 import vlmedge
 from vlmedge import building, exporting, level4, tables_build
+from vlmedge.arrays import Array
 from vlmedge.building import AxisRange, BuildOptions
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Graph
+from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
 from vlmedge.model import Model
 from vlmedge.parity import compare

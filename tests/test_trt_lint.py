@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from tiny import KINDS
 
+from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array
 from vlmedge.errors import BundleError, InputError
 from vlmedge.registry import ENGINES
 

@@ -15,8 +15,8 @@ import pytest
 from overflow import COMPONENT, overflowing
 from test_trt_lint import FLOAT, HALF, V10_3, _Draft
 
+from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array
 from vlmedge.parity import compare
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, TensorSpec

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# From 1.29 on ONNX Runtime's wheels tell Microsoft on Linux too which models are opened (names,
-# hashes), and leave a device's id in ~/.cache. It reads this when it is imported; 0 allows it.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from vlmedge.version import __version__
 
 if TYPE_CHECKING:
     from vlmedge.model import Model as Model
@@ -20,7 +18,9 @@ if TYPE_CHECKING:
     from vlmedge.tasks.compose import compose as compose
     from vlmedge.video import Video as Video
 
-__version__ = "0.1.0"
+# From 1.29 on ONNX Runtime's wheels tell Microsoft on Linux too which models are opened (names,
+# hashes), and leave a device's id in ~/.cache. It reads this when it is imported; 0 allows it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = ["Model", "Video", "__version__", "compose", "load"]
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.bundle import digest
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import AdapterError
+from vlmedge.files import digest
 from vlmedge.weights import SafeWeights
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vlmedge import __version__
 from vlmedge.bench_result import FORMAT, BenchResult, Board
 from vlmedge.bench_side import Worker
 from vlmedge.bench_start import measure_starts
@@ -26,6 +25,7 @@ from vlmedge.energy import find_meter
 from vlmedge.errors import BundleError
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Advance, Progress
+from vlmedge.version import __version__
 from vlmedge.writer import terminate_as_interrupt
 
 WARM_UPS = 2

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmedge.bench_result import BenchResult, Latency
-from vlmedge.bundle import replace_file
 from vlmedge.errors import InputError, MissingExtraError
+from vlmedge.files import replace_file
 from vlmedge.tables_bench import Line, lines
 
 ENDINGS = (".png", ".svg", ".pdf")

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge.arrays import Array, Arrays
 from vlmedge.bench_items import NEW_TOKENS, items
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Arrays, Graph
+from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, VlmEdgeError
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.spec import Component

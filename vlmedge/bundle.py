@@ -8,10 +8,8 @@ two components have in common lies in the first one's file alone (sharing.py).
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from vlmedge.errors import BundleError
+from vlmedge.files import digest, replace_file
 from vlmedge.manifest import FORMAT, Manifest, Parity, StoredFile
 from vlmedge.rows import Rows, open_rows
 from vlmedge.spec import LabelTask, ModelSpec
@@ -128,28 +127,6 @@ def read_manifest(path: Path) -> Manifest:
 def encode(manifest: Manifest) -> bytes:
     """Write the manifest as JSON that people can read."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-def replace_file(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or as it was."""
-    if not file.name:  # "." has none
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, file)
-    except OSError:  # a file more than the manifest names makes a bundle unreadable
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def digest(file: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    total = hashlib.sha256()
-    with file.open("rb", buffering=0) as stream:
-        while piece := stream.read(1 << 22):
-            total.update(piece)
-    return total.hexdigest()
 
 
 def _verify(path: Path, manifest: Manifest, thorough: bool) -> None:

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge import generate as loop
+from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Arrays, Engine, Graph, Scheme, Stats, Wanted
+from vlmedge.contracts import Engine, Graph, Scheme, Stats, Wanted
 from vlmedge.errors import InputError
 from vlmedge.image import Grid, ImageSource
 from vlmedge.pieces import cut

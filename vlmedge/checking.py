@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoint import family_of, resolve
-from vlmedge.contracts import Array, Arrays, Export, Graph
+from vlmedge.contracts import Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.generate import feeds
 from vlmedge.image import Grid, pieces

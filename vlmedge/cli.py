@@ -17,7 +17,6 @@ import typer
 from typer.core import TyperGroup
 
 from vlmedge import (
-    __version__,
     cli_bench,
     cli_build,
     cli_chat,
@@ -52,6 +51,7 @@ from vlmedge.cli_types import (
     TargetDrop,
 )
 from vlmedge.errors import ParityError, VlmEdgeError
+from vlmedge.version import __version__
 
 if TYPE_CHECKING:
     from vlmedge.bundle import Bundle

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from vlmedge.bundle import Bundle, replace_file
+from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
+from vlmedge.files import replace_file
 from vlmedge.locations import Box
 from vlmedge.model import Model
 from vlmedge.progress import SILENT, Advance, Progress

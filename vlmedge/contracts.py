@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge.arrays import Array, Arrays
 from vlmedge.manifest import KeptLayer
 from vlmedge.spec import AdapterSlot, Component, EmbeddingTable, ModelSpec
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from vlmedge.adapter import Weighted
     from vlmedge.bundle import Bundle
     from vlmedge.rows import Rows
-
-Array = NDArray[Any]
-Arrays = Mapping[str, Array]
 
 
 class Graph(Protocol):

@@ -9,7 +9,7 @@ from vlmedge.contracts import Device
 from vlmedge.doctor import Check, Finding, Level, Patient
 from vlmedge.power import saves_power
 from vlmedge.registry import devices
-from vlmedge.roofline import GIB
+from vlmedge.units import GIB
 
 LITTLE_MEMORY = 2 * GIB  # a 4-bit model of 2 billion parameters
 NO_MEMORY = GIB // 2

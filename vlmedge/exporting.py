@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlmedge import __version__
 from vlmedge.adapter import parse
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
@@ -30,6 +29,7 @@ from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, dra
 from vlmedge.sharing import store_once
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
+from vlmedge.version import __version__
 from vlmedge.writer import new_bundle, refuse_existing, stored_files, write_manifest
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array, Graph
+from vlmedge.arrays import Array, Ids, Scores
+from vlmedge.contracts import Graph
 from vlmedge.errors import InputError, VlmEdgeError
-from vlmedge.sampling import Ids, Scores, draw, log_softmax, process, top, warp
+from vlmedge.sampling import draw, log_softmax, process, top, warp
 from vlmedge.spec import Component, Generation
 
 FED = ("inputs_embeds", "attention_mask", "position_ids", "token_type_ids")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array, Arrays
+from vlmedge.arrays import Array, Arrays
 from vlmedge.errors import InputError
 from vlmedge.spec import Component, TensorSpec
 

@@ -17,8 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from vlmedge.building import engine_records
-from vlmedge.bundle import REPORT, Bundle, digest, read_manifest
+from vlmedge.bundle import REPORT, Bundle, read_manifest
 from vlmedge.contracts import Engine
+from vlmedge.files import digest
 from vlmedge.manifest import ComponentParity
 from vlmedge.progress import Progress
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmedge.adapter import Adapter, Weighted, locate, misfit, parse, read_bias
+from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Export
+from vlmedge.contracts import Export
 from vlmedge.errors import AdapterError
 from vlmedge.manifest import AdapterId
 from vlmedge.weights import RowReader, Weights, finite, row_reader

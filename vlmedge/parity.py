@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import UnknownNameError
 from vlmedge.manifest import ComponentParity, TaskParity
 from vlmedge.sampling import log_softmax

@@ -17,8 +17,9 @@ from vlmedge.jetpack import OLDEST, has_dla, number, tensorrt_of
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Progress
 from vlmedge.registry import SHAPES, unknown
-from vlmedge.roofline import GIB, MIB, SCHEMES, Cost, Work, cost, engines, habits, numbers
+from vlmedge.roofline import SCHEMES, Cost, Work, cost, engines, habits, numbers
 from vlmedge.shape import Fields, Shape
+from vlmedge.units import GIB, MIB
 
 TOKENS = 64  # of a question, and of an answer
 TIGHT = 0.9  # of the free memory; predictions have been wrong by less than the rest

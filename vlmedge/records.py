@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from vlmedge.bundle import Bundle, replace_file
+from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
+from vlmedge.files import replace_file
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from vlmedge.contracts import Device
 from vlmedge.shape import Part
+from vlmedge.units import GIB
 
-MIB = 2**20
-GIB = 2**30
 KERNEL_BYTES = 4  # logits and sums are float32 everywhere
 
 # While TensorRT builds, the host has the network's weights and the plan, the GPU the weights and

@@ -13,8 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array
-from vlmedge.sampling import Ids
+from vlmedge.arrays import Array, Ids
 from vlmedge.spec import EmbeddingTable
 from vlmedge.weights import RowReader
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import InputError
 from vlmedge.image import ImageSource, load_image, pictures_in
 from vlmedge.locations import CODE_KINDS

@@ -16,11 +16,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge.arrays import Ids, Scores
 from vlmedge.errors import InputError
 from vlmedge.spec import Generation
-
-Scores = NDArray[np.float32]
-Ids = NDArray[np.int64]
 
 COLD, TINY = 1e-6, np.finfo(np.float32).tiny  # temperatures
 

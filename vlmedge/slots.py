@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlmedge.adapter import Adapter, locate, misfit
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import AdapterError
 from vlmedge.spec import AdapterSlot, ModelSpec
 

@@ -6,8 +6,8 @@ from rich.text import Text
 
 from vlmedge.doctor import Finding
 from vlmedge.planning import Plan, SchemePlan
-from vlmedge.roofline import GIB, MIB
 from vlmedge.tables import _print, _row, _table
+from vlmedge.units import GIB, MIB
 
 _COLOURS = {"ok": "green", "warn": "yellow", "bad": "bold red"}
 _GOOD = {"fits": "green", "tight": "yellow"}

@@ -19,7 +19,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 
 # numpy has no bfloat16: its bits are the upper half of a float32

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from vlmedge.bundle import ENGINES, MANIFEST, Bundle, digest, encode
+from vlmedge.bundle import ENGINES, MANIFEST, Bundle, encode
 from vlmedge.errors import BundleError
+from vlmedge.files import digest
 from vlmedge.manifest import Manifest, StoredFile
 
 

@@ -12,13 +12,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmedge.arrays import Array, Arrays, Ids
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Array, Arrays, Graph
+from vlmedge.contracts import Graph
 from vlmedge.errors import InputError
 from vlmedge.image import Grid, ImageSource, Pictures, fit, load_image, normalize
 from vlmedge.registry import unknown
 from vlmedge.rows import Rows
-from vlmedge.sampling import Ids
 from vlmedge.sampling import options as merge
 from vlmedge.spec import (
     ChatTask,

@@ -10,7 +10,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from vlmedge import generate as loop
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array
 from vlmedge.errors import InputError
 from vlmedge.generate import Prompt
 from vlmedge.image import Grid, ImageSource, pieces

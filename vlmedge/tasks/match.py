@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array
+from vlmedge.arrays import Array, Ids
 from vlmedge.errors import InputError
 from vlmedge.image import ImageSource
-from vlmedge.sampling import Ids
 from vlmedge.spec import InfillTask, ScoreTask
 
 from ._parts import Parts, activate

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from vlmedge.contracts import Array, Arrays
+from vlmedge.arrays import Array, Arrays
 from vlmedge.errors import InputError
 from vlmedge.image import ImageSource, load_image, load_painting, preprocess
 from vlmedge.interpolate import interpolate

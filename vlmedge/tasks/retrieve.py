@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge.bundle import replace_file
 from vlmedge.errors import InputError
+from vlmedge.files import replace_file
 from vlmedge.image import IMAGE_ENDINGS
 
 Vectors = NDArray[np.float32]

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge import generate as loop
-from vlmedge.contracts import Array, Graph
+from vlmedge.arrays import Array
+from vlmedge.contracts import Graph
 from vlmedge.generate import Prompt
 from vlmedge.image import ImageSource
 from vlmedge.spec import Component, GenerateTask, Generation
