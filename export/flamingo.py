@@ -14,13 +14,7 @@ import transformers
 
 from vlmedge.errors import CheckpointError
 from vlmedge.image import front_end
-from vlmedge.spec import (
-    Generation,
-    ImageFrontEnd,
-    ImageText,
-    ModelSpec,
-    TextFrontEnd,
-)
+from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
 from ._checkpoint import (
     CLIP_MEAN,

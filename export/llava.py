@@ -8,14 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlmedge.spec import (
-    ChatTask,
-    Generation,
-    ImageFrontEnd,
-    ImageText,
-    ModelSpec,
-    TensorSpec,
-)
+from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec, TensorSpec
 
 from ._chat import read_chat, write_template
 from ._checkpoint import read_generation, read_image_front_end, read_tokenizer

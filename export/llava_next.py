@@ -10,13 +10,7 @@ from typing import Any, Literal
 
 import transformers
 
-from vlmedge.spec import (
-    ChatTask,
-    Generation,
-    ImageFrontEnd,
-    ImageText,
-    ModelSpec,
-)
+from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec
 
 from ._anyres import (
     SIZES,

@@ -40,13 +40,7 @@ from vlmedge.shapes.openflamingo import (
     PERCEIVER_LATENTS,
     gated_layers,
 )
-from vlmedge.spec import (
-    Generation,
-    ImageFrontEnd,
-    ImageText,
-    ModelSpec,
-    TextFrontEnd,
-)
+from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
 from ._checkpoint import (
     TOKENIZER,

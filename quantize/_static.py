@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from vlmedge.contracts import Harm, Stats, Wanted
-from vlmedge.manifest import KeptLayer
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import KeptLayer
 
 from ._linear import (
     FLOAT,

@@ -22,8 +22,8 @@ import onnx_ir as ir
 from vlmedge.arrays import Array
 from vlmedge.contracts import Harm, Stats, Wanted
 from vlmedge.errors import CheckpointError
-from vlmedge.manifest import KeptLayer
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import KeptLayer
 
 from ._linear import Floats, harm, linears, sizes
 

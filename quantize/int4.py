@@ -14,8 +14,8 @@ import msgspec
 import onnx_ir as ir
 
 from vlmedge.contracts import Harm, Stats, Wanted
-from vlmedge.manifest import KeptLayer
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import KeptLayer
 
 from ._formats import INT8_LEVELS, Int4Blocks, Int8Columns
 from ._linear import FLOAT, Format, Linear, harm, importance, linears, shrink

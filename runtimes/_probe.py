@@ -11,8 +11,8 @@ import numpy as np
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Graph
-from vlmedge.prompt_rows import writing
 from vlmedge.spec import Component, MatchTask, TensorSpec
+from vlmedge.spec.wiring import writing
 from vlmedge.tasks._parts import Parts
 from vlmedge.tasks.embed import fill
 

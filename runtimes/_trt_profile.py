@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from vlmedge.building import AxisRange
 from vlmedge.errors import InputError
-from vlmedge.prompt_rows import picture_rows, piece_rows, writing
 from vlmedge.spec import Component, ModelSpec, TextFrontEnd
+from vlmedge.spec.wiring import picture_rows, piece_rows, writing
 from vlmedge.tasks.generate import reads_text
 
 Profile = Mapping[str, AxisRange]

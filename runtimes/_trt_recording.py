@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from vlmedge.arrays import Array
 from vlmedge.contracts import Graph
 from vlmedge.errors import VlmEdgeError
-from vlmedge.manifest import ComponentParity
 from vlmedge.parity import compare, worst
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import ComponentParity
 
 from ._probe import Probe
 from ._trt_graph import TrtGraph, _Held

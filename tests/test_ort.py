@@ -24,11 +24,11 @@ from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.exporting import export, quantize
-from vlmedge.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.portable import save_graph
 from vlmedge.recipe import Recipe
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
+from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.tables import show_fusions
 from vlmedge.writer import stored_files, write_manifest
 

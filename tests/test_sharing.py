@@ -21,12 +21,12 @@ from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, graph_path, weights_path
 from vlmedge.bundle_shape import bundle_shape
 from vlmedge.errors import BundleError
-from vlmedge.manifest import FORMAT, CheckpointId, Manifest, Parity
 from vlmedge.portable import load_graph, save_graph
 from vlmedge.recipe import Recipe
 from vlmedge.registry import ENGINES
 from vlmedge.sharing import borrows, store_once
 from vlmedge.spec import Component, ModelSpec, TensorSpec
+from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest, Parity
 from vlmedge.writer import stored_files, write_manifest
 
 WIDTH = 32  # a weight of it has 4 KiB, so it lies in a file

@@ -38,8 +38,8 @@ from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeEr
 from vlmedge.model import Model
 from vlmedge.parity import compare
 from vlmedge.progress import SILENT
-from vlmedge.prompt_rows import writing
 from vlmedge.registry import ENGINES, FAMILIES
+from vlmedge.spec.wiring import writing
 
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
 package = engine.__package__

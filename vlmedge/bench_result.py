@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 
 from vlmedge.machine import Machine
-from vlmedge.spec import _Data
+from vlmedge.spec.base import Data
 
 FORMAT = 1
 
 
-class Latency(_Data, frozen=True):
+class Latency(Data, frozen=True):
     """Times of one thing; of fewer than 100 samples, p99 is close to the longest."""
 
     p50_ms: float
@@ -29,7 +29,7 @@ class Latency(_Data, frozen=True):
         return cls(p50, p90, p99, len(times_ms))
 
 
-class Energy(_Data, frozen=True):
+class Energy(Data, frozen=True):
     """What the whole machine used, idle power included, while one side ran alone.
 
     Attributes:
@@ -45,7 +45,7 @@ class Energy(_Data, frozen=True):
     items: int
 
 
-class Side(_Data, frozen=True):
+class Side(Data, frozen=True):
     """One engine or PyTorch.
 
     Attributes:
@@ -75,7 +75,7 @@ class Side(_Data, frozen=True):
     error: str | None = None
 
 
-class Board(_Data, frozen=True):
+class Board(Data, frozen=True):
     """What kind of machine it is, beyond its processor.
 
     Attributes:
@@ -93,7 +93,7 @@ class Board(_Data, frozen=True):
     gpus: tuple[str, ...]
 
 
-class BenchResult(_Data, frozen=True):
+class BenchResult(Data, frozen=True):
     """What `bench` found; the bundle's own side is the first.
 
     Attributes:

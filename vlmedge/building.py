@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from vlmedge.bundle import ENGINES, Bundle
 from vlmedge.contracts import Engine
 from vlmedge.errors import BundleError, InputError
-from vlmedge.manifest import ComponentParity
 from vlmedge.progress import Progress
+from vlmedge.spec.manifest import ComponentParity
 
 SIDECAR = "engine.json"  # beside an engine: what it was made from and for
 LEVELS = range(6)  # of the builder's optimization

@@ -18,9 +18,9 @@ import msgspec
 
 from vlmedge.errors import BundleError
 from vlmedge.files import digest, replace_file
-from vlmedge.manifest import FORMAT, Manifest, Parity, StoredFile
 from vlmedge.rows import Rows, open_rows
 from vlmedge.spec import LabelTask, ModelSpec
+from vlmedge.spec.manifest import FORMAT, Manifest, Parity, StoredFile
 
 MANIFEST = "manifest.json"
 ENGINES = "engines"

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmedge.manifest import Manifest
 from vlmedge.portable import load_graph
-from vlmedge.prompt_rows import picture_rows, writing
 from vlmedge.shape import Part, Shape
 from vlmedge.sharing import stored_bytes
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import Manifest
+from vlmedge.spec.wiring import picture_rows, writing
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -25,7 +25,6 @@ from vlmedge.errors import BundleError
 from vlmedge.generate import feeds
 from vlmedge.image import Grid, pieces
 from vlmedge.level4 import reported
-from vlmedge.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.merged import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress, passing
@@ -33,14 +32,8 @@ from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.rows import TABLE
 from vlmedge.samples import Samples, codes_for, drawn, from_folder, texts_for
-from vlmedge.spec import (
-    Component,
-    GenerateTask,
-    InfillTask,
-    LabelTask,
-    MatchTask,
-    ScoreTask,
-)
+from vlmedge.spec import Component, GenerateTask, InfillTask, LabelTask, MatchTask, ScoreTask
+from vlmedge.spec.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import paint as painting
 from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmedge.errors import CheckpointError, MissingExtraError
-from vlmedge.manifest import CheckpointId
 from vlmedge.progress import Progress
 from vlmedge.registry import FAMILIES, unknown
+from vlmedge.spec.manifest import CheckpointId
 
 BUILT_INS = Path(__file__).parent / "checkpoints"
 

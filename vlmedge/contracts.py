@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
-from vlmedge.manifest import KeptLayer
 from vlmedge.spec import AdapterSlot, Component, EmbeddingTable, ModelSpec
+from vlmedge.spec.manifest import KeptLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir

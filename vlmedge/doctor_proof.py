@@ -15,10 +15,10 @@ import numpy as np
 
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.errors import ParityError, VlmEdgeError
-from vlmedge.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.portable import onnx_ir
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
+from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.version import __version__
 
 SIZE = 64

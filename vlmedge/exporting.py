@@ -18,7 +18,6 @@ from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import Checkpoint, family_of, resolve
 from vlmedge.contracts import Export
 from vlmedge.errors import BundleError, InputError
-from vlmedge.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
 from vlmedge.merged import identities, merged_like
 from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress, passing
@@ -29,6 +28,7 @@ from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, dra
 from vlmedge.sharing import store_once
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
+from vlmedge.spec.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
 from vlmedge.version import __version__
 from vlmedge.writer import new_bundle, refuse_existing, stored_files, write_manifest
 

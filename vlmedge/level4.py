@@ -20,8 +20,8 @@ from vlmedge.building import engine_records
 from vlmedge.bundle import REPORT, Bundle, read_manifest
 from vlmedge.contracts import Engine
 from vlmedge.files import digest
-from vlmedge.manifest import ComponentParity
 from vlmedge.progress import Progress
+from vlmedge.spec.manifest import ComponentParity
 
 _KEY = "level4"  # in the report, and in an engine's record
 

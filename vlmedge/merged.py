@@ -12,7 +12,7 @@ from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Export
 from vlmedge.errors import AdapterError
-from vlmedge.manifest import AdapterId
+from vlmedge.spec.manifest import AdapterId
 from vlmedge.weights import RowReader, Weights, finite, row_reader
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from vlmedge.arrays import Array
 from vlmedge.errors import UnknownNameError
-from vlmedge.manifest import ComponentParity, TaskParity
 from vlmedge.sampling import log_softmax
+from vlmedge.spec.manifest import ComponentParity, TaskParity
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from vlmedge.bundle import Bundle, graph_path
 from vlmedge.calibrating import LARGE_BYTES, Calibration
 from vlmedge.contracts import Harm, Stats
 from vlmedge.errors import BundleError, InputError
-from vlmedge.manifest import KeptLayer, Parity
 from vlmedge.portable import save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
@@ -24,6 +23,7 @@ from vlmedge.rows import TABLE
 from vlmedge.samples import Samples
 from vlmedge.sharing import borrows, common, store_once
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import KeptLayer, Parity
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -15,8 +15,8 @@ from vlmedge import checkpoint, composition, registry
 from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle, readers, weights_path
 from vlmedge.level4 import OnDevice, reported
-from vlmedge.manifest import ComponentParity, Parity
 from vlmedge.spec import TensorSpec
+from vlmedge.spec.manifest import ComponentParity, Parity
 
 MIB = 2**20
 WIDE = 1000  # a file or a pipe has no edge to wrap at

@@ -15,7 +15,7 @@ from types import FrameType
 from vlmedge.bundle import ENGINES, MANIFEST, Bundle, encode
 from vlmedge.errors import BundleError
 from vlmedge.files import digest
-from vlmedge.manifest import Manifest, StoredFile
+from vlmedge.spec.manifest import Manifest, StoredFile
 
 
 @contextlib.contextmanager

@@ -1,177 +1,13 @@
-"""What a model is made of, as data that no framework or engine has seen.
-
-These structs are the manifest: msgspec reads them from JSON, checks every type on the way, and
-makes the published JSON Schema from them. A task's wiring is a list of components; each takes its
-inputs from what the ones before it gave, by tensor name, so no wire needs naming twice.
-"""
+"""The kinds of tasks: what goes in, which components run, what comes out."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct, structs
-
-from vlmedge.errors import UnknownNameError
+from vlmedge.spec.base import Data
 
 
-class _Data(Struct, frozen=True, forbid_unknown_fields=True):
-    """Immutable, comparable, and strict about its fields."""
-
-
-class TensorSpec(_Data, frozen=True):
-    """One input or output.
-
-    Attributes:
-        name: Hugging Face's name where it has one: pixel_values, inputs_embeds, logits, ...
-        dtype: numpy's name: float32, int64, ...
-        shape: Sizes; a string names a dynamic axis: batch, tokens, past, total.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-class AdapterSlot(_Data, frozen=True):
-    """Where a LoRA adapter enters a graph: y = W x + b becomes y + (x down) up.
-
-    Both are inputs of the graph beside the component's own, and zeros without an adapter. Their
-    first axis is 1 for one adapter, or the batch for one a row.
-
-    Attributes:
-        module: The Linear's path in the checkpoint.
-        down: [adapters, in, rank], A turned.
-        up: [adapters, rank, out], B turned, scale included.
-    """
-
-    module: str
-    down: TensorSpec
-    up: TensorSpec
-
-
-class Component(_Data, frozen=True):
-    """One graph: what goes in, what comes out, and what it remembers.
-
-    Attributes:
-        name: vision_encoder, text_encoder, qformer, projector, decoder, ...
-        inputs: In the graph's order, state included.
-        outputs: In the graph's order, state included.
-        state: Pairs (output, the input that it becomes at the next call).
-        slots: Further inputs, for adapters; in the graph they come after `inputs`.
-    """
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    state: tuple[tuple[str, str], ...] = ()
-    slots: tuple[AdapterSlot, ...] = ()
-
-    @property
-    def takes_clips(self) -> bool:
-        """Whether one run takes all frames of one video, and not some rows of a batch."""
-        return bool(self.inputs) and self.inputs[0].shape[:1] == ("frames",)
-
-
-class Tiling(_Data, frozen=True, tag="tiles", tag_field="kind"):
-    """How a picture is cut into squares that the encoder takes one by one, and the whole.
-
-    Attributes:
-        longest_edge: The picture is first resized to this longer side, pixels.
-        tile_size: Side of a tile, pixels; the picture is stretched to whole tiles.
-        split: Whether there are tiles, or the whole alone.
-    """
-
-    longest_edge: int
-    tile_size: int
-    split: bool = True
-
-
-class AnyRes(_Data, frozen=True, tag="anyres", tag_field="kind"):
-    """How a picture is cut so that its tiles become one soft prompt, as LLaVA-NeXT has it.
-
-    The whole comes first and alone; then the tiles side by side, line by line of patches, without
-    those that hold nothing but padding. An encoder's last row of each piece ends such a line.
-
-    Attributes:
-        sizes: (height, width), pixels: the one that shows most of a picture is taken, whole tiles.
-        whole_size: Side of the square that the whole is stretched to, pixels.
-        tile_size: Side of a tile, pixels.
-        patches: Along the side of each piece.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    whole_size: int
-    tile_size: int
-    patches: int
-
-
-class ImageFrontEnd(_Data, frozen=True):
-    """How a picture becomes pixel_values, float32 [batch, 3, height, width].
-
-    Attributes:
-        resize: "exact" to resize_size; "shortest_edge" until the shorter side is resize_size[0].
-        resize_size: (height, width), pixels.
-        resample: PIL's filter, lower case; or "floor": the pixel at floor(place * from / to).
-        crop_size: Centre crop (height, width) after the resize, or none.
-        rescale_factor: Multiplies the 0..255 values before mean and std.
-        image_mean: One figure a channel, RGB.
-        image_std: One figure a channel, RGB.
-        tiling: How it is cut before all this, or none.
-        square: The colour that fills a picture up to a square before the resize, RGB, 0..255; the
-            picture stays in the middle. None leaves it as it is.
-    """
-
-    resize: Literal["exact", "shortest_edge"]
-    resize_size: tuple[int, int]
-    resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "floor"]
-    crop_size: tuple[int, int] | None
-    rescale_factor: float
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    tiling: Tiling | AnyRes | None = None
-    square: tuple[int, int, int] | None = None
-
-
-class VideoFrontEnd(_Data, frozen=True):
-    """Which frames of a video a model looks at; each becomes pixel_values like a picture.
-
-    Attributes:
-        frame: How a frame becomes pixels.
-        frames: How many, at most.
-        rule: "floor": frame i * total // frames, transformers' own; "ends": evenly from the first
-            to the last; "middle": of as many equal parts.
-        fps: As many frames a second instead, up to `frames`; or none.
-        limit: The most that the user may ask for, or none.
-    """
-
-    frame: ImageFrontEnd
-    frames: int
-    rule: Literal["floor", "ends", "middle"] = "floor"
-    fps: float | None = None
-    limit: int | None = None
-
-
-class TextFrontEnd(_Data, frozen=True):
-    """How a text becomes input_ids and attention_mask, int64 [batch, tokens].
-
-    Special tokens are tokenizer.json's own business (its post-processor).
-
-    Attributes:
-        tokenizer: Path of tokenizer.json inside the bundle.
-        max_tokens: The most positions that the model has for text.
-        pad_id: The id that fills up short rows.
-        padding_side: "right" for encoders, "left" for decoders that go on writing.
-        pad_to: Fixed row length, or none: as long as the longest.
-    """
-
-    tokenizer: str
-    max_tokens: int
-    pad_id: int
-    padding_side: Literal["left", "right"]
-    pad_to: int | None = None
-
-
-class Generation(_Data, frozen=True):
+class Generation(Data, frozen=True):
     """Defaults of the decode loop, in transformers' terms; every one can be given per call.
 
     Attributes:
@@ -216,25 +52,7 @@ class Generation(_Data, frozen=True):
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram_size > 0
 
 
-class EmbeddingTable(_Data, frozen=True):
-    """The token embedding table, the one weight that the host reads: [vocabulary, width].
-
-    Attributes:
-        file: Path inside the bundle; a graph's weight file when the tensor is tied to it.
-        offset_bytes: Where the rows begin in `file`.
-        dtype: numpy's name.
-        shape: (vocabulary, width).
-        scale_offset_bytes: Where the float32 scales of int8 rows begin, or none.
-    """
-
-    file: str
-    offset_bytes: int
-    dtype: str
-    shape: tuple[int, int]
-    scale_offset_bytes: int | None = None
-
-
-class ImageText(_Data, frozen=True):
+class ImageText(Data, frozen=True):
     """What stands for a picture in a prompt's text, where `{image}` is.
 
     A picture that is cut into tiles (`ImageFrontEnd.tiling`) has them row by row, then the whole.
@@ -254,7 +72,7 @@ class ImageText(_Data, frozen=True):
     whole: str = ""
 
 
-class MaskCodes(_Data, frozen=True):
+class MaskCodes(Data, frozen=True):
     """What becomes of the codes of a mask, which an answer may have beside a box.
 
     Attributes:
@@ -267,7 +85,7 @@ class MaskCodes(_Data, frozen=True):
     decode: str | None = None
 
 
-class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
+class GenerateTask(Data, frozen=True, tag="generate", tag_field="kind"):
     """Image in, text out, by the decode loop.
 
     A soft prompt stands among the embeddings of the text. Where there are components in `instruct`,
@@ -331,7 +149,7 @@ class GenerateTask(_Data, frozen=True, tag="generate", tag_field="kind"):
     source: Literal["image", "video"] = "image"
 
 
-class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):
+class ChatTask(Data, frozen=True, tag="chat", tag_field="kind"):
     """Turns of a conversation about pictures; each text is put together from these.
 
     Attributes:
@@ -353,7 +171,7 @@ class ChatTask(_Data, frozen=True, tag="chat", tag_field="kind"):
     system: str | None = None
 
 
-class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
+class MatchTask(Data, frozen=True, tag="match", tag_field="kind"):
     """Image and texts in, a probability for each text out: softmax(scale * cosine + bias).
 
     Attributes:
@@ -378,7 +196,7 @@ class MatchTask(_Data, frozen=True, tag="match", tag_field="kind"):
     activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
-class LabelTask(_Data, frozen=True, tag="label", tag_field="kind"):
+class LabelTask(Data, frozen=True, tag="label", tag_field="kind"):
     """Image in, a probability for each label that the model was trained on out.
 
     Attributes:
@@ -395,7 +213,7 @@ class LabelTask(_Data, frozen=True, tag="label", tag_field="kind"):
     activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
-class ScoreTask(_Data, frozen=True, tag="score", tag_field="kind"):
+class ScoreTask(Data, frozen=True, tag="score", tag_field="kind"):
     """Image and text in, the probability that they belong together out.
 
     Attributes:
@@ -409,7 +227,7 @@ class ScoreTask(_Data, frozen=True, tag="score", tag_field="kind"):
     output: str
 
 
-class InfillTask(_Data, frozen=True, tag="infill", tag_field="kind"):
+class InfillTask(Data, frozen=True, tag="infill", tag_field="kind"):
     """Image and a text with gaps in, a ranking of tokens for each gap out.
 
     Attributes:
@@ -427,7 +245,7 @@ class InfillTask(_Data, frozen=True, tag="infill", tag_field="kind"):
     mask_text: str
 
 
-class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
+class EmbedTask(Data, frozen=True, tag="embed", tag_field="kind"):
     """One image or text in, one vector of length 1 out; or several of an image.
 
     Attributes:
@@ -441,7 +259,7 @@ class EmbedTask(_Data, frozen=True, tag="embed", tag_field="kind"):
     output: str
 
 
-class PaintTask(_Data, frozen=True, tag="paint", tag_field="kind"):
+class PaintTask(Data, frozen=True, tag="paint", tag_field="kind"):
     """Pictures with what they were painted to, and a picture, in; what that becomes, out.
 
     The graph takes pixel_values and, of one example, prompt_pixel_values and prompt_masks; `group`,
@@ -473,39 +291,3 @@ class PaintTask(_Data, frozen=True, tag="paint", tag_field="kind"):
 Task = (
     GenerateTask | ChatTask | MatchTask | LabelTask | ScoreTask | InfillTask | EmbedTask | PaintTask
 )
-
-
-class ModelSpec(_Data, frozen=True):
-    """All that the runtime must know of one checkpoint.
-
-    Attributes:
-        family: The file in export/ that made it.
-        components: The graphs.
-        tasks: By name: caption, ask, classify, embed_image, embed_text; caption_video, ask_video.
-        image: The image front end, or none.
-        video: The video front end, or none.
-        text: The text front end, or none.
-        instruction: That of components which read a text before the language model does, or none.
-        generation: Defaults of the decode loop, or none.
-    """
-
-    family: str
-    components: tuple[Component, ...]
-    tasks: dict[str, Task]
-    image: ImageFrontEnd | None = None
-    video: VideoFrontEnd | None = None
-    text: TextFrontEnd | None = None
-    instruction: TextFrontEnd | None = None
-    generation: Generation | None = None
-
-    def bare(self) -> tuple[Component, ...]:
-        """Return the components without slots: what the checkpoint itself has."""
-        return tuple(structs.replace(component, slots=()) for component in self.components)
-
-    def component(self, name: str) -> Component:
-        """Return the component called `name`."""
-        for component in self.components:
-            if component.name == name:
-                return component
-        known = ", ".join(c.name for c in self.components)
-        raise UnknownNameError(f"no component {name!r}: choose from {known}")

@@ -6,12 +6,14 @@ from typing import Any
 
 import msgspec
 
-from vlmedge.spec import EmbeddingTable, ModelSpec, _Data
+from vlmedge.spec.base import Data
+from vlmedge.spec.model import ModelSpec
+from vlmedge.spec.tensors import EmbeddingTable
 
 FORMAT = 1
 
 
-class CheckpointId(_Data, frozen=True):
+class CheckpointId(Data, frozen=True):
     """Where the weights came from.
 
     Attributes:
@@ -25,7 +27,7 @@ class CheckpointId(_Data, frozen=True):
     sha256: str
 
 
-class StoredFile(_Data, frozen=True):
+class StoredFile(Data, frozen=True):
     """One file of the bundle, by its path inside it."""
 
     path: str
@@ -33,7 +35,7 @@ class StoredFile(_Data, frozen=True):
     bytes: int
 
 
-class AdapterId(_Data, frozen=True):
+class AdapterId(Data, frozen=True):
     """A LoRA adapter that was merged into the weights.
 
     Attributes:
@@ -47,7 +49,7 @@ class AdapterId(_Data, frozen=True):
     weight: float
 
 
-class KeptLayer(_Data, frozen=True):
+class KeptLayer(Data, frozen=True):
     """A layer that the scheme left in float, and why."""
 
     component: str
@@ -55,7 +57,7 @@ class KeptLayer(_Data, frozen=True):
     reason: str
 
 
-class ComponentParity(_Data, frozen=True):
+class ComponentParity(Data, frozen=True):
     """One component against PyTorch, same weights and inputs.
 
     Attributes:
@@ -78,7 +80,7 @@ class ComponentParity(_Data, frozen=True):
     kl: float | None = None
 
 
-class TaskParity(_Data, frozen=True):
+class TaskParity(Data, frozen=True):
     """One task end to end against PyTorch.
 
     Attributes:
@@ -100,7 +102,7 @@ class TaskParity(_Data, frozen=True):
     passed: bool
 
 
-class Parity(_Data, frozen=True):
+class Parity(Data, frozen=True):
     """What the gate found."""
 
     passed: bool
@@ -108,7 +110,7 @@ class Parity(_Data, frozen=True):
     tasks: tuple[TaskParity, ...]
 
 
-class Manifest(_Data, frozen=True):
+class Manifest(Data, frozen=True):
     """manifest.json.
 
     Attributes:

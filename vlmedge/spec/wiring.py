@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vlmedge.spec import AnyRes, GenerateTask, ImageFrontEnd, ModelSpec
+from vlmedge.spec.front_ends import AnyRes, ImageFrontEnd
+from vlmedge.spec.model import ModelSpec
+from vlmedge.spec.tasks import GenerateTask
 
 
 def writing(spec: ModelSpec) -> list[GenerateTask]:

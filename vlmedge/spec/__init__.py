@@ -1,0 +1,44 @@
+"""A model as data, free of any framework or engine: the structs of the manifest."""
+
+from vlmedge.spec.front_ends import AnyRes, ImageFrontEnd, TextFrontEnd, Tiling, VideoFrontEnd
+from vlmedge.spec.model import ModelSpec
+from vlmedge.spec.tasks import (
+    ChatTask,
+    EmbedTask,
+    GenerateTask,
+    Generation,
+    ImageText,
+    InfillTask,
+    LabelTask,
+    MaskCodes,
+    MatchTask,
+    PaintTask,
+    ScoreTask,
+    Task,
+)
+from vlmedge.spec.tensors import AdapterSlot, Component, EmbeddingTable, TensorSpec
+
+__all__ = [
+    "AdapterSlot",
+    "AnyRes",
+    "ChatTask",
+    "Component",
+    "EmbedTask",
+    "EmbeddingTable",
+    "GenerateTask",
+    "Generation",
+    "ImageFrontEnd",
+    "ImageText",
+    "InfillTask",
+    "LabelTask",
+    "MaskCodes",
+    "MatchTask",
+    "ModelSpec",
+    "PaintTask",
+    "ScoreTask",
+    "Task",
+    "TensorSpec",
+    "TextFrontEnd",
+    "Tiling",
+    "VideoFrontEnd",
+]
