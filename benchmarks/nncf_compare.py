@@ -34,6 +34,7 @@ from make_checkpoint import write
 
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.checking import run_gate
 from vlmedge.checkpoint import BUILT_INS, family_of
 from vlmedge.contracts import Export, Graph
@@ -44,7 +45,6 @@ from vlmedge.progress import SILENT
 from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.samples import drawn
 from vlmedge.spec import Component
-from vlmedge.writer import stored_files, write_manifest
 
 WORKER = Path(__file__).with_name("_nncf_worker.py")
 ROUNDS = (5, 60)  # at least, at most

@@ -18,11 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from vlmedge.adapter import Weighted
 from vlmedge.arrays import Array
+from vlmedge.bundle.embedding_table import ROWS_AT_ONCE, EmbeddingRows, ReadRows
+from vlmedge.bundle.weights import RowReader, row_reader
 from vlmedge.contracts import Graph
 from vlmedge.merged import Merged
-from vlmedge.rows import ROWS_AT_ONCE, ReadRows, Rows
 from vlmedge.spec import EmbeddingTable, ModelSpec
-from vlmedge.weights import RowReader, row_reader
 
 from ._checkpoint import TOKENIZER, check_weights, goldens
 from ._graph import bind, clean
@@ -132,12 +132,12 @@ class HubExport:
         vocabulary, width = self.weights.shapes()[self.embed_tokens]
         return EmbeddingTable(EMBEDDINGS, 0, self._table_dtype(), (vocabulary, width))
 
-    def rows(self) -> Rows | None:
+    def rows(self) -> EmbeddingRows | None:
         """Read the token embedding table, in the precision that it has on disk."""
         described = self.embeddings()
         if described is None:
             return None
-        return Rows(ReadRows(self._read_rows(), described.shape))
+        return EmbeddingRows(ReadRows(self._read_rows(), described.shape))
 
     def open(self, component: str, dtype: str = "float32") -> Graph:
         """Load one component in PyTorch, as the gate's and the benchmark's reference."""

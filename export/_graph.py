@@ -13,8 +13,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlmedge.arrays import Array
-from vlmedge.rows import ROWS_AT_ONCE
-from vlmedge.weights import RowReader
+from vlmedge.bundle.embedding_table import ROWS_AT_ONCE
+from vlmedge.bundle.weights import RowReader
 
 Read = Callable[[str], Array]
 

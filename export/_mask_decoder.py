@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from vlmedge.arrays import Array
+from vlmedge.bundle.weights import finite
 from vlmedge.errors import CheckpointError
 from vlmedge.locations import CODES
 from vlmedge.shapes.paligemma import MASK_DECODER, MASK_FILE
 from vlmedge.spec import Component, TensorSpec
-from vlmedge.weights import finite
 
 NAME = "mask_decoder"
 SIDE = 4  # of the square that a mask's codes make

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vlmedge.arrays import Array
+from vlmedge.bundle.weights import RowReader, SafeWeights, Weights, finite, row_reader
 from vlmedge.errors import CheckpointError
-from vlmedge.weights import RowReader, SafeWeights, Weights, finite, row_reader
 
 __all__ = [
     "PickleWeights",

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.writer import refuse_full_disk
 from vlmedge.errors import BundleError
-from vlmedge.writer import refuse_full_disk
 
 GRAPHS = "graphs"  # the bundle's folder of portable graphs and their weights
 ABANDONED_S = 3600  # an unfinished engine of this age has nobody working on it

@@ -21,12 +21,12 @@ import msgspec
 from vlmedge.arrays import Array
 from vlmedge.building import BuildOptions, Built, Finding, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.writer import refuse_full_disk, terminate_as_interrupt
 from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import BundleError, MissingExtraError
 from vlmedge.progress import Advance, Progress
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component
-from vlmedge.writer import refuse_full_disk, terminate_as_interrupt
 
 from . import _trt_api as api
 from . import _trt_cache as cache

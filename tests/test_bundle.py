@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.writer import new_bundle, stored_files, write_manifest
 from vlmedge.errors import BundleError
 from vlmedge.files import replace_file
 from vlmedge.portable import load_graph
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec import manifest as words
 from vlmedge.spec.manifest import CheckpointId, Manifest
-from vlmedge.writer import new_bundle, stored_files, write_manifest
 
 SCHEMA = Path(words.__file__).with_name("manifest.schema.json")
 

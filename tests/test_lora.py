@@ -22,6 +22,7 @@ from tiny import KINDS, tiny
 
 import vlmedge as library
 from vlmedge.adapter import Weighted, open_adapter, parse
+from vlmedge.bundle.weights import SafeWeights
 from vlmedge.checking import check
 from vlmedge.contracts import Stats
 from vlmedge.errors import AdapterError, CheckpointError, InputError
@@ -29,7 +30,6 @@ from vlmedge.exporting import export, quantize
 from vlmedge.merged import Merged
 from vlmedge.registry import ENGINES, FAMILIES, SCHEMES, SLOTTERS
 from vlmedge.scenes import draw_scene
-from vlmedge.weights import SafeWeights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

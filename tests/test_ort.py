@@ -21,6 +21,7 @@ from tiny import tiny as tiny_checkpoint
 from vlmedge.arrays import Array
 from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle, read_manifest
+from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.exporting import export, quantize
@@ -30,7 +31,6 @@ from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.tables import show_fusions
-from vlmedge.writer import stored_files, write_manifest
 
 ort: Any = import_module(type(ENGINES["ort"]).__module__)
 FLOAT = ir.DataType.FLOAT

@@ -16,6 +16,8 @@ from tiny import tiny
 
 import vlmedge
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.embedding_table import TABLE, open_rows, round_rows
+from vlmedge.bundle.weights import SafeWeights, row_reader
 from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import family_of, resolve
 from vlmedge.errors import CheckpointError
@@ -23,9 +25,7 @@ from vlmedge.exporting import quantize
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
 from vlmedge.registry import FAMILIES
-from vlmedge.rows import TABLE, open_rows, round_rows
 from vlmedge.spec import EmbeddingTable
-from vlmedge.weights import SafeWeights, row_reader
 
 FILE = "assets/embed_tokens.bin"
 

@@ -19,6 +19,7 @@ import vlmedge as api
 from vlmedge import exporting, sharing
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, graph_path, weights_path
+from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.bundle_shape import bundle_shape
 from vlmedge.errors import BundleError
 from vlmedge.portable import load_graph, save_graph
@@ -27,7 +28,6 @@ from vlmedge.registry import ENGINES
 from vlmedge.sharing import borrows, store_once
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest, Parity
-from vlmedge.writer import stored_files, write_manifest
 
 WIDTH = 32  # a weight of it has 4 KiB, so it lies in a file
 NAMES = ("vision_encoder", "text_encoder", "fusion")

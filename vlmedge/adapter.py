@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
+from vlmedge.bundle.weights import SafeWeights
 from vlmedge.errors import AdapterError
 from vlmedge.files import digest
-from vlmedge.weights import SafeWeights
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

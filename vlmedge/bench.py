@@ -19,6 +19,7 @@ from vlmedge.bench_result import FORMAT, BenchResult, Board
 from vlmedge.bench_side import Worker
 from vlmedge.bench_start import measure_starts
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.writer import terminate_as_interrupt
 from vlmedge.checkpoint import family_of, resolve
 from vlmedge.detect import Sources, detect
 from vlmedge.energy import find_meter
@@ -26,7 +27,6 @@ from vlmedge.errors import BundleError
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Advance, Progress
 from vlmedge.version import __version__
-from vlmedge.writer import terminate_as_interrupt
 
 WARM_UPS = 2
 ROUNDS_MIN, ROUNDS_MAX = 3, 25

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.embedding_table import TABLE
 from vlmedge.checkpoint import family_of, resolve
 from vlmedge.contracts import Export, Graph
 from vlmedge.errors import BundleError
@@ -30,7 +31,6 @@ from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress, passing
 from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, FAMILIES
-from vlmedge.rows import TABLE
 from vlmedge.samples import Samples, codes_for, drawn, from_folder, texts_for
 from vlmedge.spec import Component, GenerateTask, InfillTask, LabelTask, MatchTask, ScoreTask
 from vlmedge.spec.manifest import ComponentParity, Parity, TaskParity

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlmedge.adapter import Weighted
     from vlmedge.bundle import Bundle
-    from vlmedge.rows import Rows
+    from vlmedge.bundle.embedding_table import EmbeddingRows
 
 
 class Graph(Protocol):
@@ -241,7 +241,7 @@ class Export(Protocol):
         """Describe the token embedding table among the assets, if there is one."""
         ...
 
-    def rows(self) -> Rows | None:
+    def rows(self) -> EmbeddingRows | None:
         """Read the token embedding table as the checkpoint has it, if there is one."""
         ...
 

@@ -14,6 +14,8 @@ import msgspec
 from vlmedge.adapter import parse
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.embedding_table import TABLE, round_rows
+from vlmedge.bundle.writer import new_bundle, refuse_existing, stored_files, write_manifest
 from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import Checkpoint, family_of, resolve
 from vlmedge.contracts import Export
@@ -23,14 +25,12 @@ from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import FAMILIES, SLOTTERS
-from vlmedge.rows import TABLE, round_rows
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
 from vlmedge.sharing import store_once
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 from vlmedge.spec.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
 from vlmedge.version import __version__
-from vlmedge.writer import new_bundle, refuse_existing, stored_files, write_manifest
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlmedge.bundle import Bundle, graph_path
+from vlmedge.bundle.embedding_table import TABLE
 from vlmedge.calibrating import LARGE_BYTES, Calibration
 from vlmedge.contracts import Harm, Stats
 from vlmedge.errors import BundleError, InputError
@@ -19,7 +20,6 @@ from vlmedge.portable import save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import ENGINES, SCHEMES
-from vlmedge.rows import TABLE
 from vlmedge.samples import Samples
 from vlmedge.sharing import borrows, common, store_once
 from vlmedge.spec import Component

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays, Ids
 from vlmedge.bundle import Bundle
+from vlmedge.bundle.embedding_table import EmbeddingRows
 from vlmedge.contracts import Graph
 from vlmedge.errors import InputError
 from vlmedge.image import Grid, ImageSource, Pictures, fit, load_image, normalize
 from vlmedge.registry import unknown
-from vlmedge.rows import Rows
 from vlmedge.sampling import options as merge
 from vlmedge.spec import (
     ChatTask,
@@ -74,7 +74,7 @@ class Parts:
 
     bundle: Bundle
     graphs: Mapping[str, Graph]
-    rows: Rows | None = None
+    rows: EmbeddingRows | None = None
     """The token embedding table, where it is not to be the bundle's."""
     turn: AbstractContextManager[bool] = field(default_factory=RLock, repr=False, compare=False)
     """Held by the call that works with the graphs."""
@@ -93,7 +93,7 @@ class Parts:
         return Tokenizer(self.bundle.path / front.tokenizer, front)
 
     @cached_property
-    def _table(self) -> Rows:
+    def _table(self) -> EmbeddingRows:
         return self.bundle.embeddings() if self.rows is None else self.rows
 
     @property

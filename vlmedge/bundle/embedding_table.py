@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Ids
+from vlmedge.bundle.weights import RowReader
 from vlmedge.spec import EmbeddingTable
-from vlmedge.weights import RowReader
 
 TABLE = "embed_tokens"  # its name where layers are named by pattern
 ROWS_AT_ONCE = 1024  # of a table that is rounded: memory stays at some MiB
@@ -50,7 +50,7 @@ class ReadRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class EmbeddingRows:
     """A table, opened; mapped from disk as a rule.
 
     Attributes:
@@ -71,15 +71,15 @@ class Rows:
         return len(self.rows)
 
 
-def open_rows(folder: Path, table: EmbeddingTable) -> Rows:
+def open_rows(folder: Path, table: EmbeddingTable) -> EmbeddingRows:
     """Map a bundle's table; rows are read when they are used."""
     file = folder / table.file
     rows = np.memmap(file, np.dtype(table.dtype), "r", table.offset_bytes, table.shape)
     if table.scale_offset_bytes is None:
-        return Rows(rows)
+        return EmbeddingRows(rows)
     # a few bytes a row: read at once
     scale = np.fromfile(file, np.float32, table.shape[0], offset=table.scale_offset_bytes)
-    return Rows(rows, scale)
+    return EmbeddingRows(rows, scale)
 
 
 def round_rows(folder: Path, table: EmbeddingTable, precision: str) -> EmbeddingTable:
@@ -121,7 +121,7 @@ def round_rows(folder: Path, table: EmbeddingTable, precision: str) -> Embedding
     return msgspec.structs.replace(table, offset_bytes=0, dtype=precision, scale_offset_bytes=place)
 
 
-def _largest(rows: Rows) -> float:
+def _largest(rows: EmbeddingRows) -> float:
     starts = range(0, len(rows), ROWS_AT_ONCE)
     pieces = (rows[np.arange(i, min(i + ROWS_AT_ONCE, len(rows)))] for i in starts)
     return max(float(np.abs(piece).max()) for piece in pieces)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from vlmedge.bundle import ENGINES, MANIFEST, Bundle, encode
+from vlmedge.bundle.folder import ENGINES, MANIFEST, Bundle, encode
 from vlmedge.errors import BundleError
 from vlmedge.files import digest
 from vlmedge.spec.manifest import Manifest, StoredFile

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from vlmedge.bundle.embedding_table import EmbeddingRows, open_rows
 from vlmedge.errors import BundleError
 from vlmedge.files import digest, replace_file
-from vlmedge.rows import Rows, open_rows
 from vlmedge.spec import LabelTask, ModelSpec
 from vlmedge.spec.manifest import FORMAT, Manifest, Parity, StoredFile
 
@@ -67,7 +67,7 @@ class Bundle:
         """Return the path of a component's portable graph."""
         return self.path / graph_path(self.spec.component(component).name)
 
-    def embeddings(self) -> Rows:
+    def embeddings(self) -> EmbeddingRows:
         """Open the token embedding table, [vocabulary, width]; rows are read when used."""
         table = self.manifest.embeddings
         if table is None:
