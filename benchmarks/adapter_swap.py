@@ -19,11 +19,11 @@ import onnxruntime as ort
 from safetensors.numpy import save_file
 
 import vlmedge
-from vlmedge.adapter import open_adapter
 from vlmedge.bundle import Bundle
 from vlmedge.exporting import export
+from vlmedge.lora.adapter import open_adapter
+from vlmedge.lora.slots import fill
 from vlmedge.scenes import draw_scene
-from vlmedge.slots import fill
 from vlmedge.spec import AdapterSlot, Component, ModelSpec, TensorSpec
 
 TRIALS = 7

@@ -16,12 +16,12 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from vlmedge.adapter import Weighted
 from vlmedge.arrays import Array
 from vlmedge.bundle.embedding_table import ROWS_AT_ONCE, EmbeddingRows, ReadRows
 from vlmedge.bundle.weights import RowReader, row_reader
 from vlmedge.contracts import Graph
-from vlmedge.merged import Merged
+from vlmedge.lora.adapter import Weighted
+from vlmedge.lora.merge import Merged
 from vlmedge.spec import EmbeddingTable, ModelSpec
 
 from ._checkpoint import TOKENIZER, check_weights, goldens

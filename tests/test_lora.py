@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from tiny import KINDS, tiny
 
 import vlmedge as library
-from vlmedge.adapter import Weighted, open_adapter, parse
 from vlmedge.bundle.weights import SafeWeights
 from vlmedge.checking import check
 from vlmedge.contracts import Stats
 from vlmedge.errors import AdapterError, CheckpointError, InputError
 from vlmedge.exporting import export, quantize
-from vlmedge.merged import Merged
+from vlmedge.lora.adapter import Weighted, open_adapter, parse
+from vlmedge.lora.merge import Merged
 from vlmedge.registry import ENGINES, FAMILIES, SCHEMES, SLOTTERS
 from vlmedge.scenes import draw_scene
 

@@ -26,7 +26,7 @@ from vlmedge.errors import BundleError
 from vlmedge.generate import feeds
 from vlmedge.image import Grid, pieces
 from vlmedge.level4 import reported
-from vlmedge.merged import merged_like
+from vlmedge.lora.merge import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress, passing
 from vlmedge.recipe import FLOAT

@@ -17,9 +17,9 @@ from vlmedge.spec.manifest import KeptLayer
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from vlmedge.adapter import Weighted
     from vlmedge.bundle import Bundle
     from vlmedge.bundle.embedding_table import EmbeddingRows
+    from vlmedge.lora.adapter import Weighted
 
 
 class Graph(Protocol):

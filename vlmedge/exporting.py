@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlmedge.adapter import parse
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE, round_rows
@@ -20,7 +19,8 @@ from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import Checkpoint, family_of, resolve
 from vlmedge.contracts import Export
 from vlmedge.errors import BundleError, InputError
-from vlmedge.merged import identities, merged_like
+from vlmedge.lora.adapter import parse
+from vlmedge.lora.merge import identities, merged_like
 from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe

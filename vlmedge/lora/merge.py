@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlmedge.adapter import Adapter, Weighted, locate, misfit, parse, read_bias
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.weights import RowReader, Weights, finite, row_reader
 from vlmedge.contracts import Export
 from vlmedge.errors import AdapterError
+from vlmedge.lora.adapter import Adapter, Weighted, locate, misfit, parse, read_bias
 from vlmedge.spec.manifest import AdapterId
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlmedge.adapter import Adapter, locate, misfit
 from vlmedge.arrays import Array
 from vlmedge.errors import AdapterError
+from vlmedge.lora.adapter import Adapter, locate, misfit
 from vlmedge.spec import AdapterSlot, ModelSpec
 
 Factors = dict[str, dict[str, Array]]
