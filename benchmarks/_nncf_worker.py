@@ -29,7 +29,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.calibrating import Calibration
 from vlmedge.contracts import Engine, Graph, Wanted
 from vlmedge.graph import CheckedGraph
-from vlmedge.portable import load_graph, onnx_ir, save_graph
+from vlmedge.graphs.portable import load_graph, onnx_ir, save_graph
 from vlmedge.progress import SILENT
 from vlmedge.recipe import FLOAT
 from vlmedge.registry import ENGINES, SCHEMES

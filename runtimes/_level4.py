@@ -19,10 +19,10 @@ from vlmedge.building import Precision
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph
 from vlmedge.graph import CheckedGraph
+from vlmedge.graphs.portable import load_graph
 from vlmedge.level4 import OnDevice, Verdict
 from vlmedge.machine import RESERVE_BYTES, free_bytes
 from vlmedge.parity import compare, worst
-from vlmedge.portable import load_graph
 from vlmedge.progress import Progress
 from vlmedge.spec import Component
 

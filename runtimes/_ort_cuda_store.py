@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from vlmedge.building import engines_folder
 from vlmedge.bundle import Bundle
-from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES, load_graph
+from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES, load_graph
 from vlmedge.spec import Component
 
 from ._ort_engines import GRAPHS, make, root

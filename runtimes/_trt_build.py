@@ -25,8 +25,8 @@ import msgspec
 from vlmedge.building import BuildOptions, Finding, Precision
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
+from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES, load_graph, promised
 from vlmedge.machine import RESERVE_BYTES, free_bytes
-from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES, load_graph, promised
 from vlmedge.progress import Advance, Progress
 from vlmedge.spec import Component
 

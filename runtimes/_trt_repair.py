@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from vlmedge.arrays import Array
 from vlmedge.graph import CheckedGraph
-from vlmedge.portable import EXTERNAL_THRESHOLD_BYTES
+from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES
 from vlmedge.spec import Component
 
 from ._half import HALF_MAX, MASK, MASKED

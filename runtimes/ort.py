@@ -33,9 +33,9 @@ from vlmedge.bundle import Bundle
 from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graph import CheckedGraph
+from vlmedge.graphs.portable import load_graph
 from vlmedge.level4 import OnDevice
 from vlmedge.machine import cores, cpu_features, cpu_name
-from vlmedge.portable import load_graph
 from vlmedge.power import saves_power
 from vlmedge.progress import Progress
 from vlmedge.spec import Component

@@ -15,7 +15,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import new_bundle, stored_files, write_manifest
 from vlmedge.errors import BundleError
 from vlmedge.files import replace_file
-from vlmedge.portable import load_graph
+from vlmedge.graphs.portable import load_graph
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec import manifest as words
 from vlmedge.spec.manifest import CheckpointId, Manifest

@@ -28,8 +28,8 @@ import vlmedge
 from vlmedge.bench_worker import Side
 from vlmedge.errors import InputError
 from vlmedge.exporting import export, quantize
+from vlmedge.graphs.portable import load_graph
 from vlmedge.planning import read_shape
-from vlmedge.portable import load_graph
 from vlmedge.recipe import Recipe
 from vlmedge.registry import FAMILIES, SCHEMES
 from vlmedge.scenes import draw_scene

@@ -25,7 +25,7 @@ from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.exporting import export, quantize
-from vlmedge.portable import save_graph
+from vlmedge.graphs.portable import save_graph
 from vlmedge.recipe import Recipe
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec

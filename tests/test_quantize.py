@@ -21,7 +21,7 @@ from vlmedge.bundle import Bundle, graph_path
 from vlmedge.contracts import Stats
 from vlmedge.errors import BundleError, CheckpointError, InputError, UnknownNameError
 from vlmedge.exporting import export, quantize
-from vlmedge.portable import load_graph
+from vlmedge.graphs.portable import load_graph
 from vlmedge.recipe import Recipe, read_recipe
 from vlmedge.registry import ENGINES, SCHEMES
 from vlmedge.samples import calibration_folder

@@ -16,16 +16,17 @@ from conftest import Run
 from tiny import tiny
 
 import vlmedge as api
-from vlmedge import exporting, sharing
+from vlmedge import exporting
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, graph_path, weights_path
 from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.bundle_shape import bundle_shape
 from vlmedge.errors import BundleError
-from vlmedge.portable import load_graph, save_graph
+from vlmedge.graphs import shared_weights as sharing
+from vlmedge.graphs.portable import load_graph, save_graph
+from vlmedge.graphs.shared_weights import borrows, store_once
 from vlmedge.recipe import Recipe
 from vlmedge.registry import ENGINES
-from vlmedge.sharing import borrows, store_once
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest, Parity
 

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmedge.portable import load_graph
+from vlmedge.graphs.portable import load_graph
+from vlmedge.graphs.shared_weights import stored_bytes
 from vlmedge.shape import Part, Shape
-from vlmedge.sharing import stored_bytes
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import Manifest
 from vlmedge.spec.wiring import picture_rows, writing

@@ -28,9 +28,9 @@ from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.contracts import Engine, Graph, Scheme, Stats, Wanted
 from vlmedge.errors import InputError
+from vlmedge.graphs.pieces import cut
+from vlmedge.graphs.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.image import Grid, ImageSource
-from vlmedge.pieces import cut
-from vlmedge.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.progress import Progress
 from vlmedge.samples import Samples, codes_for, texts_for
 from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec

@@ -15,7 +15,7 @@ import numpy as np
 
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.errors import ParityError, VlmEdgeError
-from vlmedge.portable import onnx_ir
+from vlmedge.graphs.portable import onnx_ir
 from vlmedge.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest

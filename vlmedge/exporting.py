@@ -19,14 +19,14 @@ from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import Checkpoint, family_of, resolve
 from vlmedge.contracts import Export
 from vlmedge.errors import BundleError, InputError
+from vlmedge.graphs.portable import load_graph
+from vlmedge.graphs.shared_weights import store_once
 from vlmedge.lora.adapter import parse
 from vlmedge.lora.merge import identities, merged_like
-from vlmedge.portable import load_graph
 from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.registry import FAMILIES, SLOTTERS
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
-from vlmedge.sharing import store_once
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 from vlmedge.spec.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest

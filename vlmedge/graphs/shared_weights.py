@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vlmedge.bundle import weights_path
 from vlmedge.errors import BundleError
-from vlmedge.portable import load_graph, save_edited
+from vlmedge.graphs.portable import load_graph, save_edited
 
 if TYPE_CHECKING:
     import onnx_ir as ir
