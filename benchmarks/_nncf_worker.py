@@ -27,13 +27,13 @@ from vlmedge.arrays import Array
 from vlmedge.bench_worker import peak_memory_mib
 from vlmedge.bundle import Bundle
 from vlmedge.calibrating import Calibration
-from vlmedge.contracts import Engine, Graph, Wanted
-from vlmedge.graph import CheckedGraph
 from vlmedge.graphs.portable import load_graph, onnx_ir, save_graph
 from vlmedge.progress import SILENT
 from vlmedge.recipe import FLOAT
-from vlmedge.registry import ENGINES, SCHEMES
 from vlmedge.samples import CALIBRATION_IMAGES, drawn
+from vlmedge.shelves.checked_graph import CheckedGraph
+from vlmedge.shelves.contracts import Engine, Graph, Wanted
+from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component
 
 FEEDS = "feeds"  # what each component was fed, an .npz a call

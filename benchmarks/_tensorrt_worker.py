@@ -19,10 +19,10 @@ from statistics import median
 from typing import Any
 
 import vlmedge
-from vlmedge.building import BuildOptions, Built
 from vlmedge.progress import Advance
-from vlmedge.registry import ENGINES
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.build_options import BuildOptions, Built
+from vlmedge.shelves.registry import ENGINES
 
 WARM = 4
 Column = dict[str, Any]

@@ -30,8 +30,8 @@ from vlmedge.checkpoint import BUILT_INS, family_of
 from vlmedge.exporting import export
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
-from vlmedge.registry import FAMILIES, SCHEMES
 from vlmedge.samples import drawn
+from vlmedge.shelves.registry import FAMILIES, SCHEMES
 
 BLOCKS = (32, 64, 128)
 CHECKPOINT = "tiny-blip2"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmedge.records import read_records
-from vlmedge.registry import FAMILIES, SCHEMES
+from vlmedge.shelves.registry import FAMILIES, SCHEMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "families.md"

@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from vlmedge.building import BuildOptions, Precision
 from vlmedge.bundle import Bundle
 from vlmedge.exporting import export, quantize
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.registry import ENGINES, FAMILIES, SCHEMES
+from vlmedge.shelves.build_options import BuildOptions, Precision
+from vlmedge.shelves.registry import ENGINES, FAMILIES, SCHEMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tensorrt_lint.md"

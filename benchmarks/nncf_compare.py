@@ -37,13 +37,13 @@ from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.checking import run_gate
 from vlmedge.checkpoint import BUILT_INS, family_of
-from vlmedge.contracts import Export, Graph
 from vlmedge.exporting import export
 from vlmedge.machine import this_machine
 from vlmedge.parity import compare, divergence
 from vlmedge.progress import SILENT
-from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.samples import drawn
+from vlmedge.shelves.contracts import Export, Graph
+from vlmedge.shelves.registry import ENGINES, FAMILIES
 from vlmedge.spec import Component
 
 WORKER = Path(__file__).with_name("_nncf_worker.py")

@@ -18,8 +18,8 @@ from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate
 from vlmedge.checkpoint import family_of
 from vlmedge.exporting import export
-from vlmedge.registry import FAMILIES
 from vlmedge.samples import drawn
+from vlmedge.shelves.registry import FAMILIES
 
 
 class Log:

@@ -26,8 +26,8 @@ from vlmedge.exporting import export
 from vlmedge.machine import this_machine
 from vlmedge.progress import SILENT
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.registry import FAMILIES, SCHEMES
 from vlmedge.samples import drawn
+from vlmedge.shelves.registry import FAMILIES, SCHEMES
 from vlmedge.spec import Component
 
 ROUNDS = 40

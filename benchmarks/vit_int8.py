@@ -26,7 +26,7 @@ from onnxruntime.quantization import quantize_dynamic
 
 from vlmedge.arrays import Array
 from vlmedge.exporting import export
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 
 Run = Callable[[Array], Array]
 PART = "vision_encoder"

@@ -8,7 +8,7 @@ it is no precision of theirs.
 
 from __future__ import annotations
 
-from vlmedge.contracts import Device, Rates
+from vlmedge.shelves.contracts import Device, Rates
 
 _PRECISIONS = ("fp32", "int8", "int4")
 _GHZ = 3.0

@@ -8,7 +8,7 @@ L4, which is wrong: it is 300.
 
 from __future__ import annotations
 
-from vlmedge.contracts import Device, Rates
+from vlmedge.shelves.contracts import Device, Rates
 
 _TURING = ("fp32", "fp16", "int8", "int4")
 _AMPERE = ("fp32", "fp16", "bf16", "int8", "int4")

@@ -9,7 +9,7 @@ on Turing). Memory and bandwidth are recalled from NVIDIA's pages. fp8 with floa
 
 from __future__ import annotations
 
-from vlmedge.contracts import Device, Rates
+from vlmedge.shelves.contracts import Device, Rates
 
 _TURING = ("fp32", "fp16", "int8", "int4")
 _AMPERE = ("fp32", "fp16", "bf16", "int8", "int4")

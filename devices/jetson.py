@@ -10,7 +10,7 @@ those of jetson_stats' tables.
 
 from __future__ import annotations
 
-from vlmedge.contracts import Device, Rates
+from vlmedge.shelves.contracts import Device, Rates
 
 _JP4 = ("4.6",)
 _JP5 = ("5.1",)

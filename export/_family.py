@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from vlmedge.arrays import Array
 from vlmedge.bundle.embedding_table import ROWS_AT_ONCE, EmbeddingRows, ReadRows
 from vlmedge.bundle.weights import RowReader, row_reader
-from vlmedge.contracts import Graph
 from vlmedge.lora.adapter import Weighted
 from vlmedge.lora.merge import Merged
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 
 from ._checkpoint import TOKENIZER, check_weights, goldens

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError, VlmEdgeError
-from vlmedge.graph import CheckedGraph
+from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component
 
 Build = Callable[[], torch.nn.Module]

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
-from vlmedge.contracts import Harm, Stats
+from vlmedge.shelves.contracts import Harm, Stats
 from vlmedge.spec import Component
 
 Floats = NDArray[np.float32]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.contracts import Stats
+from vlmedge.shelves.contracts import Stats
 
 from ._linear import (
     Floats,

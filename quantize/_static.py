@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.contracts import Harm, Stats, Wanted
+from vlmedge.shelves.contracts import Harm, Stats, Wanted
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 

@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from vlmedge.arrays import Array
-from vlmedge.contracts import Harm, Stats, Wanted
 from vlmedge.errors import CheckpointError
+from vlmedge.shelves.contracts import Harm, Stats, Wanted
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 

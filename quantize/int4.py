@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 import onnx_ir as ir
 
-from vlmedge.contracts import Harm, Stats, Wanted
+from vlmedge.shelves.contracts import Harm, Stats, Wanted
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 

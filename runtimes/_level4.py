@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from vlmedge.arrays import Array
-from vlmedge.building import Precision
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Engine, Graph
-from vlmedge.graph import CheckedGraph
 from vlmedge.graphs.portable import load_graph
 from vlmedge.level4 import OnDevice, Verdict
 from vlmedge.machine import RESERVE_BYTES, free_bytes
 from vlmedge.parity import compare, worst
 from vlmedge.progress import Progress
+from vlmedge.shelves.build_options import Precision
+from vlmedge.shelves.checked_graph import CheckedGraph
+from vlmedge.shelves.contracts import Engine, Graph
 from vlmedge.spec import Component
 
 from ._probe import Probe

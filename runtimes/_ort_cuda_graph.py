@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
 from vlmedge.errors import InputError
-from vlmedge.graph import CheckedGraph
+from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component
 
 from ._ort_cuda_attention import LENGTHS
@@ -230,7 +230,7 @@ class CachedGraph(DeviceGraph):
         self._mask = self._mask_name(opened)
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
-        """Run once; see `vlmedge.contracts.Graph.run`."""
+        """Run once; see `vlmedge.shelves.contracts.Graph.run`."""
         axes = self._check(feeds)
         given = {name: value for name, value in feeds.items() if name in self._specs}
         others = {name: value for name, value in feeds.items() if name not in self._specs}

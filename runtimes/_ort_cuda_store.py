@@ -15,9 +15,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from vlmedge.building import engines_folder
 from vlmedge.bundle import Bundle
 from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES, load_graph
+from vlmedge.shelves.engine_store import engines_folder
 from vlmedge.spec import Component
 
 from ._ort_engines import GRAPHS, make, root

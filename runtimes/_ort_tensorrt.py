@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Graph
 from vlmedge.level4 import OnDevice
 from vlmedge.progress import Progress
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component
 
 from ._ort_cuda_graph import DeviceGraph, Opened

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Graph
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component, MatchTask, TensorSpec
 from vlmedge.spec.wiring import writing
 from vlmedge.tasks._parts import Parts

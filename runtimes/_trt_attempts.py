@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmedge.building import Precision
+from vlmedge.shelves.build_options import Precision
 
 from ._level4 import fits_here
 from ._trt_build import lowered

@@ -28,16 +28,11 @@ from typing import Any
 
 import msgspec
 
-from vlmedge.building import (
-    SIDECAR,
-    AxisRange,
-    BuildOptions,
-    engines_folder,
-    read_sidecar,
-)
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
 from vlmedge.files import digest, replace_file
+from vlmedge.shelves.build_options import AxisRange, BuildOptions
+from vlmedge.shelves.engine_store import SIDECAR, engines_folder, read_sidecar
 
 from ._trt_outcome import Outcome
 from ._trt_worker import PLAN

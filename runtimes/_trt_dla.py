@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmedge.building import AxisRange, BuildOptions
 from vlmedge.errors import BundleError, InputError
 from vlmedge.jetpack import DLA_VERSIONS, has_dla
+from vlmedge.shelves.build_options import AxisRange, BuildOptions
 from vlmedge.spec import Component
 
 from . import _trt_api as api

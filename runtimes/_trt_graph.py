@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
-from vlmedge.building import AxisRange
 from vlmedge.errors import BundleError, InputError, VlmEdgeError
-from vlmedge.graph import CheckedGraph
+from vlmedge.shelves.build_options import AxisRange
+from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component
 
 from . import _trt_api as api

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vlmedge.building import BuildOptions
 from vlmedge.bundle import Bundle
 from vlmedge.progress import Progress
+from vlmedge.shelves.build_options import BuildOptions
 from vlmedge.spec import Component
 
 from . import _trt_api as api

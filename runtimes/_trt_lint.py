@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vlmedge.arrays import Array
-from vlmedge.building import Finding
+from vlmedge.shelves.build_options import Finding
 
 from ._trt_operators import Operators, Version, names, operators
 

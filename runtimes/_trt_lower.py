@@ -24,7 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlmedge.arrays import Array
-from vlmedge.building import Precision
+from vlmedge.shelves.build_options import Precision
 
 from ._half import halve, is_typed
 from ._trt_apart import keep_apart

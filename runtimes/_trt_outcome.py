@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from vlmedge.building import Precision
 from vlmedge.level4 import Verdict
+from vlmedge.shelves.build_options import Precision
 
 
 class Restored(msgspec.Struct, frozen=True):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vlmedge.building import AxisRange
 from vlmedge.errors import InputError
+from vlmedge.shelves.build_options import AxisRange
 from vlmedge.spec import Component, ModelSpec, TextFrontEnd
 from vlmedge.spec.wiring import picture_rows, piece_rows, writing
 from vlmedge.tasks.generate import reads_text

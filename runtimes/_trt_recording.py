@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
-from vlmedge.contracts import Graph
 from vlmedge.errors import VlmEdgeError
 from vlmedge.parity import compare, worst
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import ComponentParity
 

@@ -20,8 +20,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from vlmedge.arrays import Array
-from vlmedge.graph import CheckedGraph
 from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES
+from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component
 
 from ._half import HALF_MAX, MASK, MASKED

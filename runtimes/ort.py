@@ -28,16 +28,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
-from vlmedge.building import SIDECAR, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
-from vlmedge.graph import CheckedGraph
 from vlmedge.graphs.portable import load_graph
 from vlmedge.level4 import OnDevice
 from vlmedge.machine import cores, cpu_features, cpu_name
 from vlmedge.power import saves_power
 from vlmedge.progress import Progress
+from vlmedge.shelves.checked_graph import CheckedGraph
+from vlmedge.shelves.contracts import Graph
+from vlmedge.shelves.engine_store import SIDECAR, engines_folder, read_sidecar
 from vlmedge.spec import Component
 
 from ._ort_engines import GRAPHS, make, root
@@ -153,7 +153,7 @@ class InPlaceGraph(OrtGraph):
         self._slots: dict[str, Any] | None = None  # what the binding has of adapters
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
-        """Run once; see `vlmedge.contracts.Graph.run`."""
+        """Run once; see `vlmedge.shelves.contracts.Graph.run`."""
         if self._session is None:
             raise RuntimeError(f"{self.component.name} is closed")
         axes = self._check(feeds)

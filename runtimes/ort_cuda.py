@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError
 from vlmedge.level4 import OnDevice
 from vlmedge.machine import cpu_name
 from vlmedge.progress import Progress
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component
 
 from ._ort_cuda_graph import CachedGraph, DeviceGraph, Opened

@@ -19,13 +19,14 @@ from typing import Any
 import msgspec
 
 from vlmedge.arrays import Array
-from vlmedge.building import BuildOptions, Built, Finding, engines_folder, read_sidecar
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import refuse_full_disk, terminate_as_interrupt
-from vlmedge.contracts import Engine, Graph
 from vlmedge.errors import BundleError, MissingExtraError
 from vlmedge.progress import Advance, Progress
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.build_options import BuildOptions, Built, Finding
+from vlmedge.shelves.contracts import Engine, Graph
+from vlmedge.shelves.engine_store import engines_folder, read_sidecar
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component
 
 from . import _trt_api as api

@@ -24,7 +24,7 @@ from vlmedge.drawing import COLORS, TINT, draw
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.locations import Box
-from vlmedge.registry import FAMILIES, SCHEMES
+from vlmedge.shelves.registry import FAMILIES, SCHEMES
 from vlmedge.spec import GenerateTask
 from vlmedge.tasks import detect as detecting
 from vlmedge.tasks._parts import Parts

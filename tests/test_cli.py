@@ -177,7 +177,7 @@ def test_check_without_a_checkpoint_holds_the_engine_against_the_graphs(
     # the gate writes the report anew, and leaves what devices gave
     assert vlmedge("check", bundle, "--against", "tiny-clip", "--quiet").code == 0
     assert json.loads((bundle / "reports" / "parity.json").read_bytes())["level4"] == found
-    from vlmedge.registry import ENGINES
+    from vlmedge.shelves.registry import ENGINES
 
     graph = import_module(type(ENGINES["ort"]).__module__).OrtGraph
     ran_as_it_is = graph.run

@@ -15,8 +15,8 @@ import vlmedge
 from vlmedge.checkpoint import family_of
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export
-from vlmedge.registry import FAMILIES
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.registry import FAMILIES
 from vlmedge.tasks.generate import Example
 
 Change = Callable[[dict[str, Any]], None]

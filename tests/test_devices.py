@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from vlmedge.contracts import Device
 from vlmedge.errors import UnknownNameError
 from vlmedge.jetpack import JETPACKS, jetpack_of
-from vlmedge.registry import DEVICES, ENGINES, device, devices
+from vlmedge.shelves.contracts import Device
+from vlmedge.shelves.registry import DEVICES, ENGINES, device, devices
 
 # What a published total counts: sparse is twice dense, and a Jetson's has the DLA's in it.
 TOTAL_TOPS = {

@@ -19,7 +19,7 @@ from vlmedge.checkpoint import aliases, family_of, resolve
 from vlmedge.errors import CheckpointError, UnknownNameError, VlmEdgeError
 from vlmedge.exporting import export
 from vlmedge.progress import SILENT
-from vlmedge.registry import FAMILIES
+from vlmedge.shelves.registry import FAMILIES
 
 
 @pytest.fixture(scope="session")

@@ -31,8 +31,8 @@ from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
 from vlmedge.planning import read_shape
 from vlmedge.recipe import Recipe
-from vlmedge.registry import FAMILIES, SCHEMES
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.registry import FAMILIES, SCHEMES
 from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, PaintTask, ScoreTask
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._parts import Parts

@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicCache
 from vlmedge.arrays import Array
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.generate import Prompt, generate, stream
-from vlmedge.graph import CheckedGraph
 from vlmedge.sampling import options
+from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component, Generation, TensorSpec
 
 WIDTH, HEADS, LAYERS, VOCABULARY, IMAGE_ID, PAD_ID = 32, 4, 2, 200, 3, 1

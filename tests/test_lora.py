@@ -23,13 +23,13 @@ from tiny import KINDS, tiny
 import vlmedge as library
 from vlmedge.bundle.weights import SafeWeights
 from vlmedge.checking import check
-from vlmedge.contracts import Stats
 from vlmedge.errors import AdapterError, CheckpointError, InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.lora.adapter import Weighted, open_adapter, parse
 from vlmedge.lora.merge import Merged
-from vlmedge.registry import ENGINES, FAMILIES, SCHEMES, SLOTTERS
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.contracts import Stats
+from vlmedge.shelves.registry import ENGINES, FAMILIES, SCHEMES, SLOTTERS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

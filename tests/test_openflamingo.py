@@ -20,7 +20,7 @@ from vlmedge.errors import CheckpointError
 from vlmedge.exporting import export
 from vlmedge.planning import read_shape
 from vlmedge.progress import SILENT
-from vlmedge.registry import FAMILIES
+from vlmedge.shelves.registry import FAMILIES
 
 FAMILY = FAMILIES["openflamingo"]
 WEIGHTS = "model.safetensors"

@@ -19,15 +19,15 @@ from onnx_ir.passes.common import ShapeInferencePass
 from tiny import tiny as tiny_checkpoint
 
 from vlmedge.arrays import Array
-from vlmedge.building import stored_engines
 from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.bundle.writer import stored_files, write_manifest
-from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import save_graph
 from vlmedge.recipe import Recipe
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.contracts import Graph
+from vlmedge.shelves.engine_store import stored_engines
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.tables import show_fusions

@@ -23,8 +23,8 @@ from vlmedge.errors import BundleError, InputError, MissingExtraError
 from vlmedge.exporting import quantize
 from vlmedge.model import Graphs
 from vlmedge.recipe import Recipe
-from vlmedge.registry import ENGINES
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.registry import ENGINES
 
 cuda: Any = import_module(type(ENGINES["ort_cuda"]).__module__)
 sessions: Any = import_module(f"{cuda.__package__}._ort_cuda_session")

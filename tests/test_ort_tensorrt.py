@@ -23,8 +23,8 @@ from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, MissingExtraError
 from vlmedge.model import Graphs
 from vlmedge.progress import SILENT
-from vlmedge.registry import ENGINES
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.registry import ENGINES
 
 NAMES = ("ort_tensorrt", "ort_tensorrt_rtx")
 package = import_module(type(ENGINES["ort"]).__module__).__package__

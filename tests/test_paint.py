@@ -19,7 +19,7 @@ from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export
 from vlmedge.image import load_painting
 from vlmedge.interpolate import interpolate
-from vlmedge.registry import FAMILIES
+from vlmedge.shelves.registry import FAMILIES
 from vlmedge.tasks.paint import palette, peaks
 
 PICTURE = np.arange(30 * 41 * 3, dtype=np.uint8).reshape(30, 41, 3)

@@ -21,8 +21,8 @@ from tiny import tiny
 import vlmedge
 from vlmedge.errors import CheckpointError
 from vlmedge.exporting import export
-from vlmedge.registry import FAMILIES
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.registry import FAMILIES
 
 FAMILY = FAMILIES["pali"]
 WEIGHTS = "model.safetensors"

@@ -13,8 +13,8 @@ from test_shapes import LLAVA, benchmark_models
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.planning import Plan, Wish, follow, make_plan, read_shape, refusal
 from vlmedge.progress import SILENT
-from vlmedge.registry import device, devices
 from vlmedge.roofline import SCHEMES, engines
+from vlmedge.shelves.registry import device, devices
 from vlmedge.units import GIB, MIB
 
 # Peaks of ONNX Runtime must be within this of the prediction: below it a plan would promise too

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlmedge.registry import FAMILIES
+from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import Component, TensorSpec
 
 SHELF = type(FAMILIES["clip"]).__module__.rsplit(".", 1)[0]

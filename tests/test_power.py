@@ -12,7 +12,7 @@ from machines import machine, orin_nano
 import vlmedge
 from vlmedge.errors import InputError
 from vlmedge.power import saves_power
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 
 SUPPLY = "/sys/class/power_supply"
 ort: Any = import_module(type(ENGINES["ort"]).__module__)

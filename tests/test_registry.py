@@ -5,7 +5,7 @@ import re
 import pytest
 
 from vlmedge.errors import UnknownNameError
-from vlmedge.registry import DEVICES, ENGINES, FAMILIES, SCHEMES
+from vlmedge.shelves.registry import DEVICES, ENGINES, FAMILIES, SCHEMES
 
 
 @pytest.mark.parametrize("registry", [FAMILIES, SCHEMES, ENGINES, DEVICES], ids=lambda r: r.folder)

@@ -24,7 +24,7 @@ from vlmedge.errors import CheckpointError
 from vlmedge.exporting import quantize
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
-from vlmedge.registry import FAMILIES
+from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import EmbeddingTable
 
 FILE = "assets/embed_tokens.bin"

@@ -16,10 +16,10 @@ from tiny import KINDS, tiny
 import vlmedge
 from vlmedge import generate as loop
 from vlmedge.arrays import Array
-from vlmedge.contracts import Graph
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.exporting import export
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import GenerateTask
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks._kept import Kept

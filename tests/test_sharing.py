@@ -26,7 +26,7 @@ from vlmedge.graphs import shared_weights as sharing
 from vlmedge.graphs.portable import load_graph, save_graph
 from vlmedge.graphs.shared_weights import borrows, store_once
 from vlmedge.recipe import Recipe
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest, Parity
 

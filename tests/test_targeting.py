@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from vlmedge import registry, targeting
+from vlmedge import targeting
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.jetpack import has_dla
 from vlmedge.progress import SILENT
+from vlmedge.shelves import registry
 
 
 def check(bundle: Bundle, device: str, tensorrt: str | None = None) -> tuple[str, ...]:

@@ -29,16 +29,17 @@ from overflow import COMPONENT, overflowing
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import building, exporting, level4, tables_build
+from vlmedge import exporting, level4, tables_build
 from vlmedge.arrays import Array
-from vlmedge.building import AxisRange, BuildOptions
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
 from vlmedge.model import Model
 from vlmedge.parity import compare
 from vlmedge.progress import SILENT
-from vlmedge.registry import ENGINES, FAMILIES
+from vlmedge.shelves import engine_store as building
+from vlmedge.shelves.build_options import AxisRange, BuildOptions, Finding
+from vlmedge.shelves.contracts import Graph
+from vlmedge.shelves.registry import ENGINES, FAMILIES
 from vlmedge.spec.wiring import writing
 
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
@@ -769,7 +770,7 @@ def test_built_engine_opens_without_onnx_ir(
 
 def test_engine_imports_without_onnx_ir_and_tensorrt() -> None:
     code = "import sys; sys.modules['onnx_ir'] = sys.modules['tensorrt'] = None\n"
-    code += "from vlmedge.registry import ENGINES; ENGINES['tensorrt']"
+    code += "from vlmedge.shelves.registry import ENGINES; ENGINES['tensorrt']"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -1590,7 +1591,7 @@ def test_graph_that_a_version_refuses_is_named_before_the_build(
 ) -> None:
     use("trt103")
     monkeypatch.setattr(builder, "_run", forbidden)
-    finding = building.Finding("vision_encoder", "n1", "Det", "no such operator", "decompose it")
+    finding = Finding("vision_encoder", "n1", "Det", "no such operator", "decompose it")
     monkeypatch.setattr(builder, "lowered", lambda *a, **_: (None, False, [finding]))
     with pytest.raises(BundleError, match=r"TensorRT 10\.3 refuses Det 'n1': no such operator"):
         build(clip, only("vision_encoder"))

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from vlmedge.registry import FAMILIES
+from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import Component, TensorSpec
 
 trace: Any = import_module(f"{type(FAMILIES['clip']).__module__.rsplit('.', 1)[0]}._trace")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vlmedge.errors import VlmEdgeError
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
 cuda, rooms = (import_module(f"{package}._trt_{name}") for name in ("cuda", "room"))

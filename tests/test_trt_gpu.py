@@ -17,13 +17,13 @@ from conftest import Run, export
 
 import vlmedge as toolkit
 from vlmedge import exporting, level4
-from vlmedge.building import BuildOptions, Precision
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, VlmEdgeError
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
-from vlmedge.registry import ENGINES
 from vlmedge.scenes import draw_scene
+from vlmedge.shelves.build_options import BuildOptions, Precision
+from vlmedge.shelves.registry import ENGINES
 
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
 api, cuda, graphs = (

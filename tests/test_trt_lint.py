@@ -19,7 +19,7 @@ from tiny import KINDS
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
 lint, lower, tables = (import_module(f"{package}._trt_{n}") for n in ("lint", "lower", "operators"))

@@ -18,7 +18,7 @@ from test_trt_lint import FLOAT, HALF, V10_3, _Draft
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.parity import compare
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, TensorSpec
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__

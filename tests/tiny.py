@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmedge.registry import FAMILIES
+from vlmedge.shelves.registry import FAMILIES
 
 KINDS = {kind: family for family in FAMILIES.names() for kind in FAMILIES.literal(family, "TINY")}
 

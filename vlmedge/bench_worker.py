@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bench_items import NEW_TOKENS, items
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Graph
 from vlmedge.errors import BundleError, VlmEdgeError
-from vlmedge.registry import ENGINES, FAMILIES
+from vlmedge.shelves.contracts import Graph
+from vlmedge.shelves.registry import ENGINES, FAMILIES
 from vlmedge.spec import Component
 from vlmedge.tasks._parts import Parts
 

@@ -26,13 +26,13 @@ from vlmedge import generate as loop
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Engine, Graph, Scheme, Stats, Wanted
 from vlmedge.errors import InputError
 from vlmedge.graphs.pieces import cut
 from vlmedge.graphs.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.image import Grid, ImageSource
 from vlmedge.progress import Progress
 from vlmedge.samples import Samples, codes_for, texts_for
+from vlmedge.shelves.contracts import Engine, Graph, Scheme, Stats, Wanted
 from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec
 from vlmedge.tasks import generate as generating
 from vlmedge.tasks import paint as painting

@@ -21,7 +21,6 @@ from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE
 from vlmedge.checkpoint import family_of, resolve
-from vlmedge.contracts import Export, Graph
 from vlmedge.errors import BundleError
 from vlmedge.generate import feeds
 from vlmedge.image import Grid, pieces
@@ -30,8 +29,9 @@ from vlmedge.lora.merge import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress, passing
 from vlmedge.recipe import FLOAT
-from vlmedge.registry import ENGINES, FAMILIES
 from vlmedge.samples import Samples, codes_for, drawn, from_folder, texts_for
+from vlmedge.shelves.contracts import Export, Graph
+from vlmedge.shelves.registry import ENGINES, FAMILIES
 from vlmedge.spec import Component, GenerateTask, InfillTask, LabelTask, MatchTask, ScoreTask
 from vlmedge.spec.manifest import ComponentParity, Parity, TaskParity
 from vlmedge.tasks import generate as generating

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmedge.errors import CheckpointError, MissingExtraError
 from vlmedge.progress import Progress
-from vlmedge.registry import FAMILIES, unknown
+from vlmedge.shelves.registry import FAMILIES, unknown
 from vlmedge.spec.manifest import CheckpointId
 
 BUILT_INS = Path(__file__).parent / "checkpoints"

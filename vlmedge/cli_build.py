@@ -13,7 +13,7 @@ from vlmedge.errors import BundleError, InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vlmedge.building import AxisRange, Dla, Precision
+    from vlmedge.shelves.build_options import AxisRange, Dla, Precision
 
 engines = typer.Typer(help="List or remove what engines have built of a bundle.")
 
@@ -72,8 +72,8 @@ def build(
     if check_only and tensorrt is None and device is None:
         raise typer.BadParameter("--check-only wants --tensorrt VERSION or --device NAME")
     from vlmedge import console, level4, tables_build
-    from vlmedge.building import BuildOptions, Compiler
-    from vlmedge.registry import ENGINES
+    from vlmedge.shelves.build_options import BuildOptions, Compiler
+    from vlmedge.shelves.registry import ENGINES
 
     compiler = ENGINES[engine]
     if not isinstance(compiler, Compiler):
@@ -132,7 +132,7 @@ def check_engine(bundle: Path, engine: str, as_json: bool, quiet: bool) -> None:
     An engine that is compiled has been judged by its build, whose word is shown.
     """
     from vlmedge import console, level4, tables
-    from vlmedge.registry import ENGINES
+    from vlmedge.shelves.registry import ENGINES
 
     opened, chosen = console.load(bundle), ENGINES[engine]
     found = level4.recorded(opened)
@@ -155,8 +155,8 @@ def check_engine(bundle: Path, engine: str, as_json: bool, quiet: bool) -> None:
 def list_(bundle: BundleFolder, as_json: Json = False) -> None:
     """List the engines of a bundle, and what each was built for."""
     from vlmedge import console, tables_build
-    from vlmedge.building import stored_engines
     from vlmedge.bundle import read_manifest
+    from vlmedge.shelves.engine_store import stored_engines
 
     read_manifest(bundle)  # refuses what is no bundle
     found = stored_engines(bundle)
@@ -167,8 +167,8 @@ def list_(bundle: BundleFolder, as_json: Json = False) -> None:
 def clean(bundle: BundleFolder, as_json: Json = False) -> None:
     """Remove the engines of a bundle; the next run builds them again."""
     from vlmedge import console, tables_build
-    from vlmedge.building import clean_engines
     from vlmedge.bundle import read_manifest
+    from vlmedge.shelves.engine_store import clean_engines
 
     read_manifest(bundle)
     removed = clean_engines(bundle)
@@ -176,7 +176,7 @@ def clean(bundle: BundleFolder, as_json: Json = False) -> None:
 
 
 def _axes(texts: list[str]) -> dict[str, AxisRange]:
-    from vlmedge.building import AxisRange
+    from vlmedge.shelves.build_options import AxisRange
 
     found = {}
     for text in texts:

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from vlmedge.errors import InputError, UnknownNameError
-from vlmedge.registry import unknown
+from vlmedge.shelves.registry import unknown
 from vlmedge.tasks._steps import KINDS, ModelStep, Step
 
 BUILT_INS = Path(__file__).parent / "compositions"

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlmedge.contracts import Device
 from vlmedge.jetpack import JetPack, jetpack_of
-from vlmedge.registry import devices
+from vlmedge.shelves.contracts import Device
+from vlmedge.shelves.registry import devices
 
 TOOL_S = 10  # nvidia-smi takes seconds when the driver sleeps
 GPU_FIELDS = ("name", "compute_cap", "memory.total", "memory.free", "driver_version")

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vlmedge.building import SIDECAR
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.detect import Runner
 from vlmedge.doctor import Check, Finding, Patient
-from vlmedge.registry import ENGINES, devices
+from vlmedge.shelves.engine_store import SIDECAR
+from vlmedge.shelves.registry import ENGINES, devices
 
 PROOF_S = 120  # TensorRT builds an engine for it
 LOAD_S = 60

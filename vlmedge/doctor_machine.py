@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from vlmedge.contracts import Device
 from vlmedge.doctor import Check, Finding, Level, Patient
 from vlmedge.power import saves_power
-from vlmedge.registry import devices
+from vlmedge.shelves.contracts import Device
+from vlmedge.shelves.registry import devices
 from vlmedge.units import GIB
 
 LITTLE_MEMORY = 2 * GIB  # a 4-bit model of 2 billion parameters

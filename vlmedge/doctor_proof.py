@@ -16,7 +16,7 @@ import numpy as np
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.errors import ParityError, VlmEdgeError
 from vlmedge.graphs.portable import onnx_ir
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 from vlmedge.version import __version__

@@ -17,7 +17,6 @@ from vlmedge.bundle.embedding_table import TABLE, round_rows
 from vlmedge.bundle.writer import new_bundle, refuse_existing, stored_files, write_manifest
 from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoint import Checkpoint, family_of, resolve
-from vlmedge.contracts import Export
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import load_graph
 from vlmedge.graphs.shared_weights import store_once
@@ -25,8 +24,9 @@ from vlmedge.lora.adapter import parse
 from vlmedge.lora.merge import identities, merged_like
 from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.registry import FAMILIES, SLOTTERS
 from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
+from vlmedge.shelves.contracts import Export
+from vlmedge.shelves.registry import FAMILIES, SLOTTERS
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 from vlmedge.spec.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest

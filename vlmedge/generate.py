@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Ids, Scores
-from vlmedge.contracts import Graph
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.sampling import draw, log_softmax, process, top, warp
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component, Generation
 
 FED = ("inputs_embeds", "attention_mask", "position_ids", "token_type_ids")

@@ -16,11 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from vlmedge.building import engine_records
 from vlmedge.bundle import REPORT, Bundle, read_manifest
-from vlmedge.contracts import Engine
 from vlmedge.files import digest
 from vlmedge.progress import Progress
+from vlmedge.shelves.contracts import Engine
+from vlmedge.shelves.engine_store import engine_records
 from vlmedge.spec.manifest import ComponentParity
 
 _KEY = "level4"  # in the report, and in an engine's record

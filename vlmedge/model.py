@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from vlmedge import generate as loop
 from vlmedge.bundle import Bundle
-from vlmedge.contracts import Engine, FallsBack, Graph, Spins
 from vlmedge.errors import InputError
-from vlmedge.graph import CheckedGraph
 from vlmedge.image import Grid, ImageSource, is_images
 from vlmedge.locations import Box
 from vlmedge.lora.adapter import open_adapter
 from vlmedge.lora.slots import Factors, fill
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.checked_graph import CheckedGraph
+from vlmedge.shelves.contracts import Engine, FallsBack, Graph, Spins
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import (
     ChatTask,
     EmbedTask,

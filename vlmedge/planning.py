@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmedge import registry
 from vlmedge.bundle import MANIFEST, read_manifest
 from vlmedge.checkpoint import resolve
-from vlmedge.contracts import Device
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.jetpack import OLDEST, has_dla, number, tensorrt_of
 from vlmedge.machine import free_bytes, this_machine
 from vlmedge.progress import Progress
-from vlmedge.registry import SHAPES, unknown
 from vlmedge.roofline import SCHEMES, Cost, Work, cost, engines, habits, numbers
 from vlmedge.shape import Fields, Shape
+from vlmedge.shelves import registry
+from vlmedge.shelves.contracts import Device
+from vlmedge.shelves.registry import SHAPES, unknown
 from vlmedge.units import GIB, MIB
 
 TOKENS = 64  # of a question, and of an answer

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from vlmedge.contracts import Scheme
 from vlmedge.errors import InputError
-from vlmedge.registry import SCHEMES, unknown
+from vlmedge.shelves.contracts import Scheme
+from vlmedge.shelves.registry import SCHEMES, unknown
 
 FLOAT = "float32"
 PRECISIONS = (FLOAT, "int8")

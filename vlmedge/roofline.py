@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmedge.contracts import Device
 from vlmedge.shape import Part
+from vlmedge.shelves.contracts import Device
 from vlmedge.units import GIB
 
 KERNEL_BYTES = 4  # logits and sums are float32 everywhere

@@ -14,14 +14,14 @@ import msgspec
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.bundle.embedding_table import TABLE
 from vlmedge.calibrating import LARGE_BYTES, Calibration
-from vlmedge.contracts import Harm, Stats
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import save_graph, weights_bytes
 from vlmedge.graphs.shared_weights import borrows, common, store_once
 from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.registry import ENGINES, SCHEMES
 from vlmedge.samples import Samples
+from vlmedge.shelves.contracts import Harm, Stats
+from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer, Parity
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmedge import checkpoint, composition, registry
-from vlmedge.building import stored_engines
+from vlmedge import checkpoint, composition
 from vlmedge.bundle import Bundle, readers, weights_path
 from vlmedge.level4 import OnDevice, reported
+from vlmedge.shelves import registry
+from vlmedge.shelves.engine_store import stored_engines
 from vlmedge.spec import TensorSpec
 from vlmedge.spec.manifest import ComponentParity, Parity
 

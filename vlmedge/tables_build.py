@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmedge.building import Built, Finding, StoredEngine
+from vlmedge.shelves.build_options import Built, Finding
+from vlmedge.shelves.engine_store import StoredEngine
 from vlmedge.tables import MIB, _print, _row, _table, level4_words
 
 

@@ -6,12 +6,13 @@ has) and the plan (memory). It runs on that device alone; `--check-only` needs n
 
 from __future__ import annotations
 
-from vlmedge import planning, registry
+from vlmedge import planning
 from vlmedge.bundle import Bundle
 from vlmedge.detect import detect
 from vlmedge.errors import InputError
 from vlmedge.jetpack import DLA_VERSIONS, OLDEST, has_dla, number, tensorrt_of
 from vlmedge.progress import Progress
+from vlmedge.shelves import registry
 
 
 def tensorrt_versions(device: str) -> tuple[str, ...]:

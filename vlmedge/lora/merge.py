@@ -10,9 +10,9 @@ import numpy as np
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.weights import RowReader, Weights, finite, row_reader
-from vlmedge.contracts import Export
 from vlmedge.errors import AdapterError
 from vlmedge.lora.adapter import Adapter, Weighted, locate, misfit, parse, read_bias
+from vlmedge.shelves.contracts import Export
 from vlmedge.spec.manifest import AdapterId
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from vlmedge.arrays import Array, Arrays, Ids
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import EmbeddingRows
-from vlmedge.contracts import Graph
 from vlmedge.errors import InputError
 from vlmedge.image import Grid, ImageSource, Pictures, fit, load_image, normalize
-from vlmedge.registry import unknown
 from vlmedge.sampling import options as merge
+from vlmedge.shelves.contracts import Graph
+from vlmedge.shelves.registry import unknown
 from vlmedge.spec import (
     ChatTask,
     EmbedTask,

@@ -14,8 +14,8 @@ from msgspec import Meta
 
 from vlmedge.errors import UnknownNameError
 from vlmedge.image import ImageSource
-from vlmedge.registry import unknown
 from vlmedge.sampling import options as merge
+from vlmedge.shelves.registry import unknown
 from vlmedge.spec import Generation
 
 from ._parts import Parts

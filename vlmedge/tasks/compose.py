@@ -17,7 +17,7 @@ from vlmedge.composition import Composition, read_composition
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.image import ImageSource, load_image
 from vlmedge.model import Model, load
-from vlmedge.registry import unknown
+from vlmedge.shelves.registry import unknown
 
 from ._parts import Parts
 from ._pipeline import OnError, respond

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from vlmedge import generate as loop
 from vlmedge.arrays import Array
-from vlmedge.contracts import Graph
 from vlmedge.generate import Prompt
 from vlmedge.image import ImageSource
+from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component, GenerateTask, Generation
 
 from . import generate as generating

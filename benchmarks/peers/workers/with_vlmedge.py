@@ -13,8 +13,8 @@ from _serve import Opened, Sample, Task, rates, serve, timed
 import vlmedge
 from vlmedge import generate as loop
 from vlmedge.bundle import Bundle
-from vlmedge.registry import ENGINES
 from vlmedge.sampling import options
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.tasks._parts import Parts
 
 

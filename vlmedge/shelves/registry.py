@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from vlmedge.contracts import Device, Engine, Family, Scheme, Slotter
 from vlmedge.errors import CheckpointError, MissingExtraError, UnknownNameError
 from vlmedge.shape import Fields, Shape
+from vlmedge.shelves.contracts import Device, Engine, Family, Scheme, Slotter
 
 T = TypeVar("T")
 

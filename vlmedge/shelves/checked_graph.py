@@ -48,7 +48,7 @@ class CheckedGraph(ABC):
         self._factors, self._slot_feeds = {}, None
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
-        """Run once; see `vlmedge.contracts.Graph.run`."""
+        """Run once; see `vlmedge.shelves.contracts.Graph.run`."""
         axes, self._last = self._check(feeds), last
         full = {**self._past(axes), **feeds}
         if self.component.slots:
