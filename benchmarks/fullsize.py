@@ -37,7 +37,7 @@ from vlmedge.bench import REST_S
 from vlmedge.bench_side import Worker
 from vlmedge.bench_worker import peak_memory_mib
 from vlmedge.bundle import Bundle
-from vlmedge.machine import allowed_cores, free_bytes, this_machine
+from vlmedge.host.hardware import allowed_cores, free_bytes, this_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "fullsize.json", ROOT / "docs" / "fullsize.md"

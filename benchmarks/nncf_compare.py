@@ -38,7 +38,7 @@ from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.checking import run_gate
 from vlmedge.checkpoint import BUILT_INS, family_of
 from vlmedge.exporting import export
-from vlmedge.machine import this_machine
+from vlmedge.host.hardware import this_machine
 from vlmedge.parity import compare, divergence
 from vlmedge.progress import SILENT
 from vlmedge.samples import drawn

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vlmedge.detect import detect
-from vlmedge.machine import this_machine
+from vlmedge.host.hardware import this_machine
+from vlmedge.host.identify import detect
 from vlmedge.planning import Wish, look_up, make_plan
 from vlmedge.progress import SILENT
 from vlmedge.units import MIB

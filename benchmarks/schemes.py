@@ -23,7 +23,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate
 from vlmedge.checkpoint import BUILT_INS, family_of
 from vlmedge.exporting import export
-from vlmedge.machine import this_machine
+from vlmedge.host.hardware import this_machine
 from vlmedge.progress import SILENT
 from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.samples import drawn

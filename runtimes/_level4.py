@@ -17,8 +17,8 @@ import numpy as np
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.graphs.portable import load_graph
+from vlmedge.host.hardware import RESERVE_BYTES, free_bytes
 from vlmedge.level4 import OnDevice, Verdict
-from vlmedge.machine import RESERVE_BYTES, free_bytes
 from vlmedge.parity import compare, worst
 from vlmedge.progress import Progress
 from vlmedge.shelves.build_options import Precision

@@ -25,7 +25,7 @@ import msgspec
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
 from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES, load_graph, promised
-from vlmedge.machine import RESERVE_BYTES, free_bytes
+from vlmedge.host.hardware import RESERVE_BYTES, free_bytes
 from vlmedge.progress import Advance, Progress
 from vlmedge.shelves.build_options import BuildOptions, Finding, Precision
 from vlmedge.spec import Component

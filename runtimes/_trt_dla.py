@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vlmedge.errors import BundleError, InputError
-from vlmedge.jetpack import DLA_VERSIONS, has_dla
+from vlmedge.host.jetpack import DLA_VERSIONS, has_dla
 from vlmedge.shelves.build_options import AxisRange, BuildOptions
 from vlmedge.spec import Component
 

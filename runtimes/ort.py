@@ -31,9 +31,9 @@ from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import load_graph
+from vlmedge.host.hardware import cores, cpu_features, cpu_name
+from vlmedge.host.power import saves_power
 from vlmedge.level4 import OnDevice
-from vlmedge.machine import cores, cpu_features, cpu_name
-from vlmedge.power import saves_power
 from vlmedge.progress import Progress
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.shelves.contracts import Graph

@@ -15,8 +15,8 @@ import onnxruntime as ort
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
+from vlmedge.host.hardware import cpu_name
 from vlmedge.level4 import OnDevice
-from vlmedge.machine import cpu_name
 from vlmedge.progress import Progress
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component

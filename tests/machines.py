@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlmedge.detect import Sources
+from vlmedge.host.identify import Sources
 
 # As on an Orin Nano developer kit with JetPack 6.2, shortened to what is read
 NVPMODEL_SUPER = """\

@@ -15,12 +15,13 @@ import pytest
 from machines import ORIN_NANO_RAILS, orin_nano, seed
 
 from vlmedge import bench as benching
-from vlmedge import bench_result, bench_side, bench_start, machine
+from vlmedge import bench_result, bench_side, bench_start
 from vlmedge.bench import bench
 from vlmedge.bench_result import BenchResult, Latency
 from vlmedge.bench_side import Worker
 from vlmedge.bundle import Bundle
 from vlmedge.errors import VlmEdgeError
+from vlmedge.host import hardware as machine
 from vlmedge.progress import SILENT
 
 SCHEMA = Path(bench_result.__file__).with_name("bench.schema.json")

@@ -12,7 +12,7 @@ from vlmedge import bench as benching
 from vlmedge.bench_plot import draw
 from vlmedge.bench_result import FORMAT, BenchResult, Board, Energy, Latency, Side
 from vlmedge.errors import InputError
-from vlmedge.machine import this_machine
+from vlmedge.host.hardware import this_machine
 from vlmedge.tables_bench import show_bench
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from machines import NVPMODEL_SUPER, RELEASE, RTX_4090, machine, orin_nano
 
-from vlmedge.detect import (
+from vlmedge.host.identify import (
     Power,
     PowerMode,
     Sources,
@@ -117,7 +117,7 @@ def test_tool_that_is_missing_or_fails_says_nothing() -> None:
 def test_this_machine_is_detected_without_torch() -> None:
     code = (
         "import sys\nfor n in ('torch', 'onnxruntime', 'numpy.random'): sys.modules[n] = None\n"
-        "from vlmedge.detect import detect; print(detect().device)"
+        "from vlmedge.host.identify import detect; print(detect().device)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(detect().device)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlmedge.errors import UnknownNameError
-from vlmedge.jetpack import JETPACKS, jetpack_of
+from vlmedge.host.jetpack import JETPACKS, jetpack_of
 from vlmedge.shelves.contracts import Device
 from vlmedge.shelves.registry import DEVICES, ENGINES, device, devices
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from machines import MEMINFO, RELEASE, RTX_4090, machine, orin_nano, seed
 
-from vlmedge.detect import detect
 from vlmedge.doctor import Finding, Patient, checks, disk_bytes, examine, this_patient
 from vlmedge.doctor_engines import CHECKS as ENGINE_CHECKS
 from vlmedge.doctor_engines import prove
 from vlmedge.doctor_proof import judge, write_graph
 from vlmedge.doctor_proof import prove as multiply
 from vlmedge.errors import ParityError
+from vlmedge.host.identify import detect
 
 GIB = 2**30
 SMI_NAME = "nvidia-smi --query-gpu=name"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from machines import I2C, ORIN_NANO_RAILS, seed
 
-from vlmedge import energy
-from vlmedge.energy import NOT_TOLD, find_meter
+from vlmedge.host import energy
+from vlmedge.host.energy import NOT_TOLD, find_meter
 
 RAPL = "/sys/class/powercap"
 AGX_ORIN = {

@@ -11,7 +11,7 @@ from machines import machine, orin_nano
 
 import vlmedge
 from vlmedge.errors import InputError
-from vlmedge.power import saves_power
+from vlmedge.host.power import saves_power
 from vlmedge.shelves.registry import ENGINES
 
 SUPPLY = "/sys/class/power_supply"

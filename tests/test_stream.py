@@ -14,8 +14,8 @@ from conftest import Run
 
 import vlmedge
 from vlmedge.errors import InputError
+from vlmedge.host.hardware import cores
 from vlmedge.image import HUSH
-from vlmedge.machine import cores
 from vlmedge.scenes import draw_scene
 from vlmedge.tasks._parts import IMAGES_PER_BATCH
 from vlmedge.tasks._pipeline import respond

@@ -13,7 +13,7 @@ import pytest
 from vlmedge import targeting
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError, VlmEdgeError
-from vlmedge.jetpack import has_dla
+from vlmedge.host.jetpack import has_dla
 from vlmedge.progress import SILENT
 from vlmedge.shelves import registry
 

@@ -21,10 +21,10 @@ from vlmedge.bench_start import measure_starts
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import terminate_as_interrupt
 from vlmedge.checkpoint import family_of, resolve
-from vlmedge.detect import Sources, detect
-from vlmedge.energy import find_meter
 from vlmedge.errors import BundleError
-from vlmedge.machine import free_bytes, this_machine
+from vlmedge.host.energy import find_meter
+from vlmedge.host.hardware import free_bytes, this_machine
+from vlmedge.host.identify import Sources, detect
 from vlmedge.progress import Advance, Progress
 from vlmedge.version import __version__
 

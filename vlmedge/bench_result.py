@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vlmedge.machine import Machine
+from vlmedge.host.hardware import Machine
 from vlmedge.spec.base import Data
 
 FORMAT = 1

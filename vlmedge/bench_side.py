@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from vlmedge.bench_result import Energy, Latency, Side
-from vlmedge.energy import Meter
 from vlmedge.errors import VlmEdgeError
+from vlmedge.host.energy import Meter
 
 ENERGY_S = 3.0  # enough of RAPL's milliseconds, and of a rail's samples
 

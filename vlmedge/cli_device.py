@@ -120,7 +120,7 @@ def fit(recipe: Recipe, checkpoint: str, device: str, asked: str | None, quiet: 
 
 def _auto() -> str:
     """Name this machine as the catalogue does."""
-    from vlmedge.detect import detect
+    from vlmedge.host.identify import detect
 
     found = detect()
     if found.device is None:

@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from vlmedge.detect import Found, Sources, detect
-from vlmedge.machine import allowed_cores, this_machine
+from vlmedge.host.hardware import allowed_cores, this_machine
+from vlmedge.host.identify import Found, Sources, detect
 
 Level = Literal["ok", "warn", "bad"]
 

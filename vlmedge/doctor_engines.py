@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
-from vlmedge.detect import Runner
 from vlmedge.doctor import Check, Finding, Patient
+from vlmedge.host.identify import Runner
 from vlmedge.shelves.engine_store import SIDECAR
 from vlmedge.shelves.registry import ENGINES, devices
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from vlmedge.doctor import Check, Finding, Level, Patient
-from vlmedge.power import saves_power
+from vlmedge.host.power import saves_power
 from vlmedge.shelves.contracts import Device
 from vlmedge.shelves.registry import devices
 from vlmedge.units import GIB

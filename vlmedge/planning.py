@@ -11,8 +11,8 @@ from typing import Any, Literal
 from vlmedge.bundle import MANIFEST, read_manifest
 from vlmedge.checkpoint import resolve
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.jetpack import OLDEST, has_dla, number, tensorrt_of
-from vlmedge.machine import free_bytes, this_machine
+from vlmedge.host.hardware import free_bytes, this_machine
+from vlmedge.host.jetpack import OLDEST, has_dla, number, tensorrt_of
 from vlmedge.progress import Progress
 from vlmedge.roofline import SCHEMES, Cost, Work, cost, engines, habits, numbers
 from vlmedge.shape import Fields, Shape

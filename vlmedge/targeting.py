@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from vlmedge import planning
 from vlmedge.bundle import Bundle
-from vlmedge.detect import detect
 from vlmedge.errors import InputError
-from vlmedge.jetpack import DLA_VERSIONS, OLDEST, has_dla, number, tensorrt_of
+from vlmedge.host.identify import detect
+from vlmedge.host.jetpack import DLA_VERSIONS, OLDEST, has_dla, number, tensorrt_of
 from vlmedge.progress import Progress
 from vlmedge.shelves import registry
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmedge.machine import this_machine
+from vlmedge.host.hardware import this_machine
 
 from .cases import Case
 from .errors import PeersError

@@ -18,8 +18,8 @@ from typing import Any, TypeGuard, TypeVar
 import numpy as np
 
 from vlmedge.errors import InputError
+from vlmedge.host.hardware import cores
 from vlmedge.image import HUSH, ImageSource, is_images
-from vlmedge.machine import cores
 
 from ._parts import IMAGES_PER_BATCH
 

@@ -6,7 +6,7 @@ Documentation/ABI/testing/sysfs-class-power.
 
 from __future__ import annotations
 
-from vlmedge.detect import Sources, read_power
+from vlmedge.host.identify import Sources, read_power
 
 _SUPPLIES = "/sys/class/power_supply"
 

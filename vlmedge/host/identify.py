@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlmedge.jetpack import JetPack, jetpack_of
+from vlmedge.host.jetpack import JetPack, jetpack_of
 from vlmedge.shelves.contracts import Device
 from vlmedge.shelves.registry import devices
 

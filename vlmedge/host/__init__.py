@@ -1,0 +1,1 @@
+"""This machine: its hardware, its name, its power and its energy."""
