@@ -24,10 +24,10 @@ import transformers
 from vlmedge.bench_items import NEW_TOKENS, PICTURE, TEXT, items
 from vlmedge.bench_worker import WRITING, peak_memory_mib
 from vlmedge.bundle import Bundle
+from vlmedge.run.tasks import paint as painting
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks.context import TaskContext
 from vlmedge.spec import GenerateTask
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks import paint as painting
-from vlmedge.tasks._parts import Parts
 
 
 class Clock(transformers.StoppingCriteria):
@@ -51,7 +51,7 @@ class Reference:
         kind = config.architectures[0]
         architecture = getattr(transformers, kind)
         self._model = architecture.from_pretrained(checkpoint, dtype=self._dtype).eval()
-        self._parts = Parts(bundle, {})
+        self._context = TaskContext(bundle, {})
         self._task = main_task(bundle)
         runs: dict[str, Callable[[int], dict[str, Any]]] = {
             "FlavaForPreTraining": self._match,
@@ -81,10 +81,10 @@ class Reference:
 
     def _write(self, tokens: int) -> dict[str, Any]:
         """Write a text of fixed length, greedy."""
-        task = self._parts.bundle.spec.tasks[self._task]
+        task = self._context.bundle.spec.tasks[self._task]
         assert isinstance(task, GenerateTask)
         start = time.perf_counter()
-        inputs: dict[str, Any] = {"pixel_values": self._float(self._parts.pixels([PICTURE]))}
+        inputs: dict[str, Any] = {"pixel_values": self._float(self._context.pixels([PICTURE]))}
         if task.image_text is not None:
             ids = torch.tensor([self._prompt(task)])
             inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -107,28 +107,28 @@ class Reference:
 
     def _prompt(self, task: GenerateTask) -> list[int]:
         """Write the task's prompt as ids, with a placeholder for each row of the soft prompt."""
-        spec = self._parts.bundle.spec
+        spec = self._context.bundle.spec
         outputs = spec.component(task.encode[-1]).outputs
         (rows,) = (out.shape[-2] for out in outputs if out.name == task.soft_prompt)
         ids: list[int] = []
-        for token in self._parts.tokenizer.ids(generating.fill(task, "")):
+        for token in self._context.tokenizer.ids(prompting.fill(task, "")):
             ids += [token] * (int(rows) if token == task.image_token_id else 1)
         return ids
 
     def _match(self, tokens: int) -> dict[str, Any]:
         """Say whether a picture and a text belong together."""
-        ids, mask = self._parts.tokenizer.encode([TEXT])
+        ids, mask = self._context.tokenizer.encode([TEXT])
         seen = self._model.flava(
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
-            pixel_values=self._float(self._parts.pixels([PICTURE])),
+            pixel_values=self._float(self._context.pixels([PICTURE])),
         )
         self._model.itm_head(seen.multimodal_embeddings).softmax(-1)
         return {}
 
     def _paint(self, tokens: int) -> dict[str, Any]:
         """Paint one picture as another one is painted."""
-        feeds = painting.trial(self._parts, [PICTURE], 0)
+        feeds = painting.trial(self._context, [PICTURE], 0)
         names = ("pixel_values", "prompt_pixel_values", "prompt_masks")
         painted = self._model(**{name: self._float(feeds[name]) for name in names})
         painted.pred_masks.float().numpy()
@@ -137,7 +137,7 @@ class Reference:
 
 def main_task(bundle: Bundle) -> str:
     """Name the task that is compared: what reads a picture and a text, or else the first."""
-    names = items(Parts(bundle, {}))
+    names = items(TaskContext(bundle, {}))
     return next((name for name in ("match", "caption") if name in names), next(iter(names)))
 
 

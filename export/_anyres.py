@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.image import front_end
+from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import AnyRes, ImageFrontEnd, TensorSpec
 
 from ._checkpoint import CLIP_MEAN, CLIP_STD, read_json

@@ -12,7 +12,7 @@ import tokenizers
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.image import front_end
+from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import Generation, ImageFrontEnd
 
 TOKENIZER = "assets/tokenizer.json"

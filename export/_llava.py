@@ -14,7 +14,7 @@ import transformers
 from transformers.activations import ACT2FN
 
 from vlmedge.errors import CheckpointError
-from vlmedge.image import front_end
+from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import (
     ChatTask,
     Component,

@@ -22,7 +22,7 @@ import torch
 from vlmedge.arrays import Array
 from vlmedge.bundle.weights import finite
 from vlmedge.errors import CheckpointError
-from vlmedge.locations import CODES
+from vlmedge.run.tasks.boxes import CODES
 from vlmedge.shapes.paligemma import MASK_DECODER, MASK_FILE
 from vlmedge.spec import Component, TensorSpec
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.image import front_end
+from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
 from ._checkpoint import (

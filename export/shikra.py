@@ -1,6 +1,6 @@
 """Shikra (Chen et al. 2023, arXiv 2306.15195): the first LLaVA, which points at what it speaks of.
 
-It writes boxes in plain figures, and reads them; `vlmedge.locations` has how. A folder holds
+It writes boxes in plain figures, and reads them; `vlmedge.run.tasks.boxes` has how. A folder holds
 
     config.json, tokenizer, model*  Shikra; or what it has more than LLaMA, as it was published
     base/                           of such a delta alone: LLaMA 7B in Hugging Face layout

@@ -10,11 +10,11 @@ import numpy as np
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
+from vlmedge.run.tasks.context import TaskContext
+from vlmedge.run.tasks.embed import fill
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component, MatchTask, TensorSpec
 from vlmedge.spec.wiring import writing
-from vlmedge.tasks._parts import Parts
-from vlmedge.tasks.embed import fill
 
 _TOKENS = 4  # of a sequence that nobody gave
 _LABELS = ("a red circle", "a cat")
@@ -27,7 +27,7 @@ class Probe:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._parts = Parts(bundle, {})
+        self._context = TaskContext(bundle, {})
         self._pool: dict[str, Array] | None = None
 
     def steps(self, graph: Graph, count: int = 1) -> list[dict[str, Array]]:
@@ -60,16 +60,16 @@ class Probe:
     def _front_ends(self) -> dict[str, Array]:
         from vlmedge.samples import drawn
 
-        spec, parts = self._bundle.spec, self._parts
+        spec, context = self._bundle.spec, self._context
         pool: dict[str, Array] = {}
         if spec.image is not None:
-            pool["pixel_values"] = parts.pixels(drawn(1, "calibration", labelled=False).images)
+            pool["pixel_values"] = context.pixels(drawn(1, "calibration", labelled=False).images)
         if any(tensor.name == "input_ids" for c in spec.components for tensor in c.inputs):
             matches = [t for t in spec.tasks.values() if isinstance(t, MatchTask)]
             texts = fill(matches[0].template, _LABELS) if matches else [_QUESTION]
-            pool["input_ids"], pool["attention_mask"] = parts.tokenizer.encode(texts)
+            pool["input_ids"], pool["attention_mask"] = context.tokenizer.encode(texts)
         if spec.instruction is not None:
-            ids, mask = parts.instruction_tokenizer.encode([_QUESTION])
+            ids, mask = context.instruction_tokenizer.encode([_QUESTION])
             pool |= {"qformer_input_ids": ids, "qformer_attention_mask": mask}
         return pool
 
@@ -88,7 +88,7 @@ class Probe:
             return None
         for task in writing(self._bundle.spec):
             if task.decoder == component.name and task.read:
-                return self._parts.embed(np.array([task.start_ids], np.int64))
+                return self._context.embed(np.array([task.start_ids], np.int64))
             if task.media is None and task.soft_prompt in pool:
                 return pool[task.soft_prompt][:1]
         return None

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from vlmedge.errors import InputError
 from vlmedge.shelves.build_options import AxisRange
 from vlmedge.spec import Component, ModelSpec, TextFrontEnd
-from vlmedge.spec.wiring import picture_rows, piece_rows, writing
-from vlmedge.tasks.generate import reads_text
+from vlmedge.spec.wiring import picture_rows, piece_rows, reads_text, writing
 
 Profile = Mapping[str, AxisRange]
 Shape = tuple[int, ...]

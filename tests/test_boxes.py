@@ -23,11 +23,11 @@ from vlmedge.bundle import Bundle
 from vlmedge.drawing import COLORS, TINT, draw
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export, quantize
-from vlmedge.locations import Box
+from vlmedge.run.tasks import detect as detecting
+from vlmedge.run.tasks.boxes import Box
+from vlmedge.run.tasks.context import TaskContext
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
 from vlmedge.spec import GenerateTask
-from vlmedge.tasks import detect as detecting
-from vlmedge.tasks._parts import Parts
 
 CODES = (112, 7, 0, 127, 64, 33, 2, 90, 18, 55, 3, 101, 77, 126, 40, 9)
 ANSWER = "<loc0100><loc0200><loc0900><loc1000>" + "".join(f"<seg{code:03}>" for code in CODES)
@@ -383,11 +383,11 @@ def test_command_says_how_to_get_masks(
     assert ran.code == 1 and not (tmp_path / "m").exists()
     assert f"{refusal}checkpoint's config.json and export it again" in ran.err
     assert vlmedge("detect", bundle.path, pictures[0], "cat", *segment).code == 0
-    parts = Parts(bundle, {})  # no graph is opened
+    context = TaskContext(bundle, {})  # no graph is opened
     task = bundle.spec.tasks["segment"]
     assert isinstance(task, GenerateTask)
-    ids = parts.tokenizer.ids(ANSWER)
-    [box] = detecting.boxes(parts, task, "cat", ids, parts.open(pictures[0]))
+    ids = context.tokenizer.ids(ANSWER)
+    [box] = detecting.boxes(context, task, "cat", ids, context.open(pictures[0]))
     assert box.codes == CODES and box.raster is None and box.mask(20, 20) is None
 
 

@@ -16,9 +16,9 @@ from tiny import tiny
 import vlmedge
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.exporting import export
+from vlmedge.run.tasks.chat import Chat
 from vlmedge.scenes import draw_scene
 from vlmedge.spec import ChatTask
-from vlmedge.tasks.chat import Chat
 
 NEW = 4
 
@@ -85,7 +85,7 @@ def test_system_text_changes_the_reply_and_stands_first(model: vlmedge.Model) ->
     chat = model.chat("be brief", max_tokens=NEW)
     chat.ask("what?")
     assert chat._prompt is not None
-    read = model._parts.tokenizer.decode(chat._prompt.history[0])
+    read = model._context.tokenizer.decode(chat._prompt.history[0])
     assert read.startswith("SYSTEM: be brief USER: what? ASSISTANT:")
 
 

@@ -17,8 +17,8 @@ import vlmedge as package
 from vlmedge import composition, exporting
 from vlmedge.composition import built_ins, read_composition
 from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeError
+from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 from vlmedge.scenes import draw_scene
-from vlmedge.tasks._parts import IMAGES_PER_BATCH
 
 SCHEMA = Path(composition.__file__).with_name("composition.schema.json")
 

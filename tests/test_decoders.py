@@ -15,9 +15,9 @@ import vlmedge
 from vlmedge.checkpoint import family_of
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export
+from vlmedge.run.tasks.prompt import Example
 from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import FAMILIES
-from vlmedge.tasks.generate import Example
 
 Change = Callable[[dict[str, Any]], None]
 

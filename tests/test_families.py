@@ -31,13 +31,23 @@ from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
 from vlmedge.planning import read_shape
 from vlmedge.recipe import Recipe
+from vlmedge.run.tasks import encode as encoding
+from vlmedge.run.tasks import generate as generating
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks.context import TaskContext
+from vlmedge.run.tasks.paint import palette
+from vlmedge.run.tasks.prompt import Example
 from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
-from vlmedge.spec import GenerateTask, InfillTask, LabelTask, MatchTask, PaintTask, ScoreTask
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks._parts import Parts
-from vlmedge.tasks.generate import Example
-from vlmedge.tasks.paint import palette
+from vlmedge.spec import (
+    GenerateTask,
+    InfillTask,
+    LabelTask,
+    MatchTask,
+    PaintTask,
+    ScoreTask,
+    wiring,
+)
 
 SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 QUESTIONS = ["what?", "what color is the star, and where is it?", "é?"]
@@ -156,9 +166,9 @@ def test_pixels_are_transformers(case: Case, images: list[Image.Image]) -> None:
     if case.model.bundle.spec.image is None:
         pytest.skip("no pictures")
     processor = transformers.AutoImageProcessor.from_pretrained(case.folder)
-    parts = Parts(case.model.bundle, {})
+    context = TaskContext(case.model.bundle, {})
     for image in images:
-        row = parts.pixels([image])
+        row = context.pixels([image])
         found = processor(image, return_tensors="np")
         theirs = found["pixel_values"][0] if hasattr(found, "keys") else np.asarray(found[0])
         theirs = theirs.reshape(-1, *theirs.shape[-3:])
@@ -425,10 +435,10 @@ def prompt_tokens(case: Case, task: GenerateTask, text: str, read: int) -> int:
     """Count what transformers' decoder repeats before what it writes."""
     if not task.read:
         return 1 if case.reference.config.is_encoder_decoder else read
-    parts = Parts(case.model.bundle, {})
-    if generating.reads_text(case.model.bundle.spec, task):
+    context = TaskContext(case.model.bundle, {})
+    if wiring.reads_text(case.model.bundle.spec, task):
         return len(task.start_ids)
-    return len(task.start_ids) + len(parts.tokenizer.ids(text, whole=task.special_tokens))
+    return len(task.start_ids) + len(context.tokenizer.ids(text, whole=task.special_tokens))
 
 
 def generated(
@@ -526,8 +536,8 @@ def seen(case: Case, clip: NDArray[np.uint8], task: GenerateTask, text: str, bea
         frames = [Image.fromarray(clip[i]) for i in places]
         pixels = processor(frames, return_tensors="pt")["pixel_values"]
     else:  # not of transformers; tests/test_video.py has how its frames become pixels
-        parts = Parts(case.model.bundle, {})
-        pixels = torch.from_numpy(parts.frames(parts.open(vlmedge.Video(clip))))
+        context = TaskContext(case.model.bundle, {})
+        pixels = torch.from_numpy(context.frames(context.open(vlmedge.Video(clip))))
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
     with torch.no_grad():
         inner = getattr(case.reference, "model", case.reference)
@@ -552,7 +562,7 @@ def test_question_may_begin_with_another_token(case: Case, images: list[Image.Im
     task = case.model.bundle.spec.tasks.get("ask")
     if not isinstance(task, GenerateTask):
         pytest.skip("answers nothing")
-    if "input_ids" not in generating.wanted(case.model.bundle.spec, task):
+    if "input_ids" not in wiring.wanted(case.model.bundle.spec, task):
         with pytest.raises(InputError, match="this model has no encoder for questions"):
             case.model.ask(images[0], "what?", first_token="<s>")
         return
@@ -577,14 +587,14 @@ def test_question_may_begin_with_another_token(case: Case, images: list[Image.Im
 
 def test_instruction_has_its_say_in_what_is_seen(case: Case, images: list[Image.Image]) -> None:
     task = case.model.bundle.spec.tasks.get("ask")
-    parts = Parts(case.model.bundle, case.model.graphs)
+    context = TaskContext(case.model.bundle, case.model.graphs)
     if not isinstance(task, GenerateTask) or not task.instruct:
         with pytest.raises(InputError, match="has no text front end for instructions"):
-            assert parts.instruction_tokenizer
+            assert context.instruction_tokenizer
         return
-    pixels = parts.pixels(images[:1])
-    encoded = list(generating.encode(parts, task, pixels))
-    together = generating.instructed(parts, task, [encoded] * len(QUESTIONS), QUESTIONS)
+    pixels = context.pixels(images[:1])
+    encoded = list(encoding.encode(context, task, pixels))
+    together = encoding.instructed(context, task, [encoded] * len(QUESTIONS), QUESTIONS)
     processor = transformers.AutoProcessor.from_pretrained(case.folder)
     for [soft], question in zip(together, QUESTIONS, strict=True):
         read = processor.qformer_tokenizer(question, return_tensors="pt")
@@ -602,18 +612,18 @@ def test_prompts_of_unequal_length_are_kept_apart(case: Case, images: list[Image
     task = case.model.bundle.spec.tasks.get("ask")
     if not isinstance(task, GenerateTask):
         pytest.skip("answers nothing")
-    parts = Parts(case.model.bundle, case.model.graphs)
+    context = TaskContext(case.model.bundle, case.model.graphs)
     options = case.model._options({"max_tokens": NEW})
-    pictures = parts.pictures(images[:3])
+    pictures = context.pictures(images[:3])
     texts = [
-        generating.fill(task, question, [grid])
+        prompting.fill(task, question, [grid])
         for question, grid in zip(QUESTIONS, pictures.grids, strict=True)
     ]
-    soft = generating.encode(parts, task, pictures.pixel_values)
-    encoded = generating.rows(soft, pictures.grids)
-    together = generating.write(parts, task, encoded, texts, options)
+    soft = encoding.encode(context, task, pictures.pixel_values)
+    encoded = encoding.rows(soft, pictures.grids)
+    together = generating.write(context, task, encoded, texts, options)
     alone = [
-        generating.write(parts, task, encoded[i : i + 1], [text], options)[0]
+        generating.write(context, task, encoded[i : i + 1], [text], options)[0]
         for i, text in enumerate(texts)
     ]
     assert together == alone

@@ -14,8 +14,9 @@ from transformers.cache_utils import DynamicCache
 
 from vlmedge.arrays import Array
 from vlmedge.errors import InputError, VlmEdgeError
-from vlmedge.generate import Prompt, generate, stream
-from vlmedge.sampling import options
+from vlmedge.run.decode.loop import generate, stream
+from vlmedge.run.decode.prompt import Prompt
+from vlmedge.run.decode.sampling import options
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component, Generation, TensorSpec
 

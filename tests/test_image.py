@@ -14,9 +14,10 @@ from transformers import image_utils
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from vlmedge import image as image_module
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.image import SIZE_LIMIT_PIXELS, front_end, is_images, load_image, preprocess
+from vlmedge.run.inputs import image as image_module
+from vlmedge.run.inputs.image import front_end, preprocess
+from vlmedge.run.inputs.image_files import SIZE_LIMIT_PIXELS, is_images, load_image
 
 STATS = {"image_mean": image_utils.OPENAI_CLIP_MEAN, "image_std": image_utils.OPENAI_CLIP_STD}
 CLIP = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}

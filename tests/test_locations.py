@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
-from vlmedge.locations import Box, parse
+from vlmedge.run.tasks.boxes import Box, parse
 
 
 def test_parse_reads_boxes_in_their_order() -> None:

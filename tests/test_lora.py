@@ -330,7 +330,7 @@ def test_merged_bundle_passes_its_gate_and_is_pefts_model(
                 layer.scale_layer(0.5)
         reference = wrapped.merge_and_unload().eval()
     picture = Image.fromarray(draw_scene(0, "heldout").image)
-    pixels = torch.from_numpy(model._parts.pixels([picture]))
+    pixels = torch.from_numpy(model._context.pixels([picture]))
     with torch.no_grad():
         wanted = reference.visual_projection(reference.vision_model(pixels).pooler_output)
         plain = load(checkpoints, "clip").eval()
@@ -408,7 +408,7 @@ def outputs(model: library.Model, rows: list[int]) -> dict[str, NDArray[np.float
     Before the last one the rows turn round and the first is doubled, as beams do.
     """
     pictures = [Image.fromarray(draw_scene(i, "heldout").image).resize((32, 32)) for i in range(4)]
-    found = {"pixel_values": model._parts.pixels(pictures)[rows]}
+    found = {"pixel_values": model._context.pixels(pictures)[rows]}
     for name in ("vision_encoder", "qformer", "projector"):
         graph = model.graphs[name]
         found |= graph.run({spec.name: found[spec.name] for spec in graph.component.inputs})

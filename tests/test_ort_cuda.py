@@ -21,8 +21,8 @@ import pytest
 import vlmedge
 from vlmedge.errors import BundleError, InputError, MissingExtraError
 from vlmedge.exporting import quantize
-from vlmedge.model import Graphs
 from vlmedge.recipe import Recipe
+from vlmedge.run.tasks.graphs import Graphs
 from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import ENGINES
 
@@ -54,7 +54,7 @@ def here() -> Any:
 def opened(folder: Path, engine: Any) -> vlmedge.Model:
     model = vlmedge.load(folder)
     model.graphs = Graphs(model.bundle, engine)
-    model._parts = type(model._parts)(model.bundle, model.graphs)
+    model._context = type(model._context)(model.bundle, model.graphs)
     return model
 
 

@@ -21,8 +21,8 @@ import pytest
 import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, MissingExtraError
-from vlmedge.model import Graphs
 from vlmedge.progress import SILENT
+from vlmedge.run.tasks.graphs import Graphs
 from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import ENGINES
 
@@ -47,7 +47,7 @@ def test_texts_are_those_of_the_cpu_engine(
     folder = shutil.copytree(request.getfixturevalue(bundle), tmp_path / "bundle")
     ours, theirs = vlmedge.load(folder), vlmedge.load(folder)
     ours.graphs = Graphs(ours.bundle, on_cpu(name, allow_fallback=True))
-    ours._parts = type(ours._parts)(ours.bundle, ours.graphs)
+    ours._context = type(ours._context)(ours.bundle, ours.graphs)
     assert ours.caption(IMAGES) == theirs.caption(IMAGES)
     assert ours.caption(IMAGES, num_beams=3) == theirs.caption(IMAGES, num_beams=3)
     (file,) = folder.glob(f"engines/{name}-*/decoder.onnx")

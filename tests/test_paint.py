@@ -17,10 +17,10 @@ from tiny import tiny
 import vlmedge
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export
-from vlmedge.image import load_painting
-from vlmedge.interpolate import interpolate
+from vlmedge.run.inputs.image_files import load_painting
+from vlmedge.run.inputs.interpolate import interpolate
+from vlmedge.run.tasks.paint import palette, peaks
 from vlmedge.shelves.registry import FAMILIES
-from vlmedge.tasks.paint import palette, peaks
 
 PICTURE = np.arange(30 * 41 * 3, dtype=np.uint8).reshape(30, 41, 3)
 NUMBERS = np.arange(20, dtype=np.uint8).reshape(4, 5) % 8

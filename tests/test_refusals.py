@@ -13,7 +13,7 @@ from tiny import tiny
 
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export
-from vlmedge.generate import Prompt
+from vlmedge.run.decode.prompt import Prompt
 
 
 def test_mask_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:

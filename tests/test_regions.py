@@ -17,12 +17,12 @@ from transformers import CLIPImageProcessor
 import vlmedge as package
 from vlmedge.errors import InputError
 from vlmedge.exporting import export
-from vlmedge.image import preprocess
-from vlmedge.locations import Box, parse
+from vlmedge.run.inputs.image import preprocess
+from vlmedge.run.inputs.letterbox import squared
+from vlmedge.run.tasks import generate as generating
+from vlmedge.run.tasks.boxes import Box, into_square, out_of_square, parse
+from vlmedge.run.tasks.regions import check_regions, placed
 from vlmedge.spec import GenerateTask, ImageFrontEnd
-from vlmedge.square import into_square, out_of_square, squared
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks.regions import check_regions, placed
 
 FRONT = ImageFrontEnd(
     "shortest_edge", (32, 32), "bicubic", (32, 32), 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

@@ -14,8 +14,8 @@ from tiny import tiny
 import vlmedge as package
 from vlmedge.errors import InputError
 from vlmedge.exporting import export
+from vlmedge.run.tasks.retrieve import Index, load, recall_at
 from vlmedge.scenes import CLASSES, draw_labelled
-from vlmedge.tasks.retrieve import Index, load, recall_at
 
 
 @pytest.fixture(scope="module")

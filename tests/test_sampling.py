@@ -17,7 +17,7 @@ from transformers.generation import (
 )
 
 from vlmedge.errors import InputError
-from vlmedge.sampling import draw, log_softmax, options, process, top, warp
+from vlmedge.run.decode.sampling import draw, log_softmax, options, process, top, warp
 from vlmedge.spec import Generation
 
 ROWS, VOCABULARY = 3, 1000

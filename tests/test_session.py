@@ -14,15 +14,14 @@ from PIL import Image
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import generate as loop
 from vlmedge.arrays import Array
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.exporting import export
+from vlmedge.run.decode import reader
+from vlmedge.run.tasks.cache import ByteBudgetCache
 from vlmedge.scenes import draw_scene
 from vlmedge.shelves.contracts import Graph
-from vlmedge.spec import GenerateTask
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks._kept import Kept
+from vlmedge.spec import GenerateTask, wiring
 
 QUESTIONS = ["what?", "what color is the star, and where is it?", "é?", "what?"]
 NEW = 6  # tokens
@@ -122,13 +121,13 @@ def keeps_prefix(model: vlmedge.Model) -> bool:
     assert isinstance(task, GenerateTask)
     decoder = model.bundle.spec.component(task.decoder)
     ahead = "token_type_ids" in {tensor.name for tensor in decoder.inputs}
-    by_encoder = bool(task.read) and generating.reads_text(model.bundle.spec, task)
+    by_encoder = bool(task.read) and wiring.reads_text(model.bundle.spec, task)
     return not ahead and not by_encoder and not task.instruct
 
 
 def in_ids(model: vlmedge.Model) -> vlmedge.Model:
     """Let a model answer in token ids: random ones may write tokens that no text shows."""
-    model._parts.tokenizer.decode = lambda ids: str([*ids])  # type: ignore[method-assign]
+    model._context.tokenizer.decode = lambda ids: str([*ids])  # type: ignore[method-assign]
     return model
 
 
@@ -267,9 +266,9 @@ def test_nothing_counts_as_cached_when_the_adapter_changes(
     session = model.session(image)
     session.caption()
     decoder = model.graphs["decoder"]
-    assert session._last is not None and loop.cached(decoder, session._last[0])
+    assert session._last is not None and reader.cached(decoder, session._last[0])
     model.set_adapter(None)
-    assert not loop.cached(decoder, session._last[0])
+    assert not reader.cached(decoder, session._last[0])
     assert model._kept.size_bytes == 0
 
 
@@ -290,7 +289,7 @@ def test_refusals(blip2: vlmedge.Model, image: Image.Image, clip_bundle: Path) -
 
 
 def test_kept_is_bounded_and_drops_what_was_used_longest_ago() -> None:
-    kept = Kept(10)
+    kept = ByteBudgetCache(10)
     kept.put((0, "a"), 1, 4)
     kept.put((1, "b"), 2, 4)
     assert kept.get((0, "a")) == 1  # used: now b is the oldest

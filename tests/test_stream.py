@@ -15,10 +15,10 @@ from conftest import Run
 import vlmedge
 from vlmedge.errors import InputError
 from vlmedge.host.hardware import cores
-from vlmedge.image import HUSH
+from vlmedge.run.inputs.image_files import HUSH
+from vlmedge.run.tasks.context import IMAGES_PER_BATCH
+from vlmedge.run.tasks.streaming import respond
 from vlmedge.scenes import draw_scene
-from vlmedge.tasks._parts import IMAGES_PER_BATCH
-from vlmedge.tasks._pipeline import respond
 
 COUNT = 2 * IMAGES_PER_BATCH + 3
 LABELS = ["a red star", "a blue circle"]
@@ -53,7 +53,7 @@ def test_draws_belong_to_a_place_in_the_list(
     assert found == [None if place in (0, 3, 9) else same[place] for place in range(COUNT)]
 
     def in_threes(images: Any, answer: Any, on_error: Any) -> Any:
-        return respond(model._parts.open, images, answer, on_error, per_batch=3)
+        return respond(model._context.open, images, answer, on_error, per_batch=3)
 
     monkeypatch.setattr(model, "_answer", in_threes)
     assert model.caption([scenes[0]] * COUNT, **options) == same
@@ -154,7 +154,7 @@ def test_low_memory_has_one_component_open(
         opened.append(len(small.graphs._open))
         return graph
 
-    small._parts.graphs.__class__ = type(
+    small._context.graphs.__class__ = type(
         "Watched", (type(small.graphs),), {"__getitem__": lambda self, name: watched(name)}
     )
     assert small.caption(scenes[:3]) == usual.caption(scenes[:3])

@@ -33,9 +33,9 @@ from vlmedge import exporting, level4, tables_build
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
-from vlmedge.model import Model
 from vlmedge.parity import compare
 from vlmedge.progress import SILENT
+from vlmedge.run.model import Model
 from vlmedge.shelves import engine_store as building
 from vlmedge.shelves.build_options import AxisRange, BuildOptions, Finding
 from vlmedge.shelves.contracts import Graph

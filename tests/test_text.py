@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as Backend
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from vlmedge.errors import BundleError, InputError
+from vlmedge.run.inputs.text import Tokenizer
 from vlmedge.spec import TextFrontEnd
-from vlmedge.text import Tokenizer
 
 CORPUS = [
     "a photo of a cat. a photo of two dogs, isn't it? it's raining!",

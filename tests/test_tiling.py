@@ -12,8 +12,8 @@ import transformers
 from PIL import Image
 
 from vlmedge.errors import InputError
+from vlmedge.run.inputs.tiling import cut, joined
 from vlmedge.spec import AnyRes, Tiling
-from vlmedge.tiling import cut, joined
 
 
 @pytest.mark.parametrize("split", [True, False])

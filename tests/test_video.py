@@ -22,9 +22,9 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn, l
 import vlmedge as package
 from vlmedge.errors import InputError, MissingExtraError
 from vlmedge.exporting import export
-from vlmedge.image import preprocess
+from vlmedge.run.inputs.image import preprocess
+from vlmedge.run.inputs.video import Video, chosen, is_video, read_frames
 from vlmedge.spec import ImageFrontEnd, VideoFrontEnd
-from vlmedge.video import Video, chosen, is_video, read_frames
 
 FRAME = ImageFrontEnd("exact", (32, 32), "bicubic", None, 1 / 255, (0, 0, 0), (1, 1, 1))
 EIGHT = VideoFrontEnd(FRAME, 8)

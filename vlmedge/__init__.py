@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from vlmedge.version import __version__
 
 if TYPE_CHECKING:
-    from vlmedge.model import Model as Model
-    from vlmedge.model import load as load
+    from vlmedge.run.inputs.video import Video as Video
+    from vlmedge.run.model import Model as Model
+    from vlmedge.run.model import load as load
     from vlmedge.tasks.compose import compose as compose
-    from vlmedge.video import Video as Video
 
 # From 1.29 on ONNX Runtime's wheels tell Microsoft on Linux too which models are opened (names,
 # hashes), and leave a device's id in ~/.cache. It reads this when it is imported; 0 allows it.
@@ -27,7 +27,7 @@ __all__ = ["Model", "Video", "__version__", "compose", "load"]
 def __getattr__(name: str) -> Any:
     """Import the runtime when it is first used: `import vlmedge` stays quick."""
     if name in ("Model", "Video", "load"):
-        from vlmedge import model
+        from vlmedge.run import model
 
         return getattr(model, name)
     if name == "compose":

@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from vlmedge import generate as loop
-from vlmedge.image import load_image
+from vlmedge.run.decode import loop
+from vlmedge.run.decode.sampling import options
+from vlmedge.run.inputs.image_files import load_image
+from vlmedge.run.inputs.video import Video
+from vlmedge.run.tasks import embed as embedding
+from vlmedge.run.tasks import encode as encoding
+from vlmedge.run.tasks import label as labelling
+from vlmedge.run.tasks import match as matching
+from vlmedge.run.tasks import paint as painting
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks.context import TaskContext
 from vlmedge.samples import codes_for
-from vlmedge.sampling import options
 from vlmedge.scenes import CLASSES, draw_scene
 from vlmedge.spec import (
     EmbedTask,
@@ -24,13 +32,6 @@ from vlmedge.spec import (
     ScoreTask,
     VideoFrontEnd,
 )
-from vlmedge.tasks import embed as embedding
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks import label as labelling
-from vlmedge.tasks import match as matching
-from vlmedge.tasks import paint as painting
-from vlmedge.tasks._parts import Parts
-from vlmedge.video import Video
 
 NEW_TOKENS = 20
 TEXT = f"a photo of a {CLASSES[0]}"
@@ -44,15 +45,15 @@ Item = Callable[[int], Facts]
 """Gives one answer; one that is written has so many tokens, or what the model can at most."""
 
 
-def items(parts: Parts) -> dict[str, Item]:
+def items(context: TaskContext) -> dict[str, Item]:
     """Return each task by its name; of tasks that would run the same, the first."""
     found: dict[str, Item] = {}
     seen: set[tuple[type, tuple[str, ...]]] = set()
-    for name, task in parts.bundle.spec.tasks.items():
+    for name, task in context.bundle.spec.tasks.items():
         runs = _runs(task)
         if runs and (type(task), runs) not in seen:
             seen.add((type(task), runs))
-            found[name] = partial(_answer, task, parts)
+            found[name] = partial(_answer, task, context)
     return found
 
 
@@ -69,17 +70,17 @@ def _runs(task: object) -> tuple[str, ...]:
 
 
 @singledispatch
-def _answer(task: Any, parts: Parts, tokens: int) -> Facts:
+def _answer(task: Any, context: TaskContext, tokens: int) -> Facts:
     raise NotImplementedError(f"no benchmark of a {type(task).__name__}")
 
 
 @_answer.register
-def _(task: GenerateTask, parts: Parts, tokens: int) -> Facts:
+def _(task: GenerateTask, context: TaskContext, tokens: int) -> Facts:
     """Write a text of fixed length, greedy, so that every side takes the same steps.
 
     Where texts may have codes of masks, one mask is decoded.
     """
-    spec = parts.bundle.spec
+    spec = context.bundle.spec
     assert spec.generation is not None
     count = min(tokens, max(2, spec.generation.max_tokens))
     chosen = options(
@@ -87,18 +88,18 @@ def _(task: GenerateTask, parts: Parts, tokens: int) -> Facts:
     )
     start = time.perf_counter()
     source = _video(spec.video) if task.source == "video" and spec.video else PICTURE
-    soft, grids = generating.seen(parts, task, [parts.open(source)])
+    soft, grids = encoding.seen(context, task, [context.open(source)])
     question = "what is it?" if "{question}" in task.prompt else ""
-    text = generating.fill(task, question, grids)
-    prompt = generating.make_prompt(parts, task, soft, [text], chosen)
-    ids = loop.stream(parts.graphs[task.decoder], parts.embed, prompt, chosen)
+    text = prompting.fill(task, question, grids)
+    prompt = prompting.make_prompt(context, task, soft, [text], chosen)
+    ids = loop.stream(context.graphs[task.decoder], context.embed, prompt, chosen)
     written = [next(ids)]
     first = time.perf_counter()
     written.extend(ids)
     rest_s = time.perf_counter() - first
-    parts.tokenizer.decode(written)
+    context.tokenizer.decode(written)
     if task.masks is not None and task.masks.decode:
-        parts.graphs[task.masks.decode].run(codes_for(spec, 1))
+        context.graphs[task.masks.decode].run(codes_for(spec, 1))
     return {
         "first_token_ms": 1000 * (first - start),
         "tokens_per_s": (len(written) - 1) / rest_s,
@@ -108,43 +109,43 @@ def _(task: GenerateTask, parts: Parts, tokens: int) -> Facts:
 
 
 @_answer.register
-def _(task: MatchTask, parts: Parts, tokens: int) -> Facts:
-    image = embedding.embed_images(parts, task.image, task.image_output, [PICTURE])
-    text = embedding.embed_texts(parts, task.text, task.text_output, [TEXT])
+def _(task: MatchTask, context: TaskContext, tokens: int) -> Facts:
+    image = embedding.embed_images(context, task.image, task.image_output, [PICTURE])
+    text = embedding.embed_texts(context, task.text, task.text_output, [TEXT])
     embedding.probabilities(task, image, text)
     return {}
 
 
 @_answer.register
-def _(task: LabelTask, parts: Parts, tokens: int) -> Facts:
-    labelling.probabilities(parts, task, parts.pixels([PICTURE]))
+def _(task: LabelTask, context: TaskContext, tokens: int) -> Facts:
+    labelling.probabilities(context, task, context.pixels([PICTURE]))
     return {}
 
 
 @_answer.register
-def _(task: EmbedTask, parts: Parts, tokens: int) -> Facts:
+def _(task: EmbedTask, context: TaskContext, tokens: int) -> Facts:
     if task.modality == "image":
-        embedding.embed_images(parts, task.encode, task.output, [PICTURE])
+        embedding.embed_images(context, task.encode, task.output, [PICTURE])
     else:
-        embedding.embed_texts(parts, task.encode, task.output, [TEXT])
+        embedding.embed_texts(context, task.encode, task.output, [TEXT])
     return {}
 
 
 @_answer.register
-def _(task: ScoreTask, parts: Parts, tokens: int) -> Facts:
-    matching.score(parts, task, [PICTURE], [TEXT])
+def _(task: ScoreTask, context: TaskContext, tokens: int) -> Facts:
+    matching.score(context, task, [PICTURE], [TEXT])
     return {}
 
 
 @_answer.register
-def _(task: InfillTask, parts: Parts, tokens: int) -> Facts:
-    matching.infill(parts, task, PICTURE, f"a photo of a {task.mask_text}", 1)
+def _(task: InfillTask, context: TaskContext, tokens: int) -> Facts:
+    matching.infill(context, task, PICTURE, f"a photo of a {task.mask_text}", 1)
     return {}
 
 
 @_answer.register
-def _(task: PaintTask, parts: Parts, tokens: int) -> Facts:
-    painting.paint(parts, task, [PICTURE], [(PICTURE, PICTURE)])
+def _(task: PaintTask, context: TaskContext, tokens: int) -> Facts:
+    painting.paint(context, task, [PICTURE], [(PICTURE, PICTURE)])
     return {}
 
 

@@ -26,10 +26,10 @@ from vlmedge.arrays import Array, Arrays
 from vlmedge.bench_items import NEW_TOKENS, items
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, VlmEdgeError
+from vlmedge.run.tasks.context import TaskContext
 from vlmedge.shelves.contracts import Graph
 from vlmedge.shelves.registry import ENGINES, FAMILIES
 from vlmedge.spec import Component
-from vlmedge.tasks._parts import Parts
 
 WRITING = ("first_token_ms", "tokens_per_s", "prompt_tokens", "new_tokens")
 
@@ -108,7 +108,7 @@ class Side:
             self._graphs = _Graphs(bundle, lambda name: engine.open(bundle, name))
         else:
             self._graphs = _Graphs(bundle, _torch(bundle, checkpoint, how))
-        self._items = items(Parts(bundle, self._graphs))
+        self._items = items(TaskContext(bundle, self._graphs))
         self._main = next(iter(self._items))
 
     def first(self) -> dict[str, Any]:

@@ -22,21 +22,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge import generate as loop
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
 from vlmedge.graphs.pieces import cut
 from vlmedge.graphs.portable import onnx_ir, save_graph, weights_bytes
-from vlmedge.image import Grid, ImageSource
 from vlmedge.progress import Progress
+from vlmedge.run.decode import loop
+from vlmedge.run.decode import prompt as prompts
+from vlmedge.run.decode.prompt import Prompt
+from vlmedge.run.inputs.image import Grid
+from vlmedge.run.inputs.image_files import ImageSource
+from vlmedge.run.tasks import encode as encoding
+from vlmedge.run.tasks import paint as painting
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks.context import TaskContext
 from vlmedge.samples import Samples, codes_for, texts_for
 from vlmedge.shelves.contracts import Engine, Graph, Scheme, Stats, Wanted
-from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks import paint as painting
-from vlmedge.tasks._parts import Parts
+from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec, wiring
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -74,28 +78,28 @@ class Calibration:
         """
         self._bundle, self._engine, self._light = bundle, engine, light
         self._samples, self._progress = samples, progress
-        self._parts = Parts(bundle, {})
+        self._context = TaskContext(bundle, {})
         self._scratch = bundle.path / SCRATCH
         self._scratch.mkdir()
         self._pool: dict[str, _Rows] = {}
         images = (*samples.images, *samples.singles)
         if bundle.spec.image is not None or bundle.spec.video is not None:
             self._pool["pixel_values"] = _Made(
-                len(images), lambda i: _pixels(self._parts, images[i])
+                len(images), lambda i: _pixels(self._context, images[i])
             )
         if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
-            ids, mask = self._parts.tokenizer.encode(self._texts())
+            ids, mask = self._context.tokenizer.encode(self._texts())
             self._add({"input_ids": ids, "attention_mask": mask})
         if bundle.spec.instruction is not None:
             self._instruct(len(images))
         self._add(codes_for(bundle.spec, len(images)))
         # every input of one row is asked for before the next row's
-        trial = lru_cache(maxsize=1)(partial(painting.trial, self._parts, images))
+        trial = lru_cache(maxsize=1)(partial(painting.trial, self._context, images))
 
         def feed(name: str, i: int) -> Array:
             return trial(i)[name]
 
-        for task in painting.painting_tasks(self._parts)[:1]:
+        for task in painting.painting_tasks(self._context)[:1]:
             for spec in bundle.spec.component(task.paint[0]).inputs:
                 self._pool[spec.name] = _Made(len(images), partial(feed, spec.name))
 
@@ -179,15 +183,15 @@ class Calibration:
         task = next(task for task in reversed(tasks) if component.name in task.read)
         rows = range(len(self._pool[task.soft_prompt]))
         soft = [list(self._pool[task.soft_prompt].at(i)) for i in rows]
-        texts = [generating.fill(task, self._said(task, i)) for i in rows]
-        self._add(generating.sources(self._parts, task, soft, texts))
+        texts = [prompting.fill(task, self._said(task, i)) for i in rows]
+        self._add(prompting.sources(self._context, task, soft, texts))
 
     def _instruct(self, count: int) -> None:
         """Make what reads a text before the language model does: a question about each picture."""
         tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
         task = next(task for task in reversed(tasks) if task.instruct)
-        texts = [generating.fill(task, self._said(task, i)) for i in range(count)]
-        ids, mask = self._parts.instruction_tokenizer.encode(texts)
+        texts = [prompting.fill(task, self._said(task, i)) for i in range(count)]
+        ids, mask = self._context.instruction_tokenizer.encode(texts)
         self._add({"qformer_input_ids": ids, "qformer_attention_mask": mask})
 
     def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:
@@ -256,9 +260,9 @@ class Calibration:
         found: list[dict[str, Array]] = []
         tokens = 0
         for i in range(len(self._pool["pixel_values"])):
-            _, prompt = self._asked(component, self._parts, i)
+            _, prompt = self._asked(component, self._context, i)
             mask, length = prompt.attention_mask, prompt.embeds.shape[1]
-            given = loop.feeds(component, prompt.embeds, mask, length, prompt.media_index)
+            given = prompts.feeds(component, prompt.embeds, mask, length, prompt.media_index)
             found.append({**given, **prompt.held, **_no_past(component)})
             tokens += length
             if tokens >= PROMPT_TOKENS:
@@ -267,11 +271,13 @@ class Calibration:
 
     def _write_about(self, component: Component, graph: Graph, i: int) -> None:
         """Write a few tokens about picture i."""
-        parts = Parts(self._bundle, {component.name: graph})
-        options, prompt = self._asked(component, parts, i)
-        loop.generate(graph, parts.embed, prompt, options)
+        context = TaskContext(self._bundle, {component.name: graph})
+        options, prompt = self._asked(component, context, i)
+        loop.generate(graph, context.embed, prompt, options)
 
-    def _asked(self, component: Component, parts: Parts, i: int) -> tuple[Generation, loop.Prompt]:
+    def _asked(
+        self, component: Component, context: TaskContext, i: int
+    ) -> tuple[Generation, Prompt]:
         """Make the prompt about picture i, and say how much is written about it."""
         options = self._bundle.spec.generation
         assert options is not None
@@ -283,23 +289,23 @@ class Calibration:
             for task in self._bundle.spec.tasks.values()
             if isinstance(task, GenerateTask) and task.decoder == component.name
         ]
-        task = generating.settled(tasks[i % len(tasks)])
+        task = encoding.settled(tasks[i % len(tasks)])
         images = (*self._samples.images, *self._samples.singles)
-        grids = self._parts.pictures([images[i]]).grids
+        grids = self._context.pictures([images[i]]).grids
         found = self._pool[task.soft_prompt].at(i)
-        soft = [generating.flat(found)]
+        soft = [encoding.flat(found)]
         if task.source == "image":
-            soft = generating.rows(found, grids)
+            soft = encoding.rows(found, grids)
         else:
             grids = (Grid(),)  # a video of one frame
-        text = generating.fill(task, self._said(task, i), grids)
+        text = prompting.fill(task, self._said(task, i), grids)
         held = self._held(component, i) if task.read else None
-        return options, generating.make_prompt(parts, task, soft, [text], options, held)
+        return options, prompting.make_prompt(context, task, soft, [text], options, held)
 
     def _held(self, component: Component, i: int) -> dict[str, Array]:
         """Take what a decoder is fed throughout out of what the components before it gave."""
         found = {}
-        for name in generating.held(component):
+        for name in wiring.held(component):
             rows = self._pool["attention_mask" if name == "encoder_attention_mask" else name]
             found[name] = rows.at(i % len(rows))
         return found
@@ -496,10 +502,10 @@ def _row(array: Array, i: int) -> Array:
     return array[i : i + 1]
 
 
-def _pixels(parts: Parts, image: ImageSource) -> Array:
+def _pixels(context: TaskContext, image: ImageSource) -> Array:
     """Make the pixel_values of one picture; an error names its file."""
     try:
-        return parts.pixels([image])
+        return context.pixels([image])
     except InputError as error:
         name = str(image) if isinstance(image, Path) else ""
         raise error if name in str(error) else InputError(f"{name}: {error}") from None

@@ -22,22 +22,33 @@ from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE
 from vlmedge.checkpoint import family_of, resolve
 from vlmedge.errors import BundleError
-from vlmedge.generate import feeds
-from vlmedge.image import Grid, pieces
 from vlmedge.level4 import reported
 from vlmedge.lora.merge import merged_like
 from vlmedge.parity import compare, divergence, judge, worst
 from vlmedge.progress import SILENT, Advance, Progress, passing
 from vlmedge.recipe import FLOAT
+from vlmedge.run.decode.prompt import feeds
+from vlmedge.run.inputs.image import Grid, pieces
+from vlmedge.run.tasks import encode as encoding
+from vlmedge.run.tasks import generate as generating
+from vlmedge.run.tasks import paint as painting
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
+from vlmedge.run.tasks.embed import probabilities, unit
+from vlmedge.run.tasks.encode import Soft
 from vlmedge.samples import Samples, codes_for, drawn, from_folder, texts_for
 from vlmedge.shelves.contracts import Export, Graph
 from vlmedge.shelves.registry import ENGINES, FAMILIES
-from vlmedge.spec import Component, GenerateTask, InfillTask, LabelTask, MatchTask, ScoreTask
+from vlmedge.spec import (
+    Component,
+    GenerateTask,
+    InfillTask,
+    LabelTask,
+    MatchTask,
+    ScoreTask,
+    wiring,
+)
 from vlmedge.spec.manifest import ComponentParity, Parity, TaskParity
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks import paint as painting
-from vlmedge.tasks._parts import IMAGES_PER_BATCH, Parts
-from vlmedge.tasks.embed import probabilities, unit
 
 LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
 SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
@@ -149,8 +160,8 @@ class _Gate:
         self._samples = samples
         self._progress = progress
         self._scheme = bundle.manifest.scheme
-        self._parts = Parts(bundle, {})
-        self._theirs = Parts(bundle, {}, export.rows())  # PyTorch's side has its own table
+        self._context = TaskContext(bundle, {})
+        self._theirs = TaskContext(bundle, {}, export.rows())  # PyTorch's side has its own table
         self._grids: tuple[Grid, ...] = ()
         self._clips: list[NDArray[np.int64]] = []
 
@@ -180,25 +191,25 @@ class _Gate:
             return []
         ids = np.linspace(0, len(theirs) - 1, min(len(theirs), TABLE_SAMPLES)).astype(np.int64)
         # as one sample: the cosine of a single row would not see its scale
-        return [compare(TABLE, self._scheme, theirs[ids][None], self._parts.embed(ids)[None])]
+        return [compare(TABLE, self._scheme, theirs[ids][None], self._context.embed(ids)[None])]
 
     def _inputs(self, images: Sequence[object]) -> Pool:
         """Run the front ends over all samples."""
         pool: Pool = {}
         wanted = {i.name for c in self._bundle.spec.components for i in c.inputs}
         if "pixel_values" in wanted:
-            pictures = self._parts.pictures(images)  # type: ignore[arg-type]
+            pictures = self._context.pictures(images)  # type: ignore[arg-type]
             pool["pixel_values"], self._grids = pictures.pixel_values, pictures.grids
             self._clips = _clips(self._grids)
         if "input_ids" in wanted:
             texts = texts_for(self._bundle.spec, self._samples)
-            pool["input_ids"], pool["attention_mask"] = self._parts.tokenizer.encode(texts)
+            pool["input_ids"], pool["attention_mask"] = self._context.tokenizer.encode(texts)
         if "qformer_input_ids" in wanted:
             pool |= self._instructions()
         pool |= codes_for(self._bundle.spec, len(images))
-        if painting.painting_tasks(self._parts):
+        if painting.painting_tasks(self._context):
             count = range(len(images))
-            rows = [painting.trial(self._parts, images, i) for i in count]  # type: ignore[arg-type]
+            rows = [painting.trial(self._context, images, i) for i in count]  # type: ignore[arg-type]
             pool |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         return pool
 
@@ -207,26 +218,26 @@ class _Gate:
         tasks = self._bundle.spec.tasks.values()
         task = [t for t in tasks if isinstance(t, GenerateTask) and t.instruct][-1]
         texts = self._texts(task, self._samples.questions)
-        ids, mask = self._parts.instruction_tokenizer.encode(texts)
+        ids, mask = self._context.instruction_tokenizer.encode(texts)
         return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
 
-    def _soft(self, task: GenerateTask, pool: Pool) -> list[generating.Soft]:
+    def _soft(self, task: GenerateTask, pool: Pool) -> list[Soft]:
         """Take what each sample's picture, or clip of pictures, became out of a pool."""
         found = pool[task.soft_prompt]
         if task.source == "image":
-            return generating.rows(found, self._grids)
+            return encoding.rows(found, self._grids)
         if any(self._bundle.spec.component(name).takes_clips for name in task.encode):
-            return [generating.flat(clip) for clip in found]
-        return [generating.flat(found[clip]) for clip in self._clips]
+            return [encoding.flat(clip) for clip in found]
+        return [encoding.flat(found[clip]) for clip in self._clips]
 
     def _texts(self, task: GenerateTask, said: Sequence[str]) -> list[str]:
         """Fill a task's template for each sample."""
         return [
-            generating.fill(task, text, [Grid() if task.source == "video" else grid])
+            prompting.fill(task, text, [Grid() if task.source == "video" else grid])
             for text, grid in zip(said, self._grids, strict=True)
         ]
 
-    def _soften(self, parts: Parts, component: Component, pool: Pool) -> None:
+    def _soften(self, context: TaskContext, component: Component, pool: Pool) -> None:
         """Make what a reader of soft prompts takes: the embeddings of pictures and texts."""
         names = {spec.name for spec in component.inputs}
         if "inputs_embeds" not in names or "inputs_embeds" in pool:
@@ -237,7 +248,7 @@ class _Gate:
             if isinstance(task, GenerateTask) and component.name in task.read
         )
         soft, texts = self._soft(task, pool), self._texts(task, self._samples.questions)
-        pool |= generating.sources(parts, task, soft, texts)
+        pool |= prompting.sources(context, task, soft, texts)
 
     def _match(self) -> MatchTask | None:
         found = [t for t in self._bundle.spec.tasks.values() if isinstance(t, MatchTask)]
@@ -258,7 +269,7 @@ class _Gate:
         """Run a stateless component on both sides; add its outputs to both pools."""
         names = [spec.name for spec in component.inputs]
         self._soften(self._theirs, component, reference)
-        self._soften(self._parts, component, ours)
+        self._soften(self._context, component, ours)
         count = _count(names, reference)
         clips = self._clips if component.takes_clips else None
         one = self._clips[0][:1] if clips else np.arange(1)  # another batch size, or clip
@@ -288,16 +299,16 @@ class _Gate:
         runs = list(self._runs(component))
         with self._progress.step(f"checking {component.name}", 2 * len(runs)) as advance:
             their_soft = self._instructed(self._theirs, self._export.open, runs, reference)
-            our_soft = self._instructed(self._parts, self._engine_graph, runs, ours)
+            our_soft = self._instructed(self._context, self._engine_graph, runs, ours)
             their_held = self._read(self._theirs, self._export.open, runs, their_soft)
-            our_held = self._read(self._parts, self._engine_graph, runs, our_soft)
+            our_held = self._read(self._context, self._engine_graph, runs, our_soft)
             with self._opened(self._export.open, component.name) as graph:
                 expected = self._logits(component, graph, their_soft, runs[0], their_held)
                 fed = self._theirs, graph, their_soft, their_held
                 theirs = [self._written(*fed, run, advance) for run in runs]
             with self._opened(self._engine_graph, component.name) as graph:
                 got = self._logits(component, graph, their_soft, runs[0], their_held)
-                fed = self._parts, graph, our_soft, our_held
+                fed = self._context, graph, our_soft, our_held
                 written = [self._written(*fed, run, advance) for run in runs]
         pairs = list(zip(expected, got, strict=True))
         result = worst([compare(component.name, self._scheme, a, b) for a, b in pairs])
@@ -305,7 +316,7 @@ class _Gate:
         result = msgspec.structs.replace(result, kl=kl)
         answers = []
         for run, a, b in zip(runs, theirs, written, strict=True):
-            decode = self._parts.tokenizer.decode
+            decode = self._context.tokenizer.decode
             if run.right is None:
                 # without labels the first token decides: after one near tie two texts of one
                 # model differ in every token that follows
@@ -339,10 +350,10 @@ class _Gate:
                 yield _Run(f"{name}, {BEAMS} beams", task, texts[:few], BEAMS, right)
 
     def _instructed(
-        self, parts: Parts, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
-    ) -> dict[str, list[generating.Soft]]:
+        self, context: TaskContext, opener: Callable[[str], Graph], runs: list[_Run], pool: Pool
+    ) -> dict[str, list[Soft]]:
         """Make what each task's decoder sees of the pictures, its texts having had their say."""
-        found: dict[str, list[generating.Soft]] = {}
+        found: dict[str, list[Soft]] = {}
         for run in runs:
             task = run.task
             if task.prompt in found:
@@ -350,8 +361,8 @@ class _Gate:
             if not task.instruct:
                 found[task.prompt] = self._soft(task, pool)
                 continue
-            seen = generating.rows(pool[generating.pictured(self._bundle.spec, task)], self._grids)
-            known = generating.instructions(parts, task, seen, run.texts)
+            seen = encoding.rows(pool[wiring.pictured(self._bundle.spec, task)], self._grids)
+            known = encoding.instructions(context, task, seen, run.texts)
             found[task.prompt] = self._soft(task, self._chain(opener, task.instruct, known))
         return found
 
@@ -367,10 +378,10 @@ class _Gate:
 
     def _read(
         self,
-        parts: Parts,
+        context: TaskContext,
         opener: Callable[[str], Graph],
         runs: list[_Run],
-        softs: dict[str, list[generating.Soft]],
+        softs: dict[str, list[Soft]],
     ) -> dict[str, Pool]:
         """Run what stands between the texts and the decoder, one component after the other.
 
@@ -382,17 +393,17 @@ class _Gate:
             if run.task.prompt in found or not run.task.read:
                 continue
             soft = softs[run.task.prompt]
-            known = generating.sources(parts, run.task, soft, run.texts)
+            known = prompting.sources(context, run.task, soft, run.texts)
             known = self._chain(opener, run.task.read, known)
-            names = generating.held(self._bundle.spec.component(run.task.decoder))
+            names = wiring.held(self._bundle.spec.component(run.task.decoder))
             found[run.task.prompt] = {name: known[name] for name in names}
         return found
 
     def _written(
         self,
-        side: Parts,
+        side: TaskContext,
         graph: Graph,
-        softs: dict[str, list[generating.Soft]],
+        softs: dict[str, list[Soft]],
         held: dict[str, Pool],
         run: _Run,
         advance: Advance,
@@ -401,14 +412,14 @@ class _Gate:
         defaults = self._bundle.spec.generation
         assert defaults is not None
         chosen = msgspec.structs.replace(defaults, num_beams=run.num_beams, do_sample=False)
-        parts = Parts(self._bundle, {run.task.decoder: graph}, side.rows)
+        context = TaskContext(self._bundle, {run.task.decoder: graph}, side.rows)
         written: list[list[int]] = []
-        every, task = softs[run.task.prompt], generating.settled(run.task)
+        every, task = softs[run.task.prompt], encoding.settled(run.task)
         for start in range(0, len(run.texts), IMAGES_PER_BATCH):
             texts = run.texts[start : start + IMAGES_PER_BATCH]
             rows = slice(start, start + len(texts))
             known = _cut(held.get(run.task.prompt), rows)
-            written += generating.write(parts, task, every[rows], texts, chosen, held=known)
+            written += generating.write(context, task, every[rows], texts, chosen, held=known)
         advance(1)
         return written
 
@@ -416,7 +427,7 @@ class _Gate:
         self,
         component: Component,
         graph: Graph,
-        softs: dict[str, list[generating.Soft]],
+        softs: dict[str, list[Soft]],
         run: _Run,
         held: dict[str, Pool],
     ) -> list[Array]:
@@ -426,8 +437,8 @@ class _Gate:
         soft = softs[run.task.prompt][:LOGIT_SAMPLES]
         texts = run.texts[: len(soft)]
         known = _cut(held.get(run.task.prompt), slice(0, len(soft)))
-        task = generating.settled(run.task)
-        prompt = generating.make_prompt(self._theirs, task, soft, texts, defaults, known)
+        task = encoding.settled(run.task)
+        prompt = prompting.make_prompt(self._theirs, task, soft, texts, defaults, known)
         graph.reset()
         mask, tokens, media = prompt.attention_mask, prompt.embeds.shape[1], prompt.media_index
         given = feeds(component, prompt.embeds, mask, tokens, media)
@@ -447,11 +458,11 @@ class _Gate:
                 )
                 title = f"{name}, {reference[task.output].shape[1]} labels of its own"
                 found.append(judge(title, self._scheme, theirs, mine, None))
-        for task in painting.painting_tasks(self._parts)[:1]:  # all share the graph
+        for task in painting.painting_tasks(self._context)[:1]:  # all share the graph
             their_colors: list[object] = [
-                *painting.main_colors(self._parts, reference[task.output])
+                *painting.main_colors(self._context, reference[task.output])
             ]
-            our_colors: list[object] = [*painting.main_colors(self._parts, ours[task.output])]
+            our_colors: list[object] = [*painting.main_colors(self._context, ours[task.output])]
             title = "paint, main colour"
             found.append(judge(title, self._scheme, their_colors, our_colors, None))
         return found

@@ -24,7 +24,7 @@ from vlmedge.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vlmedge.tasks.chat import Chat
+    from vlmedge.run.tasks.chat import Chat
 
 HELP = "/image FILE adds a picture to the next turn, /new begins anew, /quit ends."
 
@@ -52,7 +52,7 @@ def chat(
     Lines that are piped in make a script: it goes on after one that fails, and exits 1 at its end.
     """
     from vlmedge import console
-    from vlmedge.image import load_image
+    from vlmedge.run.inputs.image_files import load_image
 
     model = console.open_model(bundle, engine, low_memory, allow_fallback)
     options = {

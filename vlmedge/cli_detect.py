@@ -55,8 +55,8 @@ def detect(
     """Say where things are on a picture: a line each, pixels from its upper left corner."""
     from vlmedge import console
     from vlmedge.drawing import draw
-    from vlmedge.image import load_image
-    from vlmedge.tasks.detect import check_masks, usual
+    from vlmedge.run.inputs.image_files import load_image
+    from vlmedge.run.tasks.detect import check_masks, usual
 
     if out is not None:
         _check_drawing(out, Path(image))

@@ -12,7 +12,7 @@ from vlmedge.cli_types import AllowFallback, BundleFolder, EngineName, Quiet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vlmedge.tasks.paint import Painting
+    from vlmedge.run.tasks.paint import Painting
 
 
 def paint(
@@ -64,7 +64,7 @@ def _picture(painting: Painting, labels: int | None) -> Image:
     import numpy as np
     import PIL.Image
 
-    from vlmedge.tasks.paint import palette
+    from vlmedge.run.tasks.paint import palette
 
     if labels is None or painting.values is None:
         return PIL.Image.fromarray(painting.pixels)

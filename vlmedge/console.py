@@ -20,10 +20,10 @@ from rich.progress import Progress as Bars
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
 from vlmedge.files import replace_file
-from vlmedge.locations import Box
-from vlmedge.model import Model
 from vlmedge.progress import SILENT, Advance, Progress
-from vlmedge.video import Video, is_video
+from vlmedge.run.inputs.video import Video, is_video
+from vlmedge.run.model import Model
+from vlmedge.run.tasks.boxes import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -390,7 +390,7 @@ def search(
     model: Model, file: Path, text: str | None, image: str | None, top: int, as_json: bool
 ) -> None:
     """Print the best pictures of an index, a line each."""
-    from vlmedge.tasks.retrieve import load as read
+    from vlmedge.run.tasks.retrieve import load as read
 
     found = read(file)
     hits = model.search(found, text, image=image, top=top)

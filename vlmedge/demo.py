@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlmedge import console
 from vlmedge.errors import InputError
-from vlmedge.model import load
+from vlmedge.run.model import load
 from vlmedge.scenes import CLASSES, Scene, draw_labelled, draw_scene
 from vlmedge.sheet import contact_sheet, terminal_picture
 

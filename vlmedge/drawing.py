@@ -9,7 +9,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from vlmedge.locations import Box
+from vlmedge.run.tasks.boxes import Box
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000")
 LINE = 1 / 300  # of the picture's shorter side

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlmedge.arrays import Array
 from vlmedge.errors import UnknownNameError
-from vlmedge.sampling import log_softmax
+from vlmedge.run.decode.sampling import log_softmax
 from vlmedge.spec.manifest import ComponentParity, TaskParity
 
 

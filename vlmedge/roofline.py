@@ -18,7 +18,7 @@ KERNEL_BYTES = 4  # logits and sums are float32 everywhere
 # what kernels are timed with. An estimate that no board has confirmed yet.
 BUILD_HOST_COPIES = 2
 BUILD_SCRATCH = GIB // 2
-BATCH = 8  # tiles or frames that run at once, as vlmedge.tasks has it
+BATCH = 8  # tiles or frames that run at once, as vlmedge.run.tasks has it
 CACHE_ROWS_MIN = 64  # of a cache that grows by doubling
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from vlmedge.arrays import Array
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource, load_image, pictures_in
-from vlmedge.locations import CODE_KINDS
+from vlmedge.run.inputs.image_files import ImageSource, load_image, pictures_in
+from vlmedge.run.tasks.boxes import CODE_KINDS
+from vlmedge.run.tasks.embed import fill
 from vlmedge.scenes import CLASSES, draw_labelled, draw_scene
 from vlmedge.spec import GenerateTask, MatchTask, ModelSpec
-from vlmedge.tasks.embed import fill
 
 QUESTION = "what is in the picture?"
 CALIBRATION_IMAGES = 8  # of each kind: several objects, and one

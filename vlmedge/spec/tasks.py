@@ -107,9 +107,9 @@ class GenerateTask(Data, frozen=True, tag="generate", tag_field="kind"):
             `prompt` has it, `{text}` the right answer; none where the model takes no examples.
         media: The decoder's input that takes the pictures, where it looks at them beside the text
             and not among it; placeholders are tokens then. None puts them among the text.
-        answer: "text", or words among tokens that say where things are, as `vlmedge.locations` has
-            them: "locations" are PaliGemma's; "boxes" and "polygons" are Florence-2's; "brackets"
-            are Shikra's, in plain figures.
+        answer: "text", or words among tokens that say where things are: "locations" are
+            PaliGemma's, "boxes" and "polygons" Florence-2's, "brackets" Shikra's, in plain
+            figures. `vlmedge.run.tasks.boxes` reads them.
         named_by: What a box is of: "answer": what the words around it say; "question": what was
             looked for, whatever words the model puts around it.
         masks: What becomes of the codes of masks in an answer, or none: it has none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlmedge.spec import Component
 from vlmedge.spec.front_ends import AnyRes, ImageFrontEnd
 from vlmedge.spec.model import ModelSpec
 from vlmedge.spec.tasks import GenerateTask
@@ -46,3 +47,31 @@ def _grid(front: ImageFrontEnd | None) -> tuple[int, int]:
         tiles = -(-tiling.longest_edge // tiling.tile_size)
         return tiles, tiles
     return 1, 1
+
+
+FED = ("inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+"""What the loop makes for a decoder."""
+
+
+def pictured(spec: ModelSpec, task: GenerateTask) -> str:
+    """Name the tensor that `encode` gives."""
+    if not task.instruct:
+        return task.soft_prompt
+    return spec.component(task.encode[-1]).outputs[-1].name
+
+
+def reads_text(spec: ModelSpec, task: GenerateTask) -> bool:
+    """Tell whether a component of `read` takes the text, and not the decoder."""
+    return bool(wanted(spec, task) & {"input_ids", "inputs_embeds"})
+
+
+def wanted(spec: ModelSpec, task: GenerateTask) -> set[str]:
+    """Name all that the components of `read` take."""
+    return {tensor.name for name in task.read for tensor in spec.component(name).inputs}
+
+
+def held(decoder: Component) -> list[str]:
+    """Name what a decoder takes beside its state and what the loop makes."""
+    state = {into for _, into in decoder.state}
+    names = [spec.name for spec in decoder.inputs]
+    return [name for name in names if name not in state and name not in FED]

@@ -13,18 +13,17 @@ import msgspec
 from msgspec import Meta
 
 from vlmedge.errors import UnknownNameError
-from vlmedge.image import ImageSource
-from vlmedge.sampling import options as merge
+from vlmedge.run.decode.sampling import options as merge
+from vlmedge.run.inputs.image_files import ImageSource
+from vlmedge.run.tasks.context import TaskContext
+from vlmedge.run.tasks.embed import cosines
+from vlmedge.run.tasks.generate import caption_task, check_draws
+from vlmedge.run.tasks.label import is_closed
 from vlmedge.shelves.registry import unknown
 from vlmedge.spec import Generation
 
-from ._parts import Parts
-from .embed import cosines
-from .generate import caption_task, check_draws
-from .label import is_closed
-
 if TYPE_CHECKING:
-    from vlmedge.model import Model
+    from vlmedge.run.model import Model
 
 Texts = list[tuple[str, float | None]]
 """(text, score) pairs; a score is none until a step gives one."""
@@ -87,13 +86,13 @@ class ModelStep(Step, frozen=True, kw_only=True):
         """Name the tasks that the bundle must have."""
         return [str(self.__struct_config__.tag)]
 
-    def fits(self, parts: Parts) -> None:
+    def fits(self, context: TaskContext) -> None:
         """Refuse a bundle with which it would fail at the first picture; no graph is opened."""
-        known = parts.bundle.spec.tasks
+        known = context.bundle.spec.tasks
         for name in self.needs:
             if name not in known:
                 error = unknown("task", name, sorted(known))
-                raise UnknownNameError(f"{parts.bundle.path}: {error}")
+                raise UnknownNameError(f"{context.bundle.path}: {error}")
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
         """Do it."""
@@ -115,10 +114,10 @@ class _Writes(ModelStep, frozen=True, kw_only=True):
         """Refuse an option that is unknown or out of range."""
         merge(_ANY, **self.options)
 
-    def fits(self, parts: Parts) -> None:
+    def fits(self, context: TaskContext) -> None:
         """Refuse also options that disagree with the bundle's own."""
-        super().fits(parts)
-        parts.options(self.options)
+        super().fits(context)
+        context.options(self.options)
 
     def scores(self, given: Sequence[bool]) -> bool:
         """What is written has no score."""
@@ -148,11 +147,11 @@ class Caption(_Writes, frozen=True, kw_only=True, tag="caption"):
         """Name what captions."""
         return [self.bundle_task]
 
-    def fits(self, parts: Parts) -> None:
+    def fits(self, context: TaskContext) -> None:
         """Refuse also a prompt that has no place, and several captions that would be the same."""
-        super().fits(parts)
-        caption_task(parts, self.prompt, self.bundle_task)
-        check_draws(self.count, parts.options(self.options))
+        super().fits(context)
+        caption_task(context, self.prompt, self.bundle_task)
+        check_draws(self.count, context.options(self.options))
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
         """Caption the picture."""
@@ -208,10 +207,10 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
         """A label has its probability."""
         return True
 
-    def fits(self, parts: Parts) -> None:
+    def fits(self, context: TaskContext) -> None:
         """Refuse also labels where there are some, or none where there are none."""
-        super().fits(parts)
-        is_closed(parts.bundle, self.labels, self.template)
+        super().fits(context)
+        is_closed(context.bundle, self.labels, self.template)
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
         """Choose."""
@@ -221,12 +220,12 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
 class Match(ModelStep, frozen=True, kw_only=True, tag="match"):
     """Give each text the probability that it belongs to the picture."""
 
-    def fits(self, parts: Parts) -> None:
+    def fits(self, context: TaskContext) -> None:
         """Point at the other way to score, where a bundle has that one alone."""
         try:
-            super().fits(parts)
+            super().fits(context)
         except UnknownNameError as error:
-            if {"embed_image", "embed_text"} <= parts.bundle.spec.tasks.keys():
+            if {"embed_image", "embed_text"} <= context.bundle.spec.tasks.keys():
                 way = f"--set {self.name}.task=cosine"
                 raise UnknownNameError(f"{error} (it compares vectors: {way})") from None
             raise

@@ -15,12 +15,12 @@ from typing import Any, overload
 
 from vlmedge.composition import Composition, read_composition
 from vlmedge.errors import InputError, VlmEdgeError
-from vlmedge.image import ImageSource, load_image
-from vlmedge.model import Model, load
+from vlmedge.run.inputs.image_files import ImageSource, load_image
+from vlmedge.run.model import Model, load
+from vlmedge.run.tasks.context import TaskContext
+from vlmedge.run.tasks.streaming import OnError, respond
 from vlmedge.shelves.registry import unknown
 
-from ._parts import Parts
-from ._pipeline import OnError, respond
 from ._steps import HostStep, ModelStep, Step, Texts
 
 
@@ -44,7 +44,7 @@ class Composed:
             if isinstance(step, ModelStep):
                 model = models[step.bundle]
                 try:
-                    step.fits(Parts(model.bundle, model.graphs))
+                    step.fits(TaskContext(model.bundle, model.graphs))
                 except VlmEdgeError as error:
                     raise _of(step, error) from None
 

@@ -11,11 +11,12 @@ import numpy as np
 from _serve import Opened, Sample, Task, rates, serve, timed
 
 import vlmedge
-from vlmedge import generate as loop
 from vlmedge.bundle import Bundle
-from vlmedge.sampling import options
+from vlmedge.run.decode import loop
+from vlmedge.run.decode.prompt import Prompt
+from vlmedge.run.decode.sampling import options
+from vlmedge.run.tasks.context import TaskContext
 from vlmedge.shelves.registry import ENGINES
-from vlmedge.tasks._parts import Parts
 
 
 def tower(task: Task) -> Opened:
@@ -29,7 +30,7 @@ def decoder(task: Task) -> Opened:
     """Open the decoder alone, and write with the loop that `Model.caption` runs."""
     bundle = Bundle.load(task["bundle"])
     graph = ENGINES["ort"].open(bundle, "decoder")
-    parts = Parts(bundle, {"decoder": graph})
+    context = TaskContext(bundle, {"decoder": graph})
     count = 1 + task["new_tokens"]
     defaults = bundle.spec.generation
     assert defaults is not None
@@ -38,8 +39,8 @@ def decoder(task: Task) -> Opened:
 
     def run() -> Sample:
         began = time.perf_counter()
-        prompt = loop.Prompt(parts.embed(ids), np.ones_like(ids), ids)
-        written = loop.stream(graph, parts.embed, prompt, chosen)
+        prompt = Prompt(context.embed(ids), np.ones_like(ids), ids)
+        written = loop.stream(graph, context.embed, prompt, chosen)
         next(written)
         first = time.perf_counter()
         for _ in written:

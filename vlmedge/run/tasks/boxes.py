@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 from numpy.typing import NDArray
+
+from vlmedge.run.inputs.letterbox import _place
 
 STEPS = 1023  # that a side is cut into by PaliGemma
 CODES, CODE_KINDS = 16, 128  # of one mask of its, and what each is chosen from
@@ -183,3 +185,40 @@ def _box(
 ) -> Box:
     """Make the box around some places."""
     return Box(label.strip(), min(xs), min(ys), max(xs), max(ys), codes, polygons)
+
+
+def into_square(region: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """Say where a region of a picture lies in its square.
+
+    Args:
+        region: x and y in turn, pixels of the picture.
+        size: (width, height) of the picture.
+
+    Returns:
+        The same in parts of the square's side, 0 to 1.
+    """
+    side, left, top = _place(size)
+    return [
+        min(max((length + (top if i % 2 else left)) / side, 0.0), 1.0)
+        for i, length in enumerate(region)
+    ]
+
+
+def out_of_square(box: Box, size: tuple[int, int]) -> Box | None:
+    """Say where a box of the square lies on the picture; none: where there is no picture.
+
+    Args:
+        box: In parts of the square's side.
+        size: (width, height) of the picture, pixels.
+
+    Returns:
+        The box in parts of the picture's sides, cut off at its edges.
+    """
+    side, left, top = _place(size)
+    width, height = size
+    xs = [(x * side - left) / width for x in (box.left, box.right)]
+    ys = [(y * side - top) / height for y in (box.top, box.bottom)]
+    if xs[1] < 0 or ys[1] < 0 or xs[0] > 1 or ys[0] > 1:
+        return None
+    (x0, x1), (y0, y1) = ([min(max(place, 0.0), 1.0) for place in ends] for ends in (xs, ys))
+    return replace(box, left=x0, top=y0, right=x1, bottom=y1)

@@ -9,7 +9,7 @@ Key = tuple[int, str]
 """Whose it is, and what."""
 
 
-class Kept:
+class ByteBudgetCache:
     """Values by key; what was used longest ago goes first when there are too many bytes."""
 
     def __init__(self, budget_bytes: int) -> None:

@@ -11,42 +11,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource
+from vlmedge.run.inputs.image_files import ImageSource
+from vlmedge.run.tasks.context import TaskContext, activate
+from vlmedge.run.tasks.imagenet_templates import IMAGENET
 from vlmedge.spec import MatchTask
-from vlmedge.templates import IMAGENET
-
-from ._parts import Parts, activate
 
 Vectors = NDArray[np.float32]
 TEXTS_PER_BATCH = 32
 
 
 def embed_images(
-    parts: Parts, components: Sequence[str], output: str, images: Sequence[ImageSource]
+    context: TaskContext, components: Sequence[str], output: str, images: Sequence[ImageSource]
 ) -> Vectors:
     """Return unit vectors of images, float32 [images, width] or [images, vectors, width]."""
-    found = [embed_pixels(parts, components, output, pixels) for pixels in parts.batches(images)]
+    found = [
+        embed_pixels(context, components, output, pixels) for pixels in context.batches(images)
+    ]
     return np.concatenate(found)
 
 
 def embed_pixels(
-    parts: Parts, components: Sequence[str], output: str, pixel_values: Vectors
+    context: TaskContext, components: Sequence[str], output: str, pixel_values: Vectors
 ) -> Vectors:
     """Return unit vectors of pixel_values, float32 [images, 3, height, width]: as above."""
-    return unit(parts.chain(components, {"pixel_values": pixel_values})[output])
+    return unit(context.chain(components, {"pixel_values": pixel_values})[output])
 
 
 def embed_texts(
-    parts: Parts, components: Sequence[str], output: str, texts: Sequence[str]
+    context: TaskContext, components: Sequence[str], output: str, texts: Sequence[str]
 ) -> Vectors:
     """Return unit vectors of texts, float32 [texts, width]."""
     if not texts:
         raise InputError("no texts: give at least one")
     found = []
     for start in range(0, len(texts), TEXTS_PER_BATCH):
-        ids, mask = parts.tokenizer.encode(texts[start : start + TEXTS_PER_BATCH])
+        ids, mask = context.tokenizer.encode(texts[start : start + TEXTS_PER_BATCH])
         feeds = {"input_ids": ids, "attention_mask": mask}
-        found.append(parts.chain(components, feeds)[output])
+        found.append(context.chain(components, feeds)[output])
     return unit(np.concatenate(found))
 
 
@@ -82,18 +83,20 @@ def sentences(template: str | Sequence[str], labels: Sequence[str]) -> list[list
     return [fill(one, labels) for one in several]
 
 
-def embed_ensemble(parts: Parts, task: MatchTask, texts: Sequence[Sequence[str]]) -> Vectors:
+def embed_ensemble(
+    context: TaskContext, task: MatchTask, texts: Sequence[Sequence[str]]
+) -> Vectors:
     """Return one unit vector a label, float32 [labels, width]: the mean over templates.
 
     Source: Radford et al. 2021, arXiv 2103.00020, section 3.1.4: the mean is taken of unit
     vectors, and made one again.
 
     Args:
-        parts: The model.
+        context: The model.
         task: Its wiring.
         texts: From `sentences`.
     """
-    found = [embed_texts(parts, task.text, task.text_output, row) for row in texts]
+    found = [embed_texts(context, task.text, task.text_output, row) for row in texts]
     return found[0] if len(found) == 1 else unit(np.mean(found, axis=0, dtype=np.float32))
 
 

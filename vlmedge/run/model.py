@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -11,15 +11,35 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge import generate as loop
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
-from vlmedge.image import Grid, ImageSource, is_images
-from vlmedge.locations import Box
 from vlmedge.lora.adapter import open_adapter
 from vlmedge.lora.slots import Factors, fill
-from vlmedge.shelves.checked_graph import CheckedGraph
-from vlmedge.shelves.contracts import Engine, FallsBack, Graph, Spins
+from vlmedge.run.inputs.image import Grid
+from vlmedge.run.inputs.image_files import ImageSource, is_images
+from vlmedge.run.inputs.video import Video
+from vlmedge.run.tasks import detect as detecting
+from vlmedge.run.tasks import embed as embedding
+from vlmedge.run.tasks import encode as encoding
+from vlmedge.run.tasks import generate as generating
+from vlmedge.run.tasks import label as labelling
+from vlmedge.run.tasks import match as matching
+from vlmedge.run.tasks import paint as painting
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks import regions as pointing
+from vlmedge.run.tasks import retrieve as retrieving
+from vlmedge.run.tasks.boxes import Box
+from vlmedge.run.tasks.cache import ByteBudgetCache
+from vlmedge.run.tasks.chat import Chat, reply_tokens
+from vlmedge.run.tasks.context import IMAGES_PER_BATCH, Opened, T, TaskContext
+from vlmedge.run.tasks.graphs import Graphs
+from vlmedge.run.tasks.paint import Painting
+from vlmedge.run.tasks.prompt import Example
+from vlmedge.run.tasks.regions import Region
+from vlmedge.run.tasks.session import Session
+from vlmedge.run.tasks.streaming import Answers, OnError, is_stream, respond
+from vlmedge.run.tasks.turns import each_in_turn, in_turn
+from vlmedge.shelves.contracts import FallsBack, Spins
 from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import (
     ChatTask,
@@ -32,80 +52,11 @@ from vlmedge.spec import (
     PaintTask,
     ScoreTask,
 )
-from vlmedge.tasks import detect as detecting
-from vlmedge.tasks import embed as embedding
-from vlmedge.tasks import generate as generating
-from vlmedge.tasks import label as labelling
-from vlmedge.tasks import match as matching
-from vlmedge.tasks import paint as painting
-from vlmedge.tasks import regions as pointing
-from vlmedge.tasks import retrieve as retrieving
-from vlmedge.tasks._kept import Kept
-from vlmedge.tasks._parts import IMAGES_PER_BATCH, Opened, Parts, T
-from vlmedge.tasks._pipeline import Answers, OnError, is_stream, respond
-from vlmedge.tasks._turns import each_in_turn, in_turn
-from vlmedge.tasks.chat import Chat, reply_tokens
-from vlmedge.tasks.generate import Example
-from vlmedge.tasks.paint import Painting
-from vlmedge.tasks.regions import Region
-from vlmedge.tasks.session import Session
-from vlmedge.video import Video
 
 Images = list[Any] | tuple[ImageSource | Video, ...]
 Ranking = list[tuple[str, float]]
 
 SESSION_MIB = 256.0  # a prefix of BLIP-2 OPT-2.7b is 23 MiB, one of LLaVA-7B 600
-
-
-class Graphs(Mapping[str, Graph]):
-    """The components of a bundle; each is opened when it is first asked for."""
-
-    def __init__(self, bundle: Bundle, engine: Engine, *, low_memory: bool = False) -> None:
-        """Open nothing yet.
-
-        Args:
-            bundle: Whose components.
-            engine: What runs them.
-            low_memory: Whether opening one closes the one before, so that only one is open.
-        """
-        self._bundle = bundle
-        self._engine = engine
-        self._low_memory = low_memory
-        self._open: dict[str, Graph] = {}
-        self.factors: Factors = {}
-
-    def __getitem__(self, name: str) -> Graph:
-        """Return a component, opened."""
-        if name not in self._open:
-            self._bundle.spec.component(name)  # refuses an unknown one
-            if self._low_memory:
-                self.close()
-            graph = self._engine.open(self._bundle, name)
-            if self.factors:
-                _adapt(graph, self.factors)
-            self._open[name] = graph
-        return self._open[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over names."""
-        return iter(component.name for component in self._bundle.spec.components)
-
-    def __len__(self) -> int:
-        """Count components."""
-        return len(self._bundle.spec.components)
-
-    def adapt(self, factors: Factors) -> None:
-        """Feed the adapter slots of all components from now on; an empty table: zeros."""
-        self.factors = factors
-        for graph in self._open.values():
-            _adapt(graph, factors)
-            loop.forget(graph)
-
-    def close(self) -> None:
-        """Give the memory of all that is open back."""
-        for graph in self._open.values():
-            graph.close()
-        self._open.clear()
 
 
 class Model:
@@ -155,8 +106,8 @@ class Model:
         elif spin is not None:
             raise InputError(f"{engine} has no threads that spin: leave spin out")
         self.graphs = Graphs(bundle, chosen, low_memory=low_memory)
-        self._parts = Parts(bundle, self.graphs)
-        self._kept = Kept(int(session_mib * 2**20))
+        self._context = TaskContext(bundle, self.graphs)
+        self._kept = ByteBudgetCache(int(session_mib * 2**20))
         self._labels: tuple[list[list[str]], NDArray[np.float32]] | None = None
 
     def __enter__(self) -> Model:
@@ -288,7 +239,7 @@ class Model:
             **options: max_tokens, min_tokens, num_beams, temperature, top_k, top_p,
                 repetition_penalty, length_penalty, early_stopping, do_sample.
         """
-        wiring = generating.caption_task(self._parts, prompt, self._about(task, images))
+        wiring = generating.caption_task(self._context, prompt, self._about(task, images))
         return self._write(wiring, images, prompt, seed, options, examples, on_error)
 
     @in_turn
@@ -312,13 +263,13 @@ class Model:
             seed: Of the draws; the first caption is the one that `caption` gives for it.
             **options: As of `caption`; without sampling there is but one caption to give.
         """
-        wiring = generating.caption_task(self._parts, prompt, self._about(task, image))
+        wiring = generating.caption_task(self._context, prompt, self._about(task, image))
         chosen = self._options(options)
         generating.check_draws(count, chosen)
-        [soft], grids = generating.seen(self._parts, wiring, [self._parts.open(image)])
-        text = generating.fill(wiring, prompt, grids)
-        ids = generating.draws(self._parts, wiring, soft, text, count, chosen, seed)
-        return [self._parts.tokenizer.text(row) for row in ids]
+        [soft], grids = encoding.seen(self._context, wiring, [self._context.open(image)])
+        text = prompting.fill(wiring, prompt, grids)
+        ids = generating.draws(self._context, wiring, soft, text, count, chosen, seed)
+        return [self._context.tokenizer.text(row) for row in ids]
 
     @overload
     def ask(
@@ -371,7 +322,7 @@ class Model:
             **options: As of `caption`.
         """
         name = self._about("ask", images)
-        task = generating.ask_task(self._parts, question, first_token, name)
+        task = generating.ask_task(self._context, question, first_token, name)
         return self._write(task, images, question, seed, options, examples, regions=regions)
 
     @in_turn
@@ -393,19 +344,19 @@ class Model:
         a stream is greedy.
         """
         name = self._about(task if question is None else "ask", image)
-        chosen = self._parts.options_of_a_stream(options)
+        chosen = self._context.options_of_a_stream(options)
         if question is None:
-            wiring = generating.caption_task(self._parts, prompt, name)
+            wiring = generating.caption_task(self._context, prompt, name)
         else:
-            wiring = generating.ask_task(self._parts, question, name=name)
+            wiring = generating.ask_task(self._context, question, name=name)
         said = prompt if question is None else question
         pointing.check_regions(wiring, said, regions)
-        opened = [self._parts.open(image)]
+        opened = [self._context.open(image)]
         [said] = self._pointed(said, regions, opened)
-        soft, grids = generating.seen(self._parts, wiring, opened)
-        text = generating.fill(wiring, said, grids)
-        written = generating.stream(self._parts, wiring, soft, text, chosen, seed)
-        return each_in_turn(self._parts.turn, written)
+        soft, grids = encoding.seen(self._context, wiring, opened)
+        text = prompting.fill(wiring, said, grids)
+        written = generating.stream(self._context, wiring, soft, text, chosen, seed)
+        return each_in_turn(self._context.turn, written)
 
     @in_turn
     def session(self, image: ImageSource) -> Session:
@@ -414,7 +365,7 @@ class Model:
         What sessions keep is bounded by `session_mib` of `load`; answers are the same whatever is
         kept.
         """
-        return Session(self._parts, self._kept, image)
+        return Session(self._context, self._kept, image)
 
     @overload
     def detect(
@@ -453,10 +404,10 @@ class Model:
             pixels that belong to it, where the task tells outlines.
         """
         name = detecting.usual(self.bundle, what) if task is None else task
-        wiring = detecting.detect_task(self._parts, name)
+        wiring = detecting.detect_task(self._context, name)
         found: list[list[Box]] = []
         for text in detecting.requests(wiring, name, what):
-            read = partial(detecting.boxes, self._parts, wiring, text)
+            read = partial(detecting.boxes, self._context, wiring, text)
             answers = self._write(wiring, images, text, None, options, read=read)
             rows = answers if is_images(images) else [answers]
             found = [a + b for a, b in zip(found, rows, strict=True)] if found else rows
@@ -474,8 +425,8 @@ class Model:
         task = self._task("chat", ChatTask)
         write = self._task(task.write, GenerateTask)
         if options.get("max_tokens") is None:
-            options["max_tokens"] = reply_tokens(self._parts)
-        return Chat(self._parts, task, write, self._parts.options_of_a_stream(options), system)
+            options["max_tokens"] = reply_tokens(self._context)
+        return Chat(self._context, task, write, self._context.options_of_a_stream(options), system)
 
     @overload
     def classify(
@@ -540,7 +491,7 @@ class Model:
         names, shares = self._choices(_listed(labels), template)
 
         def answer(opened: Sequence[Opened], places: Sequence[int]) -> list[Ranking]:
-            rows = shares(self._parts.ready(opened).pixel_values)
+            rows = shares(self._context.ready(opened).pixel_values)
             return [
                 [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in rows
             ]
@@ -552,17 +503,17 @@ class Model:
         self, labels: Sequence[str] | None, template: str | Sequence[str] | None
     ) -> tuple[Sequence[str], Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
         """Name what is chosen from, and say how pixel_values become [images, labels]."""
-        parts = self._parts
+        context = self._context
         if labelling.is_closed(self.bundle, labels, template):
             closed = self._task("classify", LabelTask)
             names = labelling.read_labels(self.bundle, closed)
-            return names, lambda pixels: labelling.probabilities(parts, closed, pixels)
+            return names, lambda pixels: labelling.probabilities(context, closed, pixels)
         task = self._task("classify", MatchTask)
         assert labels is not None
         vectors = self._label_vectors(task, labels, template)
 
         def shares(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-            seen = embedding.embed_pixels(parts, task.image, task.image_output, pixels)
+            seen = embedding.embed_pixels(context, task.image, task.image_output, pixels)
             return embedding.probabilities(task, seen, vectors)
 
         return labels, shares
@@ -573,7 +524,7 @@ class Model:
         """Embed labels, and keep them for the next call, which mostly has the same ones."""
         texts = embedding.sentences(task.template if template is None else template, labels)
         if self._labels is None or self._labels[0] != texts:
-            vectors = embedding.embed_ensemble(self._parts, task, texts)
+            vectors = embedding.embed_ensemble(self._context, task, texts)
             self._labels = (texts, vectors)
         return self._labels[1]
 
@@ -589,7 +540,7 @@ class Model:
         """
         task = self._task("match", ScoreTask)
         several = [texts] if isinstance(texts, str) else texts
-        shares = matching.score(self._parts, task, _several(images), several).tolist()
+        shares = matching.score(self._context, task, _several(images), several).tolist()
         rows = [row[0] for row in shares] if isinstance(texts, str) else shares
         return rows if is_images(images) else rows[0]
 
@@ -605,7 +556,7 @@ class Model:
         Returns:
             For each gap its (word, probability) pairs, best first.
         """
-        return matching.infill(self._parts, self._task("infill", InfillTask), image, text, top)
+        return matching.infill(self._context, self._task("infill", InfillTask), image, text, top)
 
     @overload
     def paint(
@@ -647,7 +598,7 @@ class Model:
             labels: How many there are beside the background, 0.
         """
         wiring = self._task(task, PaintTask)
-        found = painting.paint(self._parts, wiring, _several(images), examples, labels)
+        found = painting.paint(self._context, wiring, _several(images), examples, labels)
         return found if is_images(images) else found[0]
 
     def index(
@@ -660,7 +611,7 @@ class Model:
             note: Is told which ones could not be read and are left out.
 
         Returns:
-            An index; its `save` writes it, `vlmedge.tasks.retrieve.load` reads it.
+            An index; its `save` writes it, `vlmedge.run.tasks.retrieve.load` reads it.
         """
         sha256 = self.bundle.manifest.checkpoint.sha256
         return retrieving.build(Path(folder), lambda some: self.embed_image([*some]), sha256, note)
@@ -716,8 +667,8 @@ class Model:
         task = self._task("embed_image", EmbedTask)
 
         def answer(opened: Sequence[Opened], places: Sequence[int]) -> list[NDArray[np.float32]]:
-            pixels = self._parts.ready(opened).pixel_values
-            return [*embedding.embed_pixels(self._parts, task.encode, task.output, pixels)]
+            pixels = self._context.ready(opened).pixel_values
+            return [*embedding.embed_pixels(self._context, task.encode, task.output, pixels)]
 
         found = self._answer(images, answer, on_error)
         return np.stack(found) if isinstance(found, list) else found
@@ -727,7 +678,7 @@ class Model:
         """Return the unit vector of one text [width], or of several [texts, width]."""
         task = self._task("embed_text", EmbedTask)
         several = [texts] if isinstance(texts, str) else texts
-        found = embedding.embed_texts(self._parts, task.encode, task.output, several)
+        found = embedding.embed_texts(self._context, task.encode, task.output, several)
         return found[0] if isinstance(texts, str) else found
 
     @in_turn
@@ -736,7 +687,7 @@ class Model:
         self.graphs.close()
 
     def _task(self, name: str, kind: type[T]) -> T:
-        return self._parts.task(name, kind)
+        return self._context.task(name, kind)
 
     def _about(
         self, task: str, images: ImageSource | Video | Images | Iterator[ImageSource]
@@ -756,7 +707,7 @@ class Model:
         return name
 
     def _options(self, given: dict[str, Any]) -> Generation:
-        return self._parts.options(given)
+        return self._context.options(given)
 
     @in_turn
     def _shown(
@@ -765,13 +716,13 @@ class Model:
         """Encode the pictures of examples: for each placeholder float32 [n, width]."""
         if not examples or task.example is None:  # the latter is refused where it is filled in
             return [(example, Grid()) for example in examples], []
-        opened = [self._parts.open(example.image) for example in examples]
-        found, grids = generating.seen(self._parts, task, opened)
+        opened = [self._context.open(example.image) for example in examples]
+        found, grids = encoding.seen(self._context, task, opened)
         return list(zip(examples, grids, strict=True)), [part for seen in found for part in seen]
 
     def _pointed(self, text: str, regions: Sequence[Region], opened: Sequence[Opened]) -> list[str]:
         """Write the regions of a question, for each picture by its own size."""
-        front = self._parts.image_front
+        front = self._context.image_front
         return [pointing.placed(text, regions, picture.size, front) for picture in opened]
 
     def _write(
@@ -793,15 +744,15 @@ class Model:
 
         def answer(opened: Sequence[Opened], places: Sequence[int]) -> list[Any]:
             texts = self._pointed(text, regions, opened)
-            seen, grids = generating.seen(self._parts, task, opened)
+            seen, grids = encoding.seen(self._context, task, opened)
             soft = [[*shown, *each] for each in seen]
             prompts = [
-                generating.fill(task, text, [grid], before)
+                prompting.fill(task, text, [grid], before)
                 for text, grid in zip(texts, grids, strict=True)
             ]
-            ids = generating.write(self._parts, task, soft, prompts, chosen, seed, places=places)
+            ids = generating.write(self._context, task, soft, prompts, chosen, seed, places=places)
             if read is None:
-                return [self._parts.tokenizer.text(row) for row in ids]
+                return [self._context.tokenizer.text(row) for row in ids]
             return [read(row, picture) for row, picture in zip(ids, opened, strict=True)]
 
         return self._answer(images, answer, on_error)
@@ -815,10 +766,10 @@ class Model:
         """Answer for one image, for a list of them, or for a stream as its answers are taken."""
 
         def one_at_a_time(opened: Sequence[Opened], places: Sequence[int]) -> Iterable[Any]:
-            with self._parts.turn:
+            with self._context.turn:
                 return answer(opened, places)
 
-        return respond(self._parts.open, images, one_at_a_time, on_error)
+        return respond(self._context.open, images, one_at_a_time, on_error)
 
 
 def load(
@@ -852,14 +803,6 @@ def load(
         allow_fallback=allow_fallback,
         spin=spin,
     )
-
-
-def _adapt(graph: Graph, factors: Factors) -> None:
-    """Feed one graph's slots, if it has any."""
-    name = graph.component.name
-    if graph.component.slots:
-        assert isinstance(graph, CheckedGraph)  # as every engine's is
-        graph.adapt(factors.get(name))
 
 
 def _one(image: ImageSource | None) -> ImageSource:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from vlmedge.errors import InputError
-from vlmedge.locations import write
+from vlmedge.run.tasks.boxes import into_square, write
 from vlmedge.spec import GenerateTask, ImageFrontEnd
-from vlmedge.square import into_square
 
 PLACE = "{region}"
 

@@ -16,8 +16,12 @@ from vlmedge.arrays import Array, Arrays, Ids
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import EmbeddingRows
 from vlmedge.errors import InputError
-from vlmedge.image import Grid, ImageSource, Pictures, fit, load_image, normalize
-from vlmedge.sampling import options as merge
+from vlmedge.run.decode.sampling import options as merge
+from vlmedge.run.inputs.image import Grid, Pictures, fit, normalize
+from vlmedge.run.inputs.image_files import ImageSource, load_image
+from vlmedge.run.inputs.text import Tokenizer
+from vlmedge.run.inputs.tiling import cut
+from vlmedge.run.inputs.video import Video, read_frames
 from vlmedge.shelves.contracts import Graph
 from vlmedge.shelves.registry import unknown
 from vlmedge.spec import (
@@ -34,9 +38,6 @@ from vlmedge.spec import (
     TextFrontEnd,
     VideoFrontEnd,
 )
-from vlmedge.text import Tokenizer
-from vlmedge.tiling import cut
-from vlmedge.video import Video, read_frames
 
 T = TypeVar(
     "T",
@@ -69,7 +70,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TaskContext:
     """A bundle's graphs, opened by whoever made this (an engine, or PyTorch as the reference)."""
 
     bundle: Bundle

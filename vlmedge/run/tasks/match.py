@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Ids
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource
+from vlmedge.run.inputs.image_files import ImageSource
+from vlmedge.run.tasks.context import TaskContext, activate
 from vlmedge.spec import InfillTask, ScoreTask
-
-from ._parts import Parts, activate
 
 TEXTS_PER_BATCH = 8  # each looks at its own copy of the picture
 
@@ -20,27 +19,27 @@ Candidates = list[tuple[str, float]]
 
 
 def score(
-    parts: Parts, task: ScoreTask, images: Sequence[ImageSource], texts: Sequence[str]
+    context: TaskContext, task: ScoreTask, images: Sequence[ImageSource], texts: Sequence[str]
 ) -> NDArray[np.float32]:
     """Return the probability that each image and each text match, float32 [images, texts]."""
     if not texts:
         raise InputError("no texts: give at least one")
-    ids, mask = parts.tokenizer.encode(texts)
+    ids, mask = context.tokenizer.encode(texts)
     found = np.empty((len(images), len(texts)), np.float32)
     row = 0
-    for pixels in parts.batches(images):
-        seen = parts.chain(task.image, {"pixel_values": pixels})
+    for pixels in context.batches(images):
+        seen = context.chain(task.image, {"pixel_values": pixels})
         for i in range(len(pixels)):
             for start in range(0, len(texts), TEXTS_PER_BATCH):
                 some = slice(start, start + TEXTS_PER_BATCH)
-                logits = _together(parts, task, seen, i, ids[some], mask[some])
+                logits = _together(context, task, seen, i, ids[some], mask[some])
                 found[row, some] = activate(logits, "softmax")[:, 1]
             row += 1
     return found
 
 
 def infill(
-    parts: Parts, task: InfillTask, image: ImageSource, text: str, count: int
+    context: TaskContext, task: InfillTask, image: ImageSource, text: str, count: int
 ) -> list[Candidates]:
     """Rank what may stand in each gap of a text.
 
@@ -49,17 +48,17 @@ def infill(
     """
     if count < 1:
         raise InputError(f"top is {count}: it must be at least 1")
-    ids, mask = parts.tokenizer.encode([text])
+    ids, mask = context.tokenizer.encode([text])
     gaps = np.flatnonzero(ids[0] == task.mask_id)
     if not len(gaps):
         raise InputError(
             f"text {text!r} has no gap: write {task.mask_text} where a word is missing"
         )
-    seen = parts.chain(task.image, {"pixel_values": parts.pixels([image])})
-    logits = _together(parts, task, seen, 0, ids, mask)[0, gaps]
+    seen = context.chain(task.image, {"pixel_values": context.pixels([image])})
+    logits = _together(context, task, seen, 0, ids, mask)[0, gaps]
     return [
         [
-            (parts.tokenizer.decode([int(i)]).strip(), float(row[i]))
+            (context.tokenizer.decode([int(i)]).strip(), float(row[i]))
             for i in np.argsort(-row)[:count]
         ]
         for row in activate(logits, "softmax")
@@ -67,15 +66,20 @@ def infill(
 
 
 def _together(
-    parts: Parts, task: ScoreTask | InfillTask, seen: dict[str, Array], i: int, ids: Ids, mask: Ids
+    context: TaskContext,
+    task: ScoreTask | InfillTask,
+    seen: dict[str, Array],
+    i: int,
+    ids: Ids,
+    mask: Ids,
 ) -> Array:
     """Run the text's components on some texts, each with its own copy of picture i."""
-    components = [parts.bundle.spec.component(name) for name in task.text]
+    components = [context.bundle.spec.component(name) for name in task.text]
     wanted = {spec.name for component in components for spec in component.inputs}
     copies = {
         name: np.repeat(array[i : i + 1], len(ids), axis=0)
         for name, array in seen.items()
         if name in wanted
     }
-    known = parts.chain(task.text, copies | {"input_ids": ids, "attention_mask": mask})
+    known = context.chain(task.text, copies | {"input_ids": ids, "attention_mask": mask})
     return known[task.output]

@@ -16,7 +16,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from vlmedge.errors import InputError, MissingExtraError
-from vlmedge.image import load_image, pictures_in
+from vlmedge.run.inputs.image_files import load_image, pictures_in
 from vlmedge.spec import VideoFrontEnd
 
 if TYPE_CHECKING:

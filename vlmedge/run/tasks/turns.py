@@ -16,11 +16,11 @@ Piece = TypeVar("Piece")
 
 
 def in_turn(method: Method) -> Method:
-    """Let a method of what has `_parts` wait until no other call works with its graphs."""
+    """Let a method of what has `_context` wait until no other call works with its graphs."""
 
     @wraps(method)
     def waits(self: Any, *args: Any, **options: Any) -> Any:
-        with self._parts.turn:
+        with self._context.turn:
             return method(self, *args, **options)
 
     return cast(Method, waits)

@@ -9,22 +9,20 @@ import numpy as np
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
-from vlmedge.locations import Box, parse
+from vlmedge.run.tasks.boxes import Box, out_of_square, parse
+from vlmedge.run.tasks.context import Opened, TaskContext
 from vlmedge.spec import GenerateTask
-from vlmedge.square import out_of_square
-
-from ._parts import Opened, Parts
 
 
-def detect_task(parts: Parts, name: str) -> GenerateTask:
+def detect_task(context: TaskContext, name: str) -> GenerateTask:
     """Return the wiring of a task that says where things are."""
-    known = parts.bundle.spec.tasks
+    known = context.bundle.spec.tasks
     found = [n for n, t in known.items() if isinstance(t, GenerateTask) and t.answer != "text"]
     if not found:
         raise InputError(
-            f"{parts.bundle.path} says of nothing where it is: its tasks are {', '.join(known)}"
+            f"{context.bundle.path} says of nothing where it is: its tasks are {', '.join(known)}"
         )
-    task = parts.task(name, GenerateTask)
+    task = context.task(name, GenerateTask)
     if task.answer == "text":
         raise InputError(f"task {name!r} answers in words: use ask, or {' or '.join(found)}")
     return task
@@ -71,38 +69,38 @@ def requests(task: GenerateTask, name: str, what: str | None) -> list[str]:
 
 
 def boxes(
-    parts: Parts, task: GenerateTask, asked: str, ids: Sequence[int], picture: Opened
+    context: TaskContext, task: GenerateTask, asked: str, ids: Sequence[int], picture: Opened
 ) -> list[Box]:
     """Read where things are out of an answer; its location tokens may be special ones.
 
     Args:
-        parts: The model.
+        context: The model.
         task: Its wiring.
         asked: What was looked for.
         ids: Of the answer.
         picture: Where; a model whose pictures are filled up to squares counts from their corners.
     """
-    generation = parts.bundle.spec.generation
+    generation = context.bundle.spec.generation
     assert generation is not None
     around = {generation.bos_id, generation.pad_id, *generation.eos_ids}
-    text = parts.tokenizer.decode([i for i in ids if i not in around], special=True)
+    text = context.tokenizer.decode([i for i in ids if i not in around], special=True)
     found = parse(text, task.answer)
     if task.named_by == "question":
         found = [replace(box, label=asked) for box in found]
     if task.masks is not None and task.masks.decode is not None:
-        found = _with_rasters(parts, task.masks.decode, found)
-    if parts.image_front.square is None:
+        found = _with_rasters(context, task.masks.decode, found)
+    if context.image_front.square is None:
         return found
     return [box for each in found if (box := out_of_square(each, picture.size)) is not None]
 
 
-def _with_rasters(parts: Parts, decode: str, found: list[Box]) -> list[Box]:
+def _with_rasters(context: TaskContext, decode: str, found: list[Box]) -> list[Box]:
     """Decode the masks of those boxes that have codes."""
     coded = [box for box in found if box.codes]
     if not coded:
         return found
-    component = parts.bundle.spec.component(decode)
+    component = context.bundle.spec.component(decode)
     codes, rasters = component.inputs[0].name, component.outputs[0].name
     given = np.array([box.codes for box in coded], np.int64)
-    decoded = iter(parts.graphs[decode].run({codes: given})[rasters])
+    decoded = iter(context.graphs[decode].run({codes: given})[rasters])
     return [replace(box, raster=next(decoded)) if box.codes else box for box in found]

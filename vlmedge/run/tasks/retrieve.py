@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vlmedge.errors import InputError
 from vlmedge.files import replace_file
-from vlmedge.image import IMAGE_ENDINGS
+from vlmedge.run.inputs.image_files import IMAGE_ENDINGS
 
 Vectors = NDArray[np.float32]
 Hits = list[tuple[str, float]]

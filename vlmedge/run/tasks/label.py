@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError
+from vlmedge.run.tasks.context import TaskContext, activate
 from vlmedge.spec import LabelTask, MatchTask
-
-from ._parts import Parts, activate
 
 
 def is_closed(
@@ -40,8 +39,8 @@ def read_labels(bundle: Bundle, task: LabelTask) -> list[str]:
 
 
 def probabilities(
-    parts: Parts, task: LabelTask, pixel_values: NDArray[np.float32]
+    context: TaskContext, task: LabelTask, pixel_values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return the probability of each label, float32 [images, labels]."""
-    found = parts.chain(task.encode, {"pixel_values": pixel_values})
+    found = context.chain(task.encode, {"pixel_values": pixel_values})
     return activate(found[task.output], task.activation)

@@ -19,9 +19,8 @@ import numpy as np
 
 from vlmedge.errors import InputError
 from vlmedge.host.hardware import cores
-from vlmedge.image import HUSH, ImageSource, is_images
-
-from ._parts import IMAGES_PER_BATCH
+from vlmedge.run.inputs.image_files import HUSH, ImageSource, is_images
+from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 
 THREADS_MAX = 4  # Pillow decodes some hundred pictures a second in each
 

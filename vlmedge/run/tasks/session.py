@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge import generate as loop
 from vlmedge.arrays import Array
-from vlmedge.generate import Prompt
-from vlmedge.image import ImageSource
+from vlmedge.run.decode import loop, reader
+from vlmedge.run.decode.prompt import Prompt
+from vlmedge.run.inputs.image_files import ImageSource
+from vlmedge.run.tasks import encode as encoding
+from vlmedge.run.tasks import generate as generating
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks.cache import ByteBudgetCache
+from vlmedge.run.tasks.context import TaskContext
+from vlmedge.run.tasks.encode import Soft
+from vlmedge.run.tasks.turns import each_in_turn, in_turn
 from vlmedge.shelves.contracts import Graph
-from vlmedge.spec import Component, GenerateTask, Generation
-
-from . import generate as generating
-from ._kept import Kept
-from ._parts import Parts
-from ._turns import each_in_turn, in_turn
+from vlmedge.spec import Component, GenerateTask, Generation, wiring
 
 LOOKS_AHEAD = "token_type_ids"  # with it a prompt's tokens see later ones, so no prefix is final
 
@@ -59,16 +61,16 @@ class Session:
     the copy did not fit into the budget.
     """
 
-    def __init__(self, parts: Parts, kept: Kept, image: ImageSource) -> None:
+    def __init__(self, context: TaskContext, kept: ByteBudgetCache, image: ImageSource) -> None:
         """Open the picture; it is encoded when something is asked.
 
         Args:
-            parts: The model.
+            context: The model.
             kept: Where encoded pictures and prefixes stay; shared by all sessions of a model.
             image: What to look at.
         """
-        self._parts, self._kept = parts, kept
-        self._pictures = parts.pictures([image])
+        self._context, self._kept = context, kept
+        self._pictures = context.pictures([image])
         self._owner = next(_OWNERS)
         self._last: tuple[Prompt, NDArray[np.int64]] | None = None  # what was read last; its ids
         self._forget = weakref.finalize(self, kept.drop, self._owner)
@@ -76,8 +78,8 @@ class Session:
     @in_turn
     def caption(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
         """Describe the picture; see `Model.caption`."""
-        task = generating.caption_task(self._parts, prompt)
-        return self._write(task, prompt, self._parts.options(options), seed)
+        task = generating.caption_task(self._context, prompt)
+        return self._write(task, prompt, self._context.options(options), seed)
 
     @in_turn
     def ask(
@@ -89,8 +91,8 @@ class Session:
         **options: Any,
     ) -> str:
         """Answer a question about the picture; see `Model.ask`."""
-        task = generating.ask_task(self._parts, question, first_token)
-        return self._write(task, question, self._parts.options(options), seed)
+        task = generating.ask_task(self._context, question, first_token)
+        return self._write(task, question, self._context.options(options), seed)
 
     @in_turn
     def stream(
@@ -103,15 +105,15 @@ class Session:
     ) -> Iterator[str]:
         """Caption the picture, or answer `question`, in pieces as they come; see `Model.stream`."""
         if question is None:
-            task, text = generating.caption_task(self._parts, prompt), prompt
+            task, text = generating.caption_task(self._context, prompt), prompt
         else:
-            task, text = generating.ask_task(self._parts, question), question
-        chosen = self._parts.options_of_a_stream(options)
+            task, text = generating.ask_task(self._context, question), question
+        chosen = self._context.options_of_a_stream(options)
         loop.check_stream(chosen)  # what is wrong is told now
         ready = self._prompt(task, text, chosen)
-        decoder = self._parts.graphs[task.decoder]
+        decoder = self._context.graphs[task.decoder]
         made = self._written(task, text, chosen, seed, ready, (decoder, decoder.reads))
-        return each_in_turn(self._parts.turn, self._parts.tokenizer.pieces(made))
+        return each_in_turn(self._context.turn, self._context.tokenizer.pieces(made))
 
     @in_turn
     def close(self) -> None:
@@ -134,10 +136,10 @@ class Session:
 
     def _write(self, task: GenerateTask, text: str, chosen: Generation, seed: int | None) -> str:
         read, ids, fixed = self._prompt(task, text, chosen)
-        decoder = self._parts.graphs[task.decoder]
-        [found] = loop.generate(decoder, self._parts.embed, read, chosen, seed)
+        decoder = self._context.graphs[task.decoder]
+        [found] = loop.generate(decoder, self._context.embed, read, chosen, seed)
         self._keep(task, decoder, read, ids, fixed)
-        return self._parts.tokenizer.decode(found).strip()
+        return self._context.tokenizer.decode(found).strip()
 
     def _written(
         self,
@@ -158,12 +160,12 @@ class Session:
             ready: From `_prompt`.
             then: The decoder, and its reads, for which it was made.
         """
-        decoder = self._parts.graphs[task.decoder]
+        decoder = self._context.graphs[task.decoder]
         if then != (decoder, decoder.reads):  # other work came between
             ready = self._prompt(task, text, chosen)
-            decoder = self._parts.graphs[task.decoder]  # low memory may have closed it
+            decoder = self._context.graphs[task.decoder]  # low memory may have closed it
         read, ids, fixed = ready
-        made = loop.stream(decoder, self._parts.embed, read, chosen, seed)
+        made = loop.stream(decoder, self._context.embed, read, chosen, seed)
         for number, token in enumerate(made):
             if number == 0:
                 self._keep(task, decoder, read, ids, fixed)
@@ -178,20 +180,20 @@ class Session:
             The prompt less what is in the cache, the ids of all of it, and how many of them do not
             depend on the text; 0 where nothing may be used again.
         """
-        parts, grids = self._parts, self._pictures.grids
+        context, grids = self._context, self._pictures.grids
         soft, held = self._seen(task)
-        whole = generating.make_prompt(
-            parts, task, [soft], [generating.fill(task, text, grids)], chosen, held
+        whole = prompting.make_prompt(
+            context, task, [soft], [prompting.fill(task, text, grids)], chosen, held
         )
         ids = whole.history[0]
-        if not _has_prefix(parts, task):
+        if not _has_prefix(context, task):
             return whole, ids, 0
-        other = generating.fill(task, "1" if text.startswith("0") else "0", grids)
-        others, _ = generating.row(parts, task, soft, other, chosen)
+        other = prompting.fill(task, "1" if text.startswith("0") else "0", grids)
+        others, _ = prompting.row(context, task, soft, other, chosen)
         fixed = min(_common(ids, others), len(ids) - 1)
-        decoder = parts.graphs[task.decoder]
+        decoder = context.graphs[task.decoder]
         live, state = 0, None
-        if self._last is not None and loop.cached(decoder, self._last[0]):
+        if self._last is not None and reader.cached(decoder, self._last[0]):
             live = min(_common(ids, self._last[1]), len(ids) - 1)
         copied: _Prefix | None = self._kept.get((self._owner, f"prefix {task.prompt}"))
         stored = 0 if copied is None else min(_common(ids, copied.ids), len(ids) - 1)
@@ -202,20 +204,20 @@ class Session:
         start = max(live, stored)
         return (whole.after(start, state) if start else whole), ids, fixed
 
-    def _seen(self, task: GenerateTask) -> tuple[generating.Soft, dict[str, Array] | None]:
+    def _seen(self, task: GenerateTask) -> tuple[Soft, dict[str, Array] | None]:
         """Return the soft prompt, and what `read` makes of it where no text takes part."""
-        parts, key = self._parts, (self._owner, f"picture {task.encode}")
-        soft: generating.Soft | None = self._kept.get(key)
+        context, key = self._context, (self._owner, f"picture {task.encode}")
+        soft: Soft | None = self._kept.get(key)
         if soft is None:
-            encoded = generating.encode(parts, task, self._pictures.pixel_values)
-            [soft] = generating.rows(encoded, self._pictures.grids)
+            encoded = encoding.encode(context, task, self._pictures.pixel_values)
+            [soft] = encoding.rows(encoded, self._pictures.grids)
             self._kept.put(key, soft, sum(part.nbytes for part in soft))
-        if not task.read or generating.reads_text(parts.bundle.spec, task):
+        if not task.read or wiring.reads_text(context.bundle.spec, task):
             return soft, None
         key = (self._owner, f"held {task.read}")
         held: dict[str, Array] | None = self._kept.get(key)
         if held is None:
-            held = generating.read(parts, task, [soft], [""])
+            held = prompting.read(context, task, [soft], [""])
             self._kept.put(key, held, sum(array.nbytes for array in held.values()))
         return soft, held
 
@@ -223,7 +225,7 @@ class Session:
         self, task: GenerateTask, decoder: Graph, read: Prompt, ids: NDArray[np.int64], fixed: int
     ) -> None:
         """Remember what the decoder has read, and copy the prefix if there is room for it."""
-        if not loop.cached(decoder, read) or not _has_prefix(self._parts, task):
+        if not reader.cached(decoder, read) or not _has_prefix(self._context, task):
             return
         self._last = read, ids
         key = (self._owner, f"prefix {task.prompt}")
@@ -236,11 +238,11 @@ class Session:
             self._kept.put(key, prefix, size_bytes)
 
 
-def _has_prefix(parts: Parts, task: GenerateTask) -> bool:
+def _has_prefix(context: TaskContext, task: GenerateTask) -> bool:
     """Tell whether what the decoder makes of a token depends on nothing that comes later."""
-    spec = parts.bundle.spec
+    spec = context.bundle.spec
     looks_ahead = LOOKS_AHEAD in {tensor.name for tensor in spec.component(task.decoder).inputs}
-    read_before = bool(task.instruct) or (task.read and generating.reads_text(spec, task))
+    read_before = bool(task.instruct) or (task.read and wiring.reads_text(spec, task))
     return not looks_ahead and not read_before
 
 

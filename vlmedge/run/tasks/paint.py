@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
 from vlmedge.errors import InputError
-from vlmedge.image import ImageSource, load_image, load_painting, preprocess
-from vlmedge.interpolate import interpolate
+from vlmedge.run.inputs.image import preprocess
+from vlmedge.run.inputs.image_files import ImageSource, load_image, load_painting
+from vlmedge.run.inputs.interpolate import interpolate
+from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
 from vlmedge.spec import PaintTask
-
-from ._parts import IMAGES_PER_BATCH, Parts
 
 LABELS_MOST = 255  # a PNG's palette has 256 entries, and the first is the background
 
@@ -45,7 +45,7 @@ class Painting:
 
 
 def paint(
-    parts: Parts,
+    context: TaskContext,
     task: PaintTask,
     images: Sequence[ImageSource],
     examples: Sequence[Example],
@@ -54,7 +54,7 @@ def paint(
     """Paint each picture as the examples show.
 
     Args:
-        parts: The model.
+        context: The model.
         task: Its wiring.
         images: What to paint.
         examples: At least one; several are looked at together.
@@ -62,21 +62,21 @@ def paint(
     """
     if not images:
         raise InputError("no images: give at least one")
-    shown = show(parts, task, examples, labels)
+    shown = show(context, task, examples, labels)
     found = []
     each = max(1, IMAGES_PER_BATCH // len(examples))
     for start in range(0, len(images), each):
         opened = [load_image(image) for image in images[start : start + each]]
-        rows = feeds(task, preprocess(opened, parts.image_front), shown)
-        painted = parts.chain(task.paint, rows)[task.output][:: len(examples)]
+        rows = feeds(task, preprocess(opened, context.image_front), shown)
+        painted = context.chain(task.paint, rows)[task.output][:: len(examples)]
         for image, row in zip(opened, painted, strict=True):
             size = image.height, image.width
-            found.append(read(task, colors(parts, row), size, labels))
+            found.append(read(task, colors(context, row), size, labels))
     return found
 
 
 def show(
-    parts: Parts, task: PaintTask, examples: Sequence[Example], labels: int | None = None
+    context: TaskContext, task: PaintTask, examples: Sequence[Example], labels: int | None = None
 ) -> dict[str, NDArray[np.float32]]:
     """Make prompt_pixel_values and prompt_masks, float32 [examples, 3, height, width] each."""
     if not examples:
@@ -85,7 +85,7 @@ def show(
         raise InputError("labels: what this task paints has none: leave it out")
     if labels is not None and not 1 <= labels <= LABELS_MOST:
         raise InputError(f"labels is {labels}: it must be 1 to {LABELS_MOST}")
-    front = parts.image_front
+    front = context.image_front
     masks = msgspec.structs.replace(front, resample=task.example_resample)
     painted = [_colored(load_painting(painting), task, labels) for _, painting in examples]
     return {
@@ -106,9 +106,9 @@ def feeds(task: PaintTask, pixels: NDArray[np.float32], shown: Arrays) -> dict[s
     }
 
 
-def colors(parts: Parts, painted: NDArray[np.float32]) -> NDArray[np.float32]:
+def colors(context: TaskContext, painted: NDArray[np.float32]) -> NDArray[np.float32]:
     """Undo the normalisation of float32 [3, height, width]: 0..255, or beyond."""
-    front = parts.image_front
+    front = context.image_front
     mean, std = (
         np.array(x, np.float32)[:, None, None] for x in (front.image_mean, front.image_std)
     )
@@ -174,33 +174,33 @@ def peaks(heat: NDArray[np.float32]) -> list[tuple[int, int, float]]:
     ]
 
 
-def trial(parts: Parts, images: Sequence[ImageSource], i: int) -> dict[str, Array]:
+def trial(context: TaskContext, images: Sequence[ImageSource], i: int) -> dict[str, Array]:
     """Make feeds to compare and calibrate on, of one row: picture i, shown the one before it.
 
     That one's painting is white where it is brighter than its mean. The painting tasks, which
     share their graph, take turns; nothing is made where there are none.
     """
-    tasks = painting_tasks(parts)
+    tasks = painting_tasks(context)
     if not tasks:
         return {}
     task = tasks[i % len(tasks)]
     before = load_image(images[i - 1])
     gray = np.asarray(before.convert("L"))
     white = np.where(gray > gray.mean(), 255, 0).astype(np.uint8)
-    shown = show(parts, task, [(before, np.stack([white] * 3, axis=-1))])
-    rows = feeds(task, preprocess([load_image(images[i])], parts.image_front), shown)
+    shown = show(context, task, [(before, np.stack([white] * 3, axis=-1))])
+    rows = feeds(task, preprocess([load_image(images[i])], context.image_front), shown)
     return {**rows, "group": np.array([i])}
 
 
-def painting_tasks(parts: Parts) -> list[PaintTask]:
+def painting_tasks(context: TaskContext) -> list[PaintTask]:
     """List a model's painting tasks."""
-    return [task for task in parts.bundle.spec.tasks.values() if isinstance(task, PaintTask)]
+    return [task for task in context.bundle.spec.tasks.values() if isinstance(task, PaintTask)]
 
 
-def main_colors(parts: Parts, painted: NDArray[np.float32]) -> Iterator[int]:
+def main_colors(context: TaskContext, painted: NDArray[np.float32]) -> Iterator[int]:
     """Say for each painting which of a few colours it is on the whole."""
     for row in painted:
-        mean = np.clip(colors(parts, row), 0, 255).mean(axis=(1, 2), keepdims=True)
+        mean = np.clip(colors(context, row), 0, 255).mean(axis=(1, 2), keepdims=True)
         yield int(_nearest(mean, palette(26))[0, 0])
 
 

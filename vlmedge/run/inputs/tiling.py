@@ -16,7 +16,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from vlmedge.errors import InputError
-from vlmedge.image import SIDES_LIMIT_RATIO, Grid
+from vlmedge.run.inputs.image import SIDES_LIMIT_RATIO, Grid
 from vlmedge.spec import AnyRes, Tiling
 
 SIDE_LIMIT_PX = 4096

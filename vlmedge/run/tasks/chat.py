@@ -8,25 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge import generate as loop
 from vlmedge.errors import InputError, VlmEdgeError
-from vlmedge.generate import Prompt
-from vlmedge.image import ImageSource, Pictures
-from vlmedge.sampling import options as merge
+from vlmedge.run.decode import loop, reader
+from vlmedge.run.decode.prompt import Prompt
+from vlmedge.run.decode.sampling import options as merge
+from vlmedge.run.inputs.image import Pictures
+from vlmedge.run.inputs.image_files import ImageSource
+from vlmedge.run.tasks import encode as encoding
+from vlmedge.run.tasks import prompt as prompting
+from vlmedge.run.tasks.context import TaskContext
+from vlmedge.run.tasks.turns import each_in_turn, in_turn
 from vlmedge.spec import ChatTask, GenerateTask, Generation
-
-from . import generate as generating
-from ._parts import Parts
-from ._turns import each_in_turn, in_turn
 
 REPLY_TOKENS = 256  # a bundle's own default is for captions
 
 
-def reply_tokens(parts: Parts) -> int:
+def reply_tokens(context: TaskContext) -> int:
     """Return how long a reply may be unless the caller says it: at most half of the positions."""
-    defaults = parts.bundle.spec.generation
+    defaults = context.bundle.spec.generation
     most = REPLY_TOKENS if defaults is None else max(defaults.max_tokens, REPLY_TOKENS)
-    return min(most, parts.text_front.max_tokens // 2)
+    return min(most, context.text_front.max_tokens // 2)
 
 
 class Chat:
@@ -39,7 +40,7 @@ class Chat:
 
     def __init__(
         self,
-        parts: Parts,
+        context: TaskContext,
         task: ChatTask,
         write: GenerateTask,
         options: Generation,
@@ -48,7 +49,7 @@ class Chat:
         """Begin.
 
         Args:
-            parts: The model.
+            context: The model.
             task: How turns are put together.
             write: How replies are written.
             options: Of every reply.
@@ -59,7 +60,7 @@ class Chat:
         """
         if system is not None and task.system is None:
             raise InputError("this checkpoint takes no system text: say it in the first turn")
-        self._parts, self._task, self._write, self._options = parts, task, write, options
+        self._context, self._task, self._write, self._options = context, task, write, options
         told = None if task.system is None or system is None else (task.system, system)
         self._start = task.start if told is None else told[0].replace("{text}", told[1])
         self._ids: list[int] = []  # of all turns and replies; a picture's id for each of its rows
@@ -106,29 +107,29 @@ class Chat:
         if chosen.num_beams > 1:
             raise InputError(f"num_beams is {chosen.num_beams}: it must be 1 in a conversation")
         history, vectors = self._turn(text, several)
-        generating.check_room(self._parts, len(self._ids) + len(history), chosen)
+        prompting.check_room(self._context, len(self._ids) + len(history), chosen)
         reply = self._reply(text, history, vectors, chosen, seed)
-        return each_in_turn(self._parts.turn, reply)
+        return each_in_turn(self._context.turn, reply)
 
     def _turn(self, text: str, images: list[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Make the ids and vectors of a turn; nothing of it stays."""
-        task, parts = self._task, self._parts
-        pictures = parts.pictures(images) if images else None
+        task, context = self._task, self._context
+        pictures = context.pictures(images) if images else None
         turn = self._fill(text, pictures)
         first = not self._ids
-        ids = parts.tokenizer.ids((self._start if first else task.reply_end) + turn, whole=first)
+        ids = context.tokenizer.ids((self._start if first else task.reply_end) + turn, whole=first)
         soft: list[NDArray[np.float32]] = []
         if pictures is not None:
-            encoded = generating.encode(parts, self._write, pictures.pixel_values)
-            soft = [part for seen in generating.rows(encoded, pictures.grids) for part in seen]
-        return generating.spliced(parts, self._write, soft, ids)
+            encoded = encoding.encode(context, self._write, pictures.pixel_values)
+            soft = [part for seen in encoding.rows(encoded, pictures.grids) for part in seen]
+        return prompting.spliced(context, self._write, soft, ids)
 
     def _fill(self, text: str, pictures: Pictures | None) -> str:
         """Put a turn together; the user's words come last, so that they may hold any others."""
         if pictures is None:
             return self._task.user.replace("{text}", text)
         shown = "".join(
-            self._task.image.replace("{image}", generating.image_text(self._write, grid))
+            self._task.image.replace("{image}", prompting.image_text(self._write, grid))
             for grid in pictures.grids
         )
         return self._task.user_images.replace("{images}", shown).replace("{text}", text)
@@ -142,8 +143,8 @@ class Chat:
         seed: int | None,
     ) -> Generator[str, None, None]:
         """Read what the cache lacks, and write."""
-        decoder = self._parts.graphs[self._write.decoder]
-        held = 0 if self._prompt is None else loop.cached(decoder, self._prompt)
+        decoder = self._context.graphs[self._write.decoder]
+        held = 0 if self._prompt is None else reader.cached(decoder, self._prompt)
         known, reply = len(self._ids), ""
         self._ids += history.tolist()
         self._vectors = [*self._vectors[:known], *vectors]
@@ -155,8 +156,8 @@ class Chat:
             before=ids[:, :held] if held else None,
         )
         try:
-            made = loop.stream(decoder, self._parts.embed, self._prompt, options, seed)
-            for piece in self._parts.tokenizer.pieces(self._kept(made)):
+            made = loop.stream(decoder, self._context.embed, self._prompt, options, seed)
+            for piece in self._context.tokenizer.pieces(self._kept(made)):
                 reply += piece
                 yield piece
         except VlmEdgeError:
@@ -170,5 +171,5 @@ class Chat:
         """Keep every id that is written, also when nobody asks for the next one."""
         for token in ids:
             self._ids.append(token)
-            self._vectors.append(self._parts.embed(np.array([token], np.int64))[0])
+            self._vectors.append(self._context.embed(np.array([token], np.int64))[0])
             yield token

@@ -1,0 +1,1 @@
+"""From a picture to an answer: inputs, the decode loop, the tasks, and the model itself."""

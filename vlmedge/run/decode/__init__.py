@@ -1,0 +1,1 @@
+"""The decode loop: prompts, cached reading, sampling and beam search; it knows no task."""
