@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any
 
 import vlmedge
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.progress import Advance
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.build_options import BuildOptions, Built
 from vlmedge.shelves.registry import ENGINES
 

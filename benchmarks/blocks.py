@@ -26,7 +26,7 @@ from schemes import graphs_mib
 
 from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate
-from vlmedge.checkpoint import BUILT_INS, family_of
+from vlmedge.checkpoints.resolve import BUILT_INS, family_of
 from vlmedge.exporting import export
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe

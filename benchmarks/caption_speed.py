@@ -25,7 +25,7 @@ def picture() -> Any:
     """Draw the picture that both sides see."""
     from PIL import Image
 
-    from vlmedge.scenes import draw_scene
+    from vlmedge.checkpoints.scenes import draw_scene
 
     return Image.fromarray(draw_scene(0, "heldout").image).resize((640, 480))
 

@@ -33,9 +33,9 @@ import transformers
 from make_checkpoint import MODELS, write
 
 import vlmedge
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.exporting import export
 from vlmedge.recipe import Recipe
-from vlmedge.scenes import draw_scene
 
 TOKENS, ROUNDS = 25, 7
 SIZES = {"blip-base": 384, "blip2-opt-2.7b": 224}  # pixels

@@ -36,7 +36,7 @@ from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.checking import run_gate
-from vlmedge.checkpoint import BUILT_INS, family_of
+from vlmedge.checkpoints.resolve import BUILT_INS, family_of
 from vlmedge.exporting import export
 from vlmedge.host.hardware import this_machine
 from vlmedge.parity import compare, divergence

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import vlmedge
-from vlmedge.scenes import draw_scene
+from vlmedge.checkpoints.scenes import draw_scene
 
 ROUNDS = 9
 QUESTIONS = ("what color is the star?", "what shape is on the left?")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate
-from vlmedge.checkpoint import family_of
+from vlmedge.checkpoints.resolve import family_of
 from vlmedge.exporting import export
 from vlmedge.samples import drawn
 from vlmedge.shelves.registry import FAMILIES

@@ -21,7 +21,7 @@ import numpy as np
 import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.checking import run_gate
-from vlmedge.checkpoint import BUILT_INS, family_of
+from vlmedge.checkpoints.resolve import BUILT_INS, family_of
 from vlmedge.exporting import export
 from vlmedge.host.hardware import this_machine
 from vlmedge.progress import SILENT

@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 import vlmedge
-from vlmedge.scenes import draw_scene
+from vlmedge.checkpoints.scenes import draw_scene
 
 DIFFERENT = 128  # pictures; they come again and again
 TENTHS = 10

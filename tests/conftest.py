@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmedge.scenes import draw_scene
+from vlmedge.checkpoints.scenes import draw_scene
 
 
 def pytest_configure(config: pytest.Config) -> None:

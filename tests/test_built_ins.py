@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmedge.checkpoint import built_ins
+from vlmedge.checkpoints.resolve import built_ins
 from vlmedge.exporting import export, quantize
 from vlmedge.recipe import Recipe
 

@@ -14,10 +14,10 @@ from conftest import Run
 from tiny import tiny
 
 import vlmedge
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.exporting import export
 from vlmedge.run.tasks.chat import Chat
-from vlmedge.scenes import draw_scene
 from vlmedge.spec import ChatTask
 
 NEW = 4

@@ -237,7 +237,7 @@ def test_demo_s_end_draws_the_sheet(
     blip2_int8: Path, tmp_path: Path, pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vlmedge import demo
-    from vlmedge.scenes import draw_scene
+    from vlmedge.checkpoints.scenes import draw_scene
 
     scenes = [draw_scene(i, "heldout") for i in range(len(pictures))]
     demo._finish(tmp_path, blip2_int8, scenes, pictures)

@@ -15,10 +15,10 @@ from tiny import tiny
 
 import vlmedge as package
 from vlmedge import composition, exporting
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.composition import built_ins, read_composition
 from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeError
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH
-from vlmedge.scenes import draw_scene
 
 SCHEMA = Path(composition.__file__).with_name("composition.schema.json")
 

@@ -12,11 +12,11 @@ import pytest
 from tiny import tiny
 
 import vlmedge
-from vlmedge.checkpoint import family_of
+from vlmedge.checkpoints.resolve import family_of
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.exporting import export
 from vlmedge.run.tasks.prompt import Example
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import FAMILIES
 
 Change = Callable[[dict[str, Any]], None]

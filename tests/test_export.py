@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import KINDS, tiny
 
-from vlmedge import checkpoint
-from vlmedge.checkpoint import aliases, family_of, resolve
+from vlmedge.checkpoints import resolve as checkpoint
+from vlmedge.checkpoints.resolve import aliases, family_of, resolve
 from vlmedge.errors import CheckpointError, UnknownNameError, VlmEdgeError
 from vlmedge.exporting import export
 from vlmedge.progress import SILENT

@@ -26,6 +26,7 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 import vlmedge
 from vlmedge.bench_worker import Side
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
@@ -37,7 +38,6 @@ from vlmedge.run.tasks import prompt as prompting
 from vlmedge.run.tasks.context import TaskContext
 from vlmedge.run.tasks.paint import palette
 from vlmedge.run.tasks.prompt import Example
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
 from vlmedge.spec import (
     GenerateTask,

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import tiny
 
-from vlmedge.checkpoint import resolve
+from vlmedge.checkpoints.resolve import resolve
 from vlmedge.errors import CheckpointError
 from vlmedge.exporting import export
 from vlmedge.planning import read_shape

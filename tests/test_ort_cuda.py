@@ -19,11 +19,11 @@ import onnx_ir as ir
 import pytest
 
 import vlmedge
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, InputError, MissingExtraError
 from vlmedge.exporting import quantize
 from vlmedge.recipe import Recipe
 from vlmedge.run.tasks.graphs import Graphs
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import ENGINES
 
 cuda: Any = import_module(type(ENGINES["ort_cuda"]).__module__)

@@ -20,10 +20,10 @@ import pytest
 
 import vlmedge
 from vlmedge.bundle import Bundle
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, MissingExtraError
 from vlmedge.progress import SILENT
 from vlmedge.run.tasks.graphs import Graphs
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import ENGINES
 
 NAMES = ("ort_tensorrt", "ort_tensorrt_rtx")

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny
 
 import vlmedge
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import CheckpointError
 from vlmedge.exporting import export
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.registry import FAMILIES
 
 FAMILY = FAMILIES["pali"]

@@ -18,12 +18,12 @@ from tiny import tiny
 
 import vlmedge
 from vlmedge.bundle import Bundle, graph_path
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, CheckpointError, InputError, UnknownNameError
 from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
 from vlmedge.recipe import Recipe, read_recipe
 from vlmedge.samples import calibration_folder
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.contracts import Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component, TensorSpec

@@ -12,10 +12,10 @@ from PIL import Image
 from tiny import tiny
 
 import vlmedge as package
+from vlmedge.checkpoints.scenes import CLASSES, draw_labelled
 from vlmedge.errors import InputError
 from vlmedge.exporting import export
 from vlmedge.run.tasks.retrieve import Index, load, recall_at
-from vlmedge.scenes import CLASSES, draw_labelled
 
 
 @pytest.fixture(scope="module")

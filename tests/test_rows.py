@@ -19,7 +19,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE, open_rows, round_rows
 from vlmedge.bundle.weights import SafeWeights, row_reader
 from vlmedge.checking import run_gate, samples_for
-from vlmedge.checkpoint import family_of, resolve
+from vlmedge.checkpoints.resolve import family_of, resolve
 from vlmedge.errors import CheckpointError
 from vlmedge.exporting import quantize
 from vlmedge.progress import SILENT

@@ -7,8 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from vlmedge import scenes
-from vlmedge.scenes import CLASSES, COLORS, SHAPES, Plan, Thing, draw_labelled, draw_scene
+from vlmedge.checkpoints import scenes
+from vlmedge.checkpoints.scenes import (
+    CLASSES,
+    COLORS,
+    SHAPES,
+    Plan,
+    Thing,
+    draw_labelled,
+    draw_scene,
+)
 
 SPLITS = ("train", "heldout", "calibration")
 

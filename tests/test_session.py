@@ -15,11 +15,11 @@ from tiny import KINDS, tiny
 
 import vlmedge
 from vlmedge.arrays import Array
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.exporting import export
 from vlmedge.run.decode import reader
 from vlmedge.run.tasks.cache import ByteBudgetCache
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import GenerateTask, wiring
 

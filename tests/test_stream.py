@@ -13,12 +13,12 @@ import pytest
 from conftest import Run
 
 import vlmedge
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
 from vlmedge.host.hardware import cores
 from vlmedge.run.inputs.image_files import HUSH
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 from vlmedge.run.tasks.streaming import respond
-from vlmedge.scenes import draw_scene
 
 COUNT = 2 * IMAGES_PER_BATCH + 3
 LABELS = ["a red star", "a blue circle"]

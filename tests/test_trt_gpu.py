@@ -18,10 +18,10 @@ from conftest import Run, export
 import vlmedge as toolkit
 from vlmedge import exporting, level4
 from vlmedge.bundle import Bundle
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, VlmEdgeError
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
-from vlmedge.scenes import draw_scene
 from vlmedge.shelves.build_options import BuildOptions, Precision
 from vlmedge.shelves.registry import ENGINES
 

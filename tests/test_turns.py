@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import vlmedge
+from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
-from vlmedge.scenes import draw_scene
 
 CROSSED = "decoder was closed or has read something else since this text began: take a stream to"
 

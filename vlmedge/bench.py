@@ -20,7 +20,7 @@ from vlmedge.bench_side import Worker
 from vlmedge.bench_start import measure_starts
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import terminate_as_interrupt
-from vlmedge.checkpoint import family_of, resolve
+from vlmedge.checkpoints.resolve import family_of, resolve
 from vlmedge.errors import BundleError
 from vlmedge.host.energy import find_meter
 from vlmedge.host.hardware import free_bytes, this_machine

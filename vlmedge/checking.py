@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE
-from vlmedge.checkpoint import family_of, resolve
+from vlmedge.checkpoints.resolve import family_of, resolve
 from vlmedge.errors import BundleError
 from vlmedge.level4 import reported
 from vlmedge.lora.merge import merged_like

@@ -12,9 +12,9 @@ import typer
 from PIL import Image
 
 from vlmedge import console
+from vlmedge.checkpoints.scenes import CLASSES, Scene, draw_labelled, draw_scene
 from vlmedge.errors import InputError
 from vlmedge.run.model import load
-from vlmedge.scenes import CLASSES, Scene, draw_labelled, draw_scene
 from vlmedge.sheet import contact_sheet, terminal_picture
 
 SCENES = (0, 1, 2, 3, 4, 5, 6, 7)  # of the held-out split

@@ -16,7 +16,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE, round_rows
 from vlmedge.bundle.writer import new_bundle, refuse_existing, stored_files, write_manifest
 from vlmedge.checking import run_gate, samples_for
-from vlmedge.checkpoint import Checkpoint, family_of, resolve
+from vlmedge.checkpoints.resolve import Checkpoint, family_of, resolve
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import load_graph
 from vlmedge.graphs.shared_weights import store_once

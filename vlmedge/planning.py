@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmedge.bundle import MANIFEST, read_manifest
-from vlmedge.checkpoint import resolve
+from vlmedge.checkpoints.resolve import resolve
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.host.hardware import free_bytes, this_machine
 from vlmedge.host.jetpack import OLDEST, has_dla, number, tensorrt_of

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from vlmedge.arrays import Array
+from vlmedge.checkpoints.scenes import CLASSES, draw_labelled, draw_scene
 from vlmedge.errors import InputError
 from vlmedge.run.inputs.image_files import ImageSource, load_image, pictures_in
 from vlmedge.run.tasks.boxes import CODE_KINDS
 from vlmedge.run.tasks.embed import fill
-from vlmedge.scenes import CLASSES, draw_labelled, draw_scene
 from vlmedge.spec import GenerateTask, MatchTask, ModelSpec
 
 QUESTION = "what is in the picture?"

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmedge import scenes
-from vlmedge.scenes import Plan, Thing
+from vlmedge.checkpoints import scenes
+from vlmedge.checkpoints.scenes import Plan, Thing
 
 CACHE = Path("/tmp/vlmedge-shapes")
 
@@ -29,7 +29,7 @@ def render(kind: str, count: int, split: str = "train") -> NDArray[np.uint8]:
     Args:
         kind: "labelled", "scene" or "crowd".
         count: how many.
-        split: a split of `vlmedge.scenes`; training code never asks for "heldout".
+        split: a split of `vlmedge.checkpoints.scenes`; training code never asks for "heldout".
 
     Returns:
         uint8 (count, 64, 64, 3).

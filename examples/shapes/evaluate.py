@@ -13,7 +13,7 @@ from PIL import Image
 from scoring import BATCH, blip2_writer, blip_writer, llava_writer, score
 from transformers import AutoProcessor, CLIPModel
 
-from vlmedge.scenes import CLASSES, TEMPLATE, draw_labelled, draw_scene
+from vlmedge.checkpoints.scenes import CLASSES, TEMPLATE, draw_labelled, draw_scene
 
 MARK = "<!-- scores, by evaluate.py -->"
 WRITERS = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlmedge.scenes import BACKGROUNDS, COLORS, IMAGE_SIZE_PX, SHAPES, Plan
+from vlmedge.checkpoints.scenes import BACKGROUNDS, COLORS, IMAGE_SIZE_PX, SHAPES, Plan
 
 PATCH_SIZE_PX = 8
 _COLORS = (*BACKGROUNDS, *COLORS)

@@ -10,7 +10,7 @@ import torch
 from corpus import prompt
 from PIL import Image
 
-from vlmedge.scenes import Scene
+from vlmedge.checkpoints.scenes import Scene
 
 BATCH = 50
 REQUEST = "Describe the image in one sentence."  # what vlmedge says to a LLaVA for a caption

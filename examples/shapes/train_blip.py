@@ -27,7 +27,7 @@ from transformers import (
 from words import bert_tokenizer
 from writing import IGNORED, IMAGES, LIMIT, SQUARE, Run, next_token_loss, options_parser, pad
 
-from vlmedge.scenes import IMAGE_SIZE_PX, Plan
+from vlmedge.checkpoints.scenes import IMAGE_SIZE_PX, Plan
 
 CONTEXT = 64
 MODELS = {"caption": BlipForConditionalGeneration, "ask": BlipForQuestionAnswering}

@@ -32,7 +32,7 @@ from transformers import (
 from words import opt_tokenizer
 from writing import IGNORED, next_token_loss, pad
 
-from vlmedge.scenes import IMAGE_SIZE_PX, Plan
+from vlmedge.checkpoints.scenes import IMAGE_SIZE_PX, Plan
 
 QUERIES = 16
 CONTEXT = 128

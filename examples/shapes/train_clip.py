@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 from words import CLIP_CONTEXT, clip_tokenizer
 
-from vlmedge.scenes import CLASSES, IMAGE_SIZE_PX, TEMPLATE, Plan
+from vlmedge.checkpoints.scenes import CLASSES, IMAGE_SIZE_PX, TEMPLATE, Plan
 
 TEMPLATES = (TEMPLATE, "a picture of a {}", "a {}", "a drawing of a {}", "there is a {}", "{}")
 

@@ -28,7 +28,7 @@ from transformers import (
 from words import llama_tokenizer
 from writing import IGNORED, IMAGES, LIMIT, SQUARE, Run, next_token_loss, options_parser, pad
 
-from vlmedge.scenes import IMAGE_SIZE_PX, Plan
+from vlmedge.checkpoints.scenes import IMAGE_SIZE_PX, Plan
 
 CLIP = Path(str(resources.files("vlmedge.checkpoints"))) / "tiny-clip"
 CONTEXT = 384  # a picture's 64 patches, and some twenty turns

@@ -26,7 +26,7 @@ from scoring import Writer, score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlmedge.scenes import IMAGE_SIZE_PX, Plan, Scene
+from vlmedge.checkpoints.scenes import IMAGE_SIZE_PX, Plan, Scene
 
 IGNORED = -100
 CARDS = Path(__file__).parent / "cards"

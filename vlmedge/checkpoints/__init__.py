@@ -1,1 +1,1 @@
-"""The built-in trained tiny checkpoints, one folder each in Hugging Face layout."""
+"""All that CHECKPOINT can name, and the trained checkpoints that ship with vlmedge."""

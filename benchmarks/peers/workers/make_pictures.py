@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmedge.scenes import draw_scene
+from vlmedge.checkpoints.scenes import draw_scene
 
 SCENES = 50  # more would all be as quick to read
 

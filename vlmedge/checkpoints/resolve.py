@@ -14,7 +14,7 @@ from vlmedge.progress import Progress
 from vlmedge.shelves.registry import FAMILIES, unknown
 from vlmedge.spec.manifest import CheckpointId
 
-BUILT_INS = Path(__file__).parent / "checkpoints"
+BUILT_INS = Path(__file__).parent
 
 # What an export reads; the rest of a hub repository (other frameworks, pictures) stays there.
 # A `*` passes folders, so the parts of a composite come too.
