@@ -14,9 +14,10 @@ from conftest import Run, export
 from tiny import tiny
 
 import vlmedge as package
-from vlmedge import composition, exporting
+from vlmedge import exporting
 from vlmedge.checkpoints.scenes import draw_scene
-from vlmedge.composition import built_ins, read_composition
+from vlmedge.compositions import composition
+from vlmedge.compositions.composition import built_ins, read_composition
 from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeError
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 

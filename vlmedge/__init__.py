@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from vlmedge.version import __version__
 
 if TYPE_CHECKING:
+    from vlmedge.compositions.run import compose as compose
     from vlmedge.run.inputs.video import Video as Video
     from vlmedge.run.model import Model as Model
     from vlmedge.run.model import load as load
-    from vlmedge.tasks.compose import compose as compose
 
 # From 1.29 on ONNX Runtime's wheels tell Microsoft on Linux too which models are opened (names,
 # hashes), and leave a device's id in ~/.cache. It reads this when it is imported; 0 allows it.
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(model, name)
     if name == "compose":
-        from vlmedge.tasks.compose import compose
+        from vlmedge.compositions.run import compose
 
         return compose
     raise AttributeError(f"module 'vlmedge' has no attribute {name!r}")

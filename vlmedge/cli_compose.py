@@ -42,7 +42,7 @@ def compose(
         for path, text in (_pair(text, "set", "STEP.WORD=VALUE") for text in change or ())
     }
     from vlmedge import console
-    from vlmedge.tasks.compose import compose as put_together
+    from vlmedge.compositions.run import compose as put_together
 
     composed = put_together(
         composition,

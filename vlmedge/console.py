@@ -28,7 +28,7 @@ from vlmedge.run.tasks.boxes import Box
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vlmedge.tasks.compose import Composed
+    from vlmedge.compositions.run import Composed
 
 FIRST_FIGURES = 4  # of a vector, printed
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmedge import composition
 from vlmedge.bundle import Bundle, readers, weights_path
 from vlmedge.checkpoints import resolve as checkpoint
+from vlmedge.compositions import composition
 from vlmedge.level4 import OnDevice, reported
 from vlmedge.shelves import registry
 from vlmedge.shelves.engine_store import stored_engines

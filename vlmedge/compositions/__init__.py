@@ -1,1 +1,1 @@
-"""The built-in compositions, a JSON file each; `vlmedge.composition` says what stands in one."""
+"""Several bundles in a chain, declared in JSON; the built-in chains are the JSON files here."""

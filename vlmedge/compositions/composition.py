@@ -6,7 +6,7 @@
 
 A bundle is a folder, seen from that of the file, or null: whoever runs it gives one. Steps may
 stand in any order; the texts of the one that no other takes are the answer. What a step's words are
-is in `vlmedge.tasks._steps`; vlmedge/composition.schema.json is made of them.
+is in `vlmedge.compositions.steps`; vlmedge/composition.schema.json is made of them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 import msgspec
 
+from vlmedge.compositions.steps import KINDS, ModelStep, Step
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.shelves.registry import unknown
-from vlmedge.tasks._steps import KINDS, ModelStep, Step
 
-BUILT_INS = Path(__file__).parent / "compositions"
+BUILT_INS = Path(__file__).parent
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,15 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from vlmedge.composition import Composition, read_composition
+from vlmedge.compositions.composition import Composition, read_composition
+from vlmedge.compositions.steps import HostStep, ModelStep, Step, Texts
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.run.inputs.image_files import ImageSource, load_image
 from vlmedge.run.model import Model, load
 from vlmedge.run.tasks.context import TaskContext
 from vlmedge.run.tasks.streaming import OnError, respond
 from vlmedge.shelves.registry import unknown
-
-from ._steps import HostStep, ModelStep, Step, Texts
 
 
 class Composed:
@@ -130,7 +129,7 @@ def compose(
 
     Args:
         composition: The name of a built-in one, a JSON file, or what would stand in one; see
-            `vlmedge.composition`.
+            `vlmedge.compositions.composition`.
         bundles: Folders or open models by the composition's names, in place of its own.
         changes: Other values for words of its steps, such as {"kept.at_least": 0.3}.
         engine: As of `vlmedge.load`, for every folder; so are the others.
