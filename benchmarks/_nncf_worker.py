@@ -28,9 +28,9 @@ from vlmedge.bench_worker import peak_memory_mib
 from vlmedge.bundle import Bundle
 from vlmedge.calibrating import Calibration
 from vlmedge.graphs.portable import load_graph, onnx_ir, save_graph
+from vlmedge.parity.samples import CALIBRATION_IMAGES, drawn
 from vlmedge.progress import SILENT
 from vlmedge.recipe import FLOAT
-from vlmedge.samples import CALIBRATION_IMAGES, drawn
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.shelves.contracts import Engine, Graph, Wanted
 from vlmedge.shelves.registry import ENGINES, SCHEMES

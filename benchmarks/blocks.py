@@ -25,12 +25,12 @@ from safetensors import safe_open
 from schemes import graphs_mib
 
 from vlmedge.bundle import Bundle
-from vlmedge.checking import run_gate
 from vlmedge.checkpoints.resolve import BUILT_INS, family_of
 from vlmedge.exporting import export
+from vlmedge.parity.gate import run_gate
+from vlmedge.parity.samples import drawn
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
-from vlmedge.samples import drawn
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
 
 BLOCKS = (32, 64, 128)

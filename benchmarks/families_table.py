@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmedge.records import read_records
+from vlmedge.parity.records import read_records
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
 
 ROOT = Path(__file__).resolve().parents[1]

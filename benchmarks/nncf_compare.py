@@ -35,13 +35,13 @@ from make_checkpoint import write
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import stored_files, write_manifest
-from vlmedge.checking import run_gate
 from vlmedge.checkpoints.resolve import BUILT_INS, family_of
 from vlmedge.exporting import export
 from vlmedge.host.hardware import this_machine
-from vlmedge.parity import compare, divergence
+from vlmedge.parity.gate import run_gate
+from vlmedge.parity.samples import drawn
+from vlmedge.parity.tolerances import compare, divergence
 from vlmedge.progress import SILENT
-from vlmedge.samples import drawn
 from vlmedge.shelves.contracts import Export, Graph
 from vlmedge.shelves.registry import ENGINES, FAMILIES
 from vlmedge.spec import Component

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlmedge.bundle import Bundle
-from vlmedge.checking import run_gate
 from vlmedge.checkpoints.resolve import family_of
 from vlmedge.exporting import export
-from vlmedge.samples import drawn
+from vlmedge.parity.gate import run_gate
+from vlmedge.parity.samples import drawn
 from vlmedge.shelves.registry import FAMILIES
 
 

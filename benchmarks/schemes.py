@@ -20,13 +20,13 @@ import numpy as np
 
 import vlmedge
 from vlmedge.bundle import Bundle
-from vlmedge.checking import run_gate
 from vlmedge.checkpoints.resolve import BUILT_INS, family_of
 from vlmedge.exporting import export
 from vlmedge.host.hardware import this_machine
+from vlmedge.parity.gate import run_gate
+from vlmedge.parity.samples import drawn
 from vlmedge.progress import SILENT
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.samples import drawn
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
 from vlmedge.spec import Component
 

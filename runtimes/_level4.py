@@ -18,15 +18,14 @@ from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.graphs.portable import load_graph
 from vlmedge.host.hardware import RESERVE_BYTES, free_bytes
-from vlmedge.level4 import OnDevice, Verdict
-from vlmedge.parity import compare, worst
+from vlmedge.parity.on_device import OnDevice, Verdict
+from vlmedge.parity.probe import Probe
+from vlmedge.parity.tolerances import compare, worst
 from vlmedge.progress import Progress
 from vlmedge.shelves.build_options import Precision
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.shelves.contracts import Engine, Graph
 from vlmedge.spec import Component
-
-from ._probe import Probe
 
 REPEATS, TIMED_S = 10, 10.0  # passes that are timed, and when it is enough of them
 ROOM = 1.5  # of a graph's weights: activations and what ONNX Runtime repacks

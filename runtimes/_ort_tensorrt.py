@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from vlmedge.bundle import Bundle
-from vlmedge.level4 import OnDevice
+from vlmedge.parity.on_device import OnDevice
 from vlmedge.progress import Progress
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component

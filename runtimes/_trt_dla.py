@@ -22,12 +22,12 @@ import numpy as np
 
 from vlmedge.errors import BundleError, InputError
 from vlmedge.host.jetpack import DLA_VERSIONS, has_dla
+from vlmedge.parity.probe import not_finite
 from vlmedge.shelves.build_options import AxisRange, BuildOptions
 from vlmedge.spec import Component
 
 from . import _trt_api as api
 from ._level4 import judge
-from ._probe import not_finite
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda
 from ._trt_graph import TrtGraph

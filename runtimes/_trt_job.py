@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmedge.bundle import Bundle
+from vlmedge.parity.probe import Probe
 from vlmedge.progress import Progress
 from vlmedge.shelves.build_options import BuildOptions
 from vlmedge.spec import Component
 
 from . import _trt_api as api
-from ._probe import Probe
 from ._trt_cuda import Cuda
 from ._trt_operators import Version
 from ._trt_profile import Profile, profiles

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from vlmedge.level4 import Verdict
+from vlmedge.parity.on_device import Verdict
 from vlmedge.shelves.build_options import Precision
 
 

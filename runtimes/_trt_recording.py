@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
 from vlmedge.errors import VlmEdgeError
-from vlmedge.parity import compare, worst
+from vlmedge.parity.probe import Probe
+from vlmedge.parity.tolerances import compare, worst
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import ComponentParity
 
-from ._probe import Probe
 from ._trt_graph import TrtGraph, _Held
 from ._trt_room import Room
 

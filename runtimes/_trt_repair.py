@@ -21,11 +21,11 @@ import onnxruntime as ort
 
 from vlmedge.arrays import Array
 from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES
+from vlmedge.parity.probe import Probe
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component
 
 from ._half import HALF_MAX, MASK, MASKED
-from ._probe import Probe
 from ._trt_outcome import Restored
 
 # Shares of float16's largest number: other pictures reach further than the one that was tried. The

@@ -33,7 +33,7 @@ from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import load_graph
 from vlmedge.host.hardware import cores, cpu_features, cpu_name
 from vlmedge.host.power import saves_power
-from vlmedge.level4 import OnDevice
+from vlmedge.parity.on_device import OnDevice
 from vlmedge.progress import Progress
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.shelves.contracts import Graph

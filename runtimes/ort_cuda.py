@@ -16,7 +16,7 @@ import onnxruntime as ort
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError
 from vlmedge.host.hardware import cpu_name
-from vlmedge.level4 import OnDevice
+from vlmedge.parity.on_device import OnDevice
 from vlmedge.progress import Progress
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component

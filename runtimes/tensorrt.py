@@ -22,6 +22,7 @@ from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import refuse_full_disk, terminate_as_interrupt
 from vlmedge.errors import BundleError, MissingExtraError
+from vlmedge.parity.probe import Probe, not_finite
 from vlmedge.progress import Advance, Progress
 from vlmedge.shelves.build_options import BuildOptions, Built, Finding
 from vlmedge.shelves.contracts import Engine, Graph
@@ -33,7 +34,6 @@ from . import _trt_api as api
 from . import _trt_cache as cache
 from . import _trt_dla as dla
 from ._level4 import judge
-from ._probe import Probe, not_finite
 from ._trt_attempts import FLOAT, attempts, has_rival
 from ._trt_build import compile_component, lowered
 from ._trt_cuda import Cuda, connect

@@ -196,7 +196,7 @@ def test_check_without_a_checkpoint_holds_the_engine_against_the_graphs(
 def test_failed_gate_says_so_and_exits_1(
     vlmedge, clip_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmedge import parity
+    from vlmedge.parity import tolerances as parity
 
     bundle = shutil.copytree(clip_int8, tmp_path / "clip")
     strict = parity.Tolerance(max_rel=None, cosine=1.1, agreement=1.0, drop=0.0)

@@ -22,8 +22,8 @@ from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, CheckpointError, InputError, UnknownNameError
 from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
+from vlmedge.parity.samples import calibration_folder
 from vlmedge.recipe import Recipe, read_recipe
-from vlmedge.samples import calibration_folder
 from vlmedge.shelves.contracts import Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component, TensorSpec

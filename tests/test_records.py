@@ -9,7 +9,7 @@ from conftest import Run
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
-from vlmedge.records import read_records, record
+from vlmedge.parity.records import read_records, record
 
 
 def test_check_records_what_the_gate_found_once_for_each_weights_and_scheme(

@@ -18,10 +18,11 @@ import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE, open_rows, round_rows
 from vlmedge.bundle.weights import SafeWeights, row_reader
-from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoints.resolve import family_of, resolve
 from vlmedge.errors import CheckpointError
 from vlmedge.exporting import quantize
+from vlmedge.make.check import samples_for
+from vlmedge.parity.gate import run_gate
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
 from vlmedge.shelves.registry import FAMILIES

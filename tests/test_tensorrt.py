@@ -29,11 +29,12 @@ from overflow import COMPONENT, overflowing
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import exporting, level4, tables_build
+from vlmedge import exporting, tables_build
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
-from vlmedge.parity import compare
+from vlmedge.parity import on_device as level4
+from vlmedge.parity.tolerances import compare
 from vlmedge.progress import SILENT
 from vlmedge.run.model import Model
 from vlmedge.shelves import engine_store as building

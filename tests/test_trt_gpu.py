@@ -16,10 +16,11 @@ import pytest
 from conftest import Run, export
 
 import vlmedge as toolkit
-from vlmedge import exporting, level4
+from vlmedge import exporting
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, VlmEdgeError
+from vlmedge.parity import on_device as level4
 from vlmedge.progress import SILENT
 from vlmedge.recipe import Recipe
 from vlmedge.shelves.build_options import BuildOptions, Precision

@@ -17,7 +17,7 @@ from test_trt_lint import FLOAT, HALF, V10_3, _Draft
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
-from vlmedge.parity import compare
+from vlmedge.parity.tolerances import compare
 from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, TensorSpec
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlmedge.checkpoints.scenes import CLASSES, draw_scene
+from vlmedge.parity.samples import codes_for
 from vlmedge.run.decode import loop
 from vlmedge.run.decode.sampling import options
 from vlmedge.run.inputs.image_files import load_image
@@ -21,7 +22,6 @@ from vlmedge.run.tasks import match as matching
 from vlmedge.run.tasks import paint as painting
 from vlmedge.run.tasks import prompt as prompting
 from vlmedge.run.tasks.context import TaskContext
-from vlmedge.samples import codes_for
 from vlmedge.spec import (
     EmbedTask,
     GenerateTask,

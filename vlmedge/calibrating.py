@@ -28,6 +28,7 @@ from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
 from vlmedge.graphs.pieces import cut
 from vlmedge.graphs.portable import onnx_ir, save_graph, weights_bytes
+from vlmedge.parity.samples import Samples, codes_for, texts_for
 from vlmedge.progress import Progress
 from vlmedge.run.decode import loop
 from vlmedge.run.decode import prompt as prompts
@@ -38,7 +39,6 @@ from vlmedge.run.tasks import encode as encoding
 from vlmedge.run.tasks import paint as painting
 from vlmedge.run.tasks import prompt as prompting
 from vlmedge.run.tasks.context import TaskContext
-from vlmedge.samples import Samples, codes_for, texts_for
 from vlmedge.shelves.contracts import Engine, Graph, Scheme, Stats, Wanted
 from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec, wiring
 

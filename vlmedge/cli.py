@@ -258,8 +258,10 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Compare a bundle with its checkpoint; or an engine of this machine with the bundle."""
-    from vlmedge import checking, console, records
+    from vlmedge import console
     from vlmedge.bundle import Bundle
+    from vlmedge.make import check
+    from vlmedge.parity import records
 
     if against is None:
         if images is not None or lora or record is not None:
@@ -269,7 +271,7 @@ def check(
         raise typer.BadParameter("--against compares on ort: leave one of it and --engine out")
     if record is not None:
         records.read_records(record)  # before the work: it may be refused
-    checking.check(bundle, against, images, lora=lora or (), progress=console.progress(quiet))
+    check.check(bundle, against, images, lora=lora or (), progress=console.progress(quiet))
     checked = Bundle.load(bundle)
     if record is not None:
         records.record(checked, record)

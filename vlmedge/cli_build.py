@@ -71,7 +71,8 @@ def build(
         raise typer.BadParameter("--check-only and --tensorrt VERSION go together")
     if check_only and tensorrt is None and device is None:
         raise typer.BadParameter("--check-only wants --tensorrt VERSION or --device NAME")
-    from vlmedge import console, level4, tables_build
+    from vlmedge import console, tables_build
+    from vlmedge.parity import on_device as level4
     from vlmedge.shelves.build_options import BuildOptions, Compiler
     from vlmedge.shelves.registry import ENGINES
 
@@ -131,7 +132,8 @@ def check_engine(bundle: Path, engine: str, as_json: bool, quiet: bool) -> None:
 
     An engine that is compiled has been judged by its build, whose word is shown.
     """
-    from vlmedge import console, level4, tables
+    from vlmedge import console, tables
+    from vlmedge.parity import on_device as level4
     from vlmedge.shelves.registry import ENGINES
 
     opened, chosen = console.load(bundle), ENGINES[engine]

@@ -15,16 +15,17 @@ from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE, round_rows
 from vlmedge.bundle.writer import new_bundle, refuse_existing, stored_files, write_manifest
-from vlmedge.checking import run_gate, samples_for
 from vlmedge.checkpoints.resolve import Checkpoint, family_of, resolve
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import load_graph
 from vlmedge.graphs.shared_weights import store_once
 from vlmedge.lora.adapter import parse
 from vlmedge.lora.merge import identities, merged_like
+from vlmedge.make.check import samples_for
+from vlmedge.parity.gate import run_gate
+from vlmedge.parity.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
 from vlmedge.progress import SILENT, Progress, passing
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
 from vlmedge.shelves.contracts import Export
 from vlmedge.shelves.registry import FAMILIES, SLOTTERS
 from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph

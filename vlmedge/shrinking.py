@@ -17,9 +17,9 @@ from vlmedge.calibrating import LARGE_BYTES, Calibration
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import save_graph, weights_bytes
 from vlmedge.graphs.shared_weights import borrows, common, store_once
+from vlmedge.parity.samples import Samples
 from vlmedge.progress import Progress
 from vlmedge.recipe import FLOAT, Recipe
-from vlmedge.samples import Samples
 from vlmedge.shelves.contracts import Harm, Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component

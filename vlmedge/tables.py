@@ -14,7 +14,7 @@ from rich.text import Text
 from vlmedge.bundle import Bundle, readers, weights_path
 from vlmedge.checkpoints import resolve as checkpoint
 from vlmedge.compositions import composition
-from vlmedge.level4 import OnDevice, reported
+from vlmedge.parity.on_device import OnDevice, reported
 from vlmedge.shelves import registry
 from vlmedge.shelves.engine_store import stored_engines
 from vlmedge.spec import TensorSpec

@@ -58,7 +58,7 @@ class Probe:
         return self._pool
 
     def _front_ends(self) -> dict[str, Array]:
-        from vlmedge.samples import drawn
+        from vlmedge.parity.samples import drawn
 
         spec, context = self._bundle.spec, self._context
         pool: dict[str, Array] = {}

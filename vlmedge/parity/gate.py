@@ -8,10 +8,8 @@ is compared on PyTorch's inputs (its own error) and runs again on the engine's (
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -20,12 +18,10 @@ from numpy.typing import NDArray
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE
-from vlmedge.checkpoints.resolve import family_of, resolve
-from vlmedge.errors import BundleError
-from vlmedge.level4 import reported
-from vlmedge.lora.merge import merged_like
-from vlmedge.parity import compare, divergence, judge, worst
-from vlmedge.progress import SILENT, Advance, Progress, passing
+from vlmedge.parity.on_device import reported
+from vlmedge.parity.samples import Samples, codes_for, texts_for
+from vlmedge.parity.tolerances import compare, divergence, judge, worst
+from vlmedge.progress import Advance, Progress
 from vlmedge.recipe import FLOAT
 from vlmedge.run.decode.prompt import feeds
 from vlmedge.run.inputs.image import Grid, pieces
@@ -36,9 +32,8 @@ from vlmedge.run.tasks import prompt as prompting
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
 from vlmedge.run.tasks.embed import probabilities, unit
 from vlmedge.run.tasks.encode import Soft
-from vlmedge.samples import Samples, codes_for, drawn, from_folder, texts_for
 from vlmedge.shelves.contracts import Export, Graph
-from vlmedge.shelves.registry import ENGINES, FAMILIES
+from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import (
     Component,
     GenerateTask,
@@ -50,8 +45,6 @@ from vlmedge.spec import (
 )
 from vlmedge.spec.manifest import ComponentParity, Parity, TaskParity
 
-LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
-SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
 BEAM_SAMPLES = 32
 LOGIT_SAMPLES = 8  # whose logits are compared
 TABLE_SAMPLES = 1024  # rows of the token embedding table
@@ -59,54 +52,6 @@ CLIP_FRAMES = 3
 BEAMS = 5  # as BLIP-2's paper captions
 
 Pool = dict[str, Array]
-
-
-def check(
-    bundle: Path,
-    against: str,
-    images: Path | None = None,
-    *,
-    lora: Sequence[str] = (),
-    progress: Progress = SILENT,
-) -> Parity:
-    """Compare a bundle with the checkpoint that it came from, and write the result into it.
-
-    Args:
-        bundle: The folder.
-        against: The checkpoint, as for export.
-        images: A folder of pictures to compare on; default: drawn scenes.
-        lora: The adapters that were merged into the bundle, DIR or DIR=WEIGHT.
-        progress: Watches.
-    """
-    opened = Bundle.load(bundle, thorough=True)
-    if not os.access(bundle, os.W_OK):  # before minutes of work
-        raise BundleError(
-            f"{bundle} cannot be written, and the verdict goes into it: give a copy of it"
-        )
-    checkpoint = resolve(against, progress)
-    family = family_of(checkpoint.folder)
-    if family != opened.spec.family:
-        raise BundleError(
-            f"{bundle} is of family {opened.spec.family}, {against} of {family}: "
-            "check it against the checkpoint that it came from"
-        )
-    with passing(progress, f"opening {checkpoint.name}"):
-        export = FAMILIES[family].open(checkpoint.folder)
-    if export.spec.components != opened.spec.bare():
-        raise BundleError(f"{bundle} has other shapes than {against}: they do not belong together")
-    if checkpoint.identity().sha256 != opened.manifest.checkpoint.sha256:
-        progress.note(f"{bundle} was not exported from {against} as it is now")
-    export = merged_like(opened, export, lora)
-    if images is not None:
-        samples = from_folder(images, SAMPLES)
-    else:
-        samples = samples_for(checkpoint.built_in)
-    return run_gate(opened, export, samples, progress)
-
-
-def samples_for(built_in: bool) -> Samples:
-    """Draw what the gate compares on when the user has given no pictures."""
-    return drawn(LABELLED_SAMPLES if built_in else SAMPLES, "heldout", labelled=built_in)
 
 
 def run_gate(

@@ -1,0 +1,68 @@
+"""Compare a bundle with the checkpoint that it came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmedge.bundle import Bundle
+from vlmedge.checkpoints.resolve import family_of, resolve
+from vlmedge.errors import BundleError
+from vlmedge.lora.merge import merged_like
+from vlmedge.parity.gate import run_gate
+from vlmedge.parity.samples import Samples, drawn, from_folder
+from vlmedge.progress import SILENT, Progress, passing
+from vlmedge.shelves.registry import FAMILIES
+from vlmedge.spec.manifest import Parity
+
+LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
+SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
+
+
+def check(
+    bundle: Path,
+    against: str,
+    images: Path | None = None,
+    *,
+    lora: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Parity:
+    """Compare a bundle with the checkpoint that it came from, and write the result into it.
+
+    Args:
+        bundle: The folder.
+        against: The checkpoint, as for export.
+        images: A folder of pictures to compare on; default: drawn scenes.
+        lora: The adapters that were merged into the bundle, DIR or DIR=WEIGHT.
+        progress: Watches.
+    """
+    opened = Bundle.load(bundle, thorough=True)
+    if not os.access(bundle, os.W_OK):  # before minutes of work
+        raise BundleError(
+            f"{bundle} cannot be written, and the verdict goes into it: give a copy of it"
+        )
+    checkpoint = resolve(against, progress)
+    family = family_of(checkpoint.folder)
+    if family != opened.spec.family:
+        raise BundleError(
+            f"{bundle} is of family {opened.spec.family}, {against} of {family}: "
+            "check it against the checkpoint that it came from"
+        )
+    with passing(progress, f"opening {checkpoint.name}"):
+        export = FAMILIES[family].open(checkpoint.folder)
+    if export.spec.components != opened.spec.bare():
+        raise BundleError(f"{bundle} has other shapes than {against}: they do not belong together")
+    if checkpoint.identity().sha256 != opened.manifest.checkpoint.sha256:
+        progress.note(f"{bundle} was not exported from {against} as it is now")
+    export = merged_like(opened, export, lora)
+    if images is not None:
+        samples = from_folder(images, SAMPLES)
+    else:
+        samples = samples_for(checkpoint.built_in)
+    return run_gate(opened, export, samples, progress)
+
+
+def samples_for(built_in: bool) -> Samples:
+    """Draw what the gate compares on when the user has given no pictures."""
+    return drawn(LABELLED_SAMPLES if built_in else SAMPLES, "heldout", labelled=built_in)
