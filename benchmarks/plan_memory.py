@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vlmedge.host.hardware import this_machine
 from vlmedge.host.identify import detect
-from vlmedge.planning import Wish, look_up, make_plan
+from vlmedge.plan.plan import PlanRequest, look_up, make_plan
 from vlmedge.progress import SILENT
 from vlmedge.units import MIB
 
@@ -84,7 +84,7 @@ def main() -> None:
     print("predicted MiB, measured MiB, measured / predicted")
     for name in names:
         shape, stored = look_up(name, SILENT)
-        wish = Wish(device, "ort", prompt_tokens=4, new_tokens=NEW_TOKENS)
+        wish = PlanRequest(device, "ort", prompt_tokens=4, new_tokens=NEW_TOKENS)
         (scheme,) = make_plan(name, shape, wish, stored=stored).schemes
         predicted, measured = scheme.total_bytes / MIB, measure(Path(name))
         worst = max(worst, abs(measured / predicted - 1))

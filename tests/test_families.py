@@ -30,7 +30,7 @@ from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
 from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
-from vlmedge.planning import read_shape
+from vlmedge.plan.plan import read_shape
 from vlmedge.recipe import Recipe
 from vlmedge.run.tasks import encode as encoding
 from vlmedge.run.tasks import generate as generating

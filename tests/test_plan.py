@@ -11,9 +11,9 @@ import pytest
 from test_shapes import LLAVA, benchmark_models
 
 from vlmedge.errors import InputError, UnknownNameError
-from vlmedge.planning import Plan, Wish, follow, make_plan, read_shape, refusal
+from vlmedge.plan.plan import Plan, PlanRequest, follow, make_plan, read_shape, refusal
+from vlmedge.plan.roofline import SCHEMES, engines
 from vlmedge.progress import SILENT
-from vlmedge.roofline import SCHEMES, engines
 from vlmedge.shelves.registry import device, devices
 from vlmedge.units import GIB, MIB
 
@@ -46,7 +46,7 @@ def llava(tmp_path: Path) -> Path:
 
 
 def planned(path: Path, name: str, **wishes: object) -> Plan:
-    wish = Wish(name, cores=2, **wishes)  # type: ignore[arg-type]
+    wish = PlanRequest(name, cores=2, **wishes)  # type: ignore[arg-type]
     return make_plan(str(path), read_shape(path), wish)
 
 

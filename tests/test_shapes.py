@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
 
 from vlmedge.errors import CheckpointError, UnknownNameError
-from vlmedge.planning import read_shape
-from vlmedge.shape import Shape
+from vlmedge.plan.plan import read_shape
+from vlmedge.plan.shape import Shape
 
 ROOT = Path(__file__).parent.parent
 

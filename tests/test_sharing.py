@@ -20,11 +20,11 @@ from vlmedge import exporting
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, graph_path, weights_path
 from vlmedge.bundle.writer import stored_files, write_manifest
-from vlmedge.bundle_shape import bundle_shape
 from vlmedge.errors import BundleError
 from vlmedge.graphs import shared_weights as sharing
 from vlmedge.graphs.portable import load_graph, save_graph
 from vlmedge.graphs.shared_weights import borrows, store_once
+from vlmedge.plan.bundle_shape import bundle_shape
 from vlmedge.recipe import Recipe
 from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec

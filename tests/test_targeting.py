@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from vlmedge import targeting
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError, VlmEdgeError
 from vlmedge.host.jetpack import has_dla
+from vlmedge.plan import target as targeting
 from vlmedge.progress import SILENT
 from vlmedge.shelves import registry
 
@@ -99,13 +99,13 @@ def test_versions_with_accelerators_are_those_of_nvidia_s_guide(tensorrt: str, h
 def test_missing_arithmetic_is_refused(clip_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.load(clip_bundle)
     manifest = msgspec.structs.replace(bundle.manifest, scheme="fp8")
-    monkeypatch.setattr("vlmedge.planning.read_manifest", lambda path: manifest)
+    monkeypatch.setattr("vlmedge.plan.plan.read_manifest", lambda path: manifest)
     with pytest.raises(InputError, match=r"in fp8: .* has no units for it"):
         check(Bundle(bundle.path, manifest), "jetson-orin-nano-8gb")
 
 
 def test_missing_memory_is_refused(clip_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmedge.planning.SYSTEM_GIB", 6.5)
+    monkeypatch.setattr("vlmedge.plan.plan.SYSTEM_GIB", 6.5)
     with pytest.raises(
         InputError, match=r"in fp16 needs \d\.\d GiB, jetson-orin-nano-8gb has 0\.\d"
     ):

@@ -93,7 +93,7 @@ def build(
     opened = console.load(bundle)
     versions: tuple[str, ...] = (tensorrt,) if tensorrt else ()
     if device is not None:
-        from vlmedge import targeting
+        from vlmedge.plan import target as targeting
 
         progress = console.progress(quiet)
         versions = targeting.refuse_unfit(opened, device, precision, tensorrt, progress)

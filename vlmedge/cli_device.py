@@ -63,10 +63,11 @@ def plan(
     """Tell from config.json alone what will fit on a device, and how fast it will be."""
     if free_gib is not None and not 0 < free_gib < math.inf:
         raise typer.BadParameter("--free-gib must be finite and more than 0")
-    from vlmedge import console, planning, tables_device
+    from vlmedge import console, tables_device
+    from vlmedge.plan import plan as planning
 
     shape, stored = planning.look_up(model, console.progress(quiet))
-    wish = planning.Wish(
+    wish = planning.PlanRequest(
         _auto() if device == "auto" else device,
         engine,
         prompt_tokens,
@@ -109,7 +110,8 @@ def fit(recipe: Recipe, checkpoint: str, device: str, asked: str | None, quiet: 
     """Give a recipe the scheme that fits a device, or refuse what was asked for."""
     import msgspec
 
-    from vlmedge import console, planning
+    from vlmedge import console
+    from vlmedge.plan import plan as planning
 
     progress = console.progress(quiet)
     name = _auto() if device == "auto" else device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from vlmedge.doctor import Finding
-from vlmedge.planning import Plan, SchemePlan
+from vlmedge.plan.plan import Plan, SchemePlan
 from vlmedge.tables import _print, _row, _table
 from vlmedge.units import GIB, MIB
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmedge.shape import Fields, Part, transformer
+from vlmedge.plan.shape import Fields, Part, transformer
 
 # What transformers' BlipTextConfig takes for a field that is not there
 TEXT = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shape import Fields, Part
+from vlmedge.plan.shape import Fields, Part
 
 # What transformers takes for a field that is not there
 LLAMA = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlmedge.shape import Fields, Part, followed, linear, transformer, vision_tower
+from vlmedge.plan.shape import Fields, Part, followed, linear, transformer, vision_tower
 
 # What transformers' Blip2VisionConfig and Blip2QFormerConfig, and InstructBLIP's, take for a gap
 VISION = {

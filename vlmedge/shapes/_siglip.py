@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlmedge.shape import Fields, Part, followed, transformer, vision_tower
+from vlmedge.plan.shape import Fields, Part, followed, transformer, vision_tower
 
 # What transformers' SiglipVisionConfig takes for a field that is not there
 VISION = {
@@ -18,7 +18,7 @@ VISION = {
 
 
 def tower(fields: Fields, *, norms: int = 1, layers: int | None = None) -> Part:
-    """Count the tower up to its last norm; see `vlmedge.shape.vision_tower`."""
+    """Count the tower up to its last norm; see `vlmedge.plan.shape.vision_tower`."""
     return vision_tower(
         fields, "vision_encoder", conv_bias=True, norms=norms, class_tokens=0, layers=layers
     )

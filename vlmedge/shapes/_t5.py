@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmedge.shape import Fields, Part
+from vlmedge.plan.shape import Fields, Part
 
 # What transformers' T5Config and MT5Config take for a field that is not there
 T5 = {

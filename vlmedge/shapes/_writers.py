@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shape import Fields, Part, Shape, linear, transformer
+from vlmedge.plan.shape import Fields, Part, Shape, linear, transformer
 from vlmedge.shapes import _language, _t5
 
 # What transformers' OPTConfig takes for a field that is not there

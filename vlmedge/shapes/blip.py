@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlmedge.shape import Fields, Part, Shape, followed, linear, vision_tower
+from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, vision_tower
 from vlmedge.shapes import _bert
 
 ARCHITECTURES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmedge.shape import Fields, Shape
+from vlmedge.plan.shape import Fields, Shape
 from vlmedge.shapes import _qformer, _t5, _writers
 
 ARCHITECTURES = ("Blip2ForConditionalGeneration",)

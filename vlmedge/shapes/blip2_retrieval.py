@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shape import Fields, Part, Shape, followed, linear, transformer
+from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transformer
 from vlmedge.shapes import _qformer
 
 ARCHITECTURES = ("Blip2ForImageTextRetrieval",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmedge.shape import Fields, Part, Shape, transformer, vision_tower
+from vlmedge.plan.shape import Fields, Part, Shape, transformer, vision_tower
 
 ARCHITECTURES = ("CLIPModel",)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shape import Fields, Part, Shape, followed, transformer
+from vlmedge.plan.shape import Fields, Part, Shape, followed, transformer
 from vlmedge.shapes._t5 import TEXT_ROWS
 
 ARCHITECTURES = ("Florence2ForConditionalGeneration",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shape import Fields, Part, Shape, linear, vision_tower
+from vlmedge.plan.shape import Fields, Part, Shape, linear, vision_tower
 from vlmedge.shapes import _language, _siglip, clip
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmedge.shape import Fields, Shape, followed
+from vlmedge.plan.shape import Fields, Shape, followed
 from vlmedge.shapes import llava, llava_next
 
 ARCHITECTURES = ("LlavaNextVideoForConditionalGeneration",)

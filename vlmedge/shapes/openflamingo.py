@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shape import Fields, Part, Shape, linear, transformer, vision_tower
+from vlmedge.plan.shape import Fields, Part, Shape, linear, transformer, vision_tower
 from vlmedge.shapes.clip import VISION
 
 ARCHITECTURES = ("OpenFlamingo",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmedge.shape import Fields, Part, Shape, followed, linear, transformer
+from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transformer
 
 ARCHITECTURES = ("SegGptForImageSegmentation", "Painter")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shape import Fields, Part, Shape, linear, vision_tower
+from vlmedge.plan.shape import Fields, Part, Shape, linear, vision_tower
 from vlmedge.shapes import _t5
 from vlmedge.shapes._siglip import VISION  # the same as transformers' ViTConfig
 

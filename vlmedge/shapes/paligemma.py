@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vlmedge.shape import Fields, Part, Shape, linear
+from vlmedge.plan.shape import Fields, Part, Shape, linear
 from vlmedge.shapes import _language, _siglip
 
 ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlmedge.shape import Fields, Part, Shape
+from vlmedge.plan.shape import Fields, Part, Shape
 from vlmedge.shapes import _siglip
 from vlmedge.shapes._t5 import TEXT_ROWS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlmedge.shape import Fields, Shape
+from vlmedge.plan.shape import Fields, Shape
 from vlmedge.shapes import llava
 
 ARCHITECTURES = ("VideoLlavaForConditionalGeneration",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmedge.shape import Fields, Shape, followed, linear, vision_tower
+from vlmedge.plan.shape import Fields, Shape, followed, linear, vision_tower
 from vlmedge.shapes._siglip import VISION  # the same as transformers' ViTConfig and DeiTConfig
 
 ARCHITECTURES = (

@@ -6,14 +6,13 @@ import ast
 import difflib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from vlmedge.errors import CheckpointError, MissingExtraError, UnknownNameError
-from vlmedge.shape import Fields, Shape
 from vlmedge.shelves.contracts import Device, Engine, Family, Scheme, Slotter
 
 T = TypeVar("T")
@@ -112,7 +111,6 @@ SCHEMES: Registry[Scheme] = Registry("quantize", "SCHEME", "scheme", "export")
 SLOTTERS: Registry[Slotter] = Registry("quantize", "SLOTS", "way of slots", "export")
 ENGINES: Registry[Engine] = Registry("runtimes", "ENGINE", "engine", "cpu")
 DEVICES: Registry[Mapping[str, Device]] = Registry("devices", "DEVICES", "product line", "cpu")
-SHAPES: Registry[Callable[[Fields], Shape]] = Registry("shapes", "SHAPE", "shape", "cpu")
 
 
 def devices() -> dict[str, Device]:

@@ -6,11 +6,11 @@ has) and the plan (memory). It runs on that device alone; `--check-only` needs n
 
 from __future__ import annotations
 
-from vlmedge import planning
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
 from vlmedge.host.identify import detect
 from vlmedge.host.jetpack import DLA_VERSIONS, OLDEST, has_dla, number, tensorrt_of
+from vlmedge.plan import plan as planning
 from vlmedge.progress import Progress
 from vlmedge.shelves import registry
 
@@ -93,7 +93,7 @@ def _refuse_memory(
     shape, stored = planning.look_up(name, progress)
     # float32 weights are halved when the engine is built: what is on disk does not count
     plan = planning.make_plan(
-        name, shape, planning.Wish(device, "tensorrt"), stored=None if half else stored
+        name, shape, planning.PlanRequest(device, "tensorrt"), stored=None if half else stored
     )
     if (refused := planning.refusal(plan, shape, scheme)) is not None:
         raise InputError(refused)

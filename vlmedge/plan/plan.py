@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,12 @@ from vlmedge.checkpoints.resolve import resolve
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.host.hardware import free_bytes, this_machine
 from vlmedge.host.jetpack import OLDEST, has_dla, number, tensorrt_of
+from vlmedge.plan.roofline import SCHEMES, Cost, Work, cost, engines, habits, numbers
+from vlmedge.plan.shape import Fields, Shape
 from vlmedge.progress import Progress
-from vlmedge.roofline import SCHEMES, Cost, Work, cost, engines, habits, numbers
-from vlmedge.shape import Fields, Shape
 from vlmedge.shelves import registry
 from vlmedge.shelves.contracts import Device
-from vlmedge.shelves.registry import SHAPES, unknown
+from vlmedge.shelves.registry import Registry, unknown
 from vlmedge.units import GIB, MIB
 
 TOKENS = 64  # of a question, and of an answer
@@ -111,7 +111,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PlanRequest:
     """What is planned for.
 
     Attributes:
@@ -166,7 +166,7 @@ def look_up(name: str, progress: Progress) -> tuple[Shape, tuple[str, Mapping[st
     """
     path = Path(name).expanduser()
     if (path / MANIFEST).is_file():
-        from vlmedge.bundle_shape import bundle_shape
+        from vlmedge.plan.bundle_shape import bundle_shape
 
         manifest = read_manifest(path)
         shape, sizes = bundle_shape(path, manifest)
@@ -179,7 +179,7 @@ def look_up(name: str, progress: Progress) -> tuple[Shape, tuple[str, Mapping[st
 def make_plan(
     model: str,
     shape: Shape,
-    wish: Wish,
+    wish: PlanRequest,
     *,
     stored: tuple[str, Mapping[str, float]] | None = None,
 ) -> Plan:
@@ -278,7 +278,7 @@ def follow(name: str, device: str, scheme: str | None, progress: Progress) -> st
         InputError: It does not fit; the message says what would.
     """
     shape, stored = look_up(name, progress)
-    plan = make_plan(name, shape, Wish(device), stored=stored)
+    plan = make_plan(name, shape, PlanRequest(device), stored=stored)
     if (refused := refusal(plan, shape, scheme)) is not None:
         raise InputError(refused)
     return scheme or str(plan.recommended)
@@ -328,7 +328,7 @@ def _peak_bytes(parts: tuple[Cost, ...]) -> float:
     return max(peak, before)
 
 
-def _tokens(shape: Shape, wish: Wish) -> tuple[int, int]:
+def _tokens(shape: Shape, wish: PlanRequest) -> tuple[int, int]:
     """Return how many tokens are read and written; refuse more than the model has positions."""
     most = shape.max_positions
     room = 2 * TOKENS if most is None else max(2, most - shape.soft_rows)
@@ -343,7 +343,7 @@ def _tokens(shape: Shape, wish: Wish) -> tuple[int, int]:
     return read, written
 
 
-def _engine(wish: Wish, device: Device) -> str:
+def _engine(wish: PlanRequest, device: Device) -> str:
     engine = wish.engine or next(e for e in device.engines if e in engines())
     if engine not in device.engines:
         raise InputError(
@@ -359,7 +359,7 @@ def _known_scheme(name: str) -> str:
     return name
 
 
-def _free(wish: Wish, device: Device) -> tuple[float, str]:
+def _free(wish: PlanRequest, device: Device) -> tuple[float, str]:
     """Return the memory that a model can have, and how that is known."""
     if wish.free_gib is not None:
         return wish.free_gib * GIB, "as given"
@@ -428,7 +428,10 @@ def _smallest_device(plan: Plan, shape: Shape, scheme: str) -> str | None:
     for name, device in registry.devices().items():
         if device.memory_gib is None:
             continue
-        work = Wish(name, None, plan.prompt_tokens, plan.new_tokens, cores=1)
+        work = PlanRequest(name, None, plan.prompt_tokens, plan.new_tokens, cores=1)
         if make_plan(plan.model, shape, work).scheme(scheme).verdict == "fits":
             found.append((device.kind != kind, device.memory_gib, name))
     return min(found)[2] if found else None
+
+
+SHAPES: Registry[Callable[[Fields], Shape]] = Registry("shapes", "SHAPE", "shape", "cpu")

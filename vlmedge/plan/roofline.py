@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmedge.shape import Part
+from vlmedge.plan.shape import Part
 from vlmedge.shelves.contracts import Device
 from vlmedge.units import GIB
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmedge.graphs.portable import load_graph
 from vlmedge.graphs.shared_weights import stored_bytes
-from vlmedge.shape import Part, Shape
+from vlmedge.plan.shape import Part, Shape
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import Manifest
 from vlmedge.spec.wiring import picture_rows, writing
