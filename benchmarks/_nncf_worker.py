@@ -26,15 +26,15 @@ import onnxruntime
 from vlmedge.arrays import Array
 from vlmedge.bench_worker import peak_memory_mib
 from vlmedge.bundle import Bundle
-from vlmedge.calibrating import Calibration
 from vlmedge.graphs.portable import load_graph, onnx_ir, save_graph
+from vlmedge.make.calibrate import Calibration
 from vlmedge.parity.samples import CALIBRATION_IMAGES, drawn
 from vlmedge.progress import SILENT
-from vlmedge.recipe import FLOAT
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.shelves.contracts import Engine, Graph, Wanted
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import FLOAT
 
 FEEDS = "feeds"  # what each component was fed, an .npz a call
 COST = "cost.json"

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.scenes import draw_scene
-from vlmedge.exporting import export
 from vlmedge.lora.adapter import open_adapter
 from vlmedge.lora.slots import fill
+from vlmedge.make.export import export
 from vlmedge.spec import AdapterSlot, Component, ModelSpec, TensorSpec
 
 TRIALS = 7

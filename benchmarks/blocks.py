@@ -26,11 +26,11 @@ from schemes import graphs_mib
 
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.resolve import BUILT_INS, family_of
-from vlmedge.exporting import export
+from vlmedge.make.export import export
+from vlmedge.make.recipe import Recipe
 from vlmedge.parity.gate import run_gate
 from vlmedge.parity.samples import drawn
 from vlmedge.progress import SILENT
-from vlmedge.recipe import Recipe
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
 
 BLOCKS = (32, 64, 128)

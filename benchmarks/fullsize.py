@@ -91,7 +91,7 @@ def own_memory() -> Iterator[list[int]]:
 
 def export_here(checkpoint: str, out: str, scheme: str) -> Row:
     """Export in this process, and say what it took."""
-    from vlmedge.exporting import export
+    from vlmedge.make.export import export
 
     start = time.perf_counter()
     with own_memory() as own:

@@ -34,8 +34,8 @@ from make_checkpoint import MODELS, write
 
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
-from vlmedge.exporting import export
-from vlmedge.recipe import Recipe
+from vlmedge.make.export import export
+from vlmedge.make.recipe import Recipe
 
 TOKENS, ROUNDS = 25, 7
 SIZES = {"blip-base": 384, "blip2-opt-2.7b": 224}  # pixels

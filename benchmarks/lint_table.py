@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vlmedge.bundle import Bundle
-from vlmedge.exporting import export, quantize
-from vlmedge.recipe import FLOAT, Recipe
+from vlmedge.make.export import export
+from vlmedge.make.quantize import quantize
+from vlmedge.make.recipe import Recipe
 from vlmedge.shelves.build_options import BuildOptions, Precision
 from vlmedge.shelves.registry import ENGINES, FAMILIES, SCHEMES
+from vlmedge.spec.manifest import FLOAT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tensorrt_lint.md"

@@ -36,8 +36,8 @@ from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.checkpoints.resolve import BUILT_INS, family_of
-from vlmedge.exporting import export
 from vlmedge.host.hardware import this_machine
+from vlmedge.make.export import export
 from vlmedge.parity.gate import run_gate
 from vlmedge.parity.samples import drawn
 from vlmedge.parity.tolerances import compare, divergence

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.resolve import family_of
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.parity.gate import run_gate
 from vlmedge.parity.samples import drawn
 from vlmedge.shelves.registry import FAMILIES

@@ -21,14 +21,15 @@ import numpy as np
 import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.resolve import BUILT_INS, family_of
-from vlmedge.exporting import export
 from vlmedge.host.hardware import this_machine
+from vlmedge.make.export import export
+from vlmedge.make.recipe import Recipe
 from vlmedge.parity.gate import run_gate
 from vlmedge.parity.samples import drawn
 from vlmedge.progress import SILENT
-from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.shelves.registry import FAMILIES, SCHEMES
 from vlmedge.spec import Component
+from vlmedge.spec.manifest import FLOAT
 
 ROUNDS = 40
 NEW_TOKENS = 16

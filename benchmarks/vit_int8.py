@@ -25,7 +25,7 @@ from make_checkpoint import write
 from onnxruntime.quantization import quantize_dynamic
 
 from vlmedge.arrays import Array
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.shelves.registry import ENGINES
 
 Run = Callable[[Array], Array]

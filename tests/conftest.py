@@ -108,7 +108,7 @@ def export(folder: Path, name: str, *, check: bool) -> Path:
     """
     if made := os.environ.get("VLMEDGE_TEST_BUNDLES"):
         return Path(shutil.copytree(Path(made) / f"{name}-float32", folder / f"{name}-float32"))
-    from vlmedge import exporting
+    from vlmedge.make import export as exporting
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and transformers' own
@@ -117,9 +117,9 @@ def export(folder: Path, name: str, *, check: bool) -> Path:
 
 def quantize(bundle: Path) -> Path:
     """Quantize a bundle to INT8, with the gate; a busy machine's times decide nothing."""
-    from vlmedge import exporting
-    from vlmedge.recipe import Recipe
+    from vlmedge.make import quantize
+    from vlmedge.make.recipe import Recipe
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return exporting.quantize(bundle, Recipe("int8", keep_slower=True)).path
+        return quantize.quantize(bundle, Recipe("int8", keep_slower=True)).path

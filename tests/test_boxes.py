@@ -22,7 +22,8 @@ import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.drawing import COLORS, TINT, draw
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.exporting import export, quantize
+from vlmedge.make.export import export
+from vlmedge.make.quantize import quantize
 from vlmedge.run.tasks import detect as detecting
 from vlmedge.run.tasks.boxes import Box
 from vlmedge.run.tasks.context import TaskContext

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vlmedge.checkpoints.resolve import built_ins
-from vlmedge.exporting import export, quantize
-from vlmedge.recipe import Recipe
+from vlmedge.make.export import export
+from vlmedge.make.quantize import quantize
+from vlmedge.make.recipe import Recipe
 
 LEAST = 0.95  # of the answers right, whatever the scheme
 

@@ -16,7 +16,7 @@ from tiny import tiny
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError, UnknownNameError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.tasks.chat import Chat
 from vlmedge.spec import ChatTask
 

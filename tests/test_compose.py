@@ -14,11 +14,11 @@ from conftest import Run, export
 from tiny import tiny
 
 import vlmedge as package
-from vlmedge import exporting
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.compositions import composition
 from vlmedge.compositions.composition import built_ins, read_composition
 from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeError
+from vlmedge.make import export as exporting
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 
 SCHEMA = Path(composition.__file__).with_name("composition.schema.json")

@@ -15,7 +15,7 @@ import vlmedge
 from vlmedge.checkpoints.resolve import family_of
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.tasks.prompt import Example
 from vlmedge.shelves.registry import FAMILIES
 

@@ -17,7 +17,7 @@ from tiny import KINDS, tiny
 from vlmedge.checkpoints import resolve as checkpoint
 from vlmedge.checkpoints.resolve import aliases, family_of, resolve
 from vlmedge.errors import CheckpointError, UnknownNameError, VlmEdgeError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.progress import SILENT
 from vlmedge.shelves.registry import FAMILIES
 

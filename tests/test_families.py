@@ -28,10 +28,11 @@ import vlmedge
 from vlmedge.bench_worker import Side
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
-from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
+from vlmedge.make.export import export
+from vlmedge.make.quantize import quantize
+from vlmedge.make.recipe import Recipe
 from vlmedge.plan.plan import read_shape
-from vlmedge.recipe import Recipe
 from vlmedge.run.tasks import encode as encoding
 from vlmedge.run.tasks import generate as generating
 from vlmedge.run.tasks import prompt as prompting

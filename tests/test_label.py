@@ -13,7 +13,7 @@ from tiny import tiny
 import vlmedge as package
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, CheckpointError, InputError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.tasks.imagenet_templates import IMAGENET
 from vlmedge.run.tasks.label import read_labels
 from vlmedge.spec import LabelTask

@@ -24,10 +24,11 @@ import vlmedge as library
 from vlmedge.bundle.weights import SafeWeights
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import AdapterError, CheckpointError, InputError
-from vlmedge.exporting import export, quantize
 from vlmedge.lora.adapter import Weighted, open_adapter, parse
 from vlmedge.lora.merge import Merged
 from vlmedge.make.check import check
+from vlmedge.make.export import export
+from vlmedge.make.quantize import quantize
 from vlmedge.shelves.contracts import Stats
 from vlmedge.shelves.registry import ENGINES, FAMILIES, SCHEMES, SLOTTERS
 

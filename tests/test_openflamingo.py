@@ -17,7 +17,7 @@ from tiny import tiny
 
 from vlmedge.checkpoints.resolve import resolve
 from vlmedge.errors import CheckpointError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.plan.plan import read_shape
 from vlmedge.progress import SILENT
 from vlmedge.shelves.registry import FAMILIES

@@ -22,9 +22,10 @@ from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.errors import BundleError, InputError
-from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import save_graph
-from vlmedge.recipe import Recipe
+from vlmedge.make.export import export
+from vlmedge.make.quantize import quantize
+from vlmedge.make.recipe import Recipe
 from vlmedge.shelves.contracts import Graph
 from vlmedge.shelves.engine_store import stored_engines
 from vlmedge.shelves.registry import ENGINES

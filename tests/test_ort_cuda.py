@@ -21,8 +21,8 @@ import pytest
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, InputError, MissingExtraError
-from vlmedge.exporting import quantize
-from vlmedge.recipe import Recipe
+from vlmedge.make.quantize import quantize
+from vlmedge.make.recipe import Recipe
 from vlmedge.run.tasks.graphs import Graphs
 from vlmedge.shelves.registry import ENGINES
 

@@ -16,7 +16,7 @@ from tiny import tiny
 
 import vlmedge
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.inputs.image_files import load_painting
 from vlmedge.run.inputs.interpolate import interpolate
 from vlmedge.run.tasks.paint import palette, peaks

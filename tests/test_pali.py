@@ -21,7 +21,7 @@ from tiny import tiny
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import CheckpointError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.shelves.registry import FAMILIES
 
 FAMILY = FAMILIES["pali"]

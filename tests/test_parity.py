@@ -19,7 +19,7 @@ from tiny import tiny
 import vlmedge
 import vlmedge.errors
 from vlmedge.checkpoints.scenes import CLASSES, draw_scene
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 
 SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 

@@ -100,7 +100,7 @@ def test_bundle_and_config_agree(name: str, vlmedge, request: pytest.FixtureRequ
 @pytest.mark.parametrize("scheme", ["float32", "int8"])
 def test_predicted_peak_is_the_measured_one_at_full_size(scheme: str, tmp_path: Path) -> None:
     """CLIP ViT-B/16 with random weights: 0.6 GB in float32."""
-    from vlmedge import exporting
+    from vlmedge.make import export as exporting
 
     root = Path(__file__).parent.parent
     maker = [sys.executable, str(root / "benchmarks" / "make_checkpoint.py"), "clip-vit-b-16"]

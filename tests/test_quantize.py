@@ -20,10 +20,11 @@ import vlmedge
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, CheckpointError, InputError, UnknownNameError
-from vlmedge.exporting import export, quantize
 from vlmedge.graphs.portable import load_graph
+from vlmedge.make.export import export
+from vlmedge.make.quantize import quantize
+from vlmedge.make.recipe import Recipe, read_recipe
 from vlmedge.parity.samples import calibration_folder
-from vlmedge.recipe import Recipe, read_recipe
 from vlmedge.shelves.contracts import Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component, TensorSpec
@@ -414,8 +415,8 @@ def test_target_drop_gives_layers_back_or_refuses(outliers: Path, tmp_path: Path
 def test_a_target_out_of_reach_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("vlmedge.shrinking.drop", lambda parity: 9.0)
-    monkeypatch.setattr("vlmedge.exporting.drop", lambda parity: 9.0)
+    monkeypatch.setattr("vlmedge.make.mixed_precision.drop", lambda parity: 9.0)
+    monkeypatch.setattr("vlmedge.make.export.drop", lambda parity: 9.0)
     recipe = Recipe("int8", target_drop=1.0, keep_slower=True)
     with pytest.raises(BundleError, match=r"best mix of int8 loses 9.00, the target is 1: .*allow"):
         export("tiny-clip", tmp_path / "clip", recipe)
@@ -427,7 +428,7 @@ def test_a_target_out_of_reach_writes_nothing(
 def test_what_became_slower_stays_float(
     monkeypatch: pytest.MonkeyPatch, clip_bundle: Path, tmp_path: Path
 ) -> None:
-    from vlmedge.calibrating import Calibration
+    from vlmedge.make.calibrate import Calibration
 
     monkeypatch.setattr(Calibration, "race", lambda *_: (1.0, 3.0))
     bundle = quantize(clip_bundle, Recipe("int8"), tmp_path / "b", check=False)
@@ -452,7 +453,7 @@ def test_a_huge_decoder_is_watched_in_pieces(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What the prompts make of a decoder is the same, whole and in pieces."""
-    from vlmedge import calibrating
+    from vlmedge.make import calibrate as calibrating
 
     tiny(kind, tmp_path / kind)
     monkeypatch.setattr(calibrating, "NEW_TOKENS", 1)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import tiny
 
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.decode.prompt import Prompt
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor
 
 import vlmedge as package
 from vlmedge.errors import InputError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.letterbox import squared
 from vlmedge.run.tasks import generate as generating

@@ -14,7 +14,7 @@ from tiny import tiny
 import vlmedge as package
 from vlmedge.checkpoints.scenes import CLASSES, draw_labelled
 from vlmedge.errors import InputError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.tasks.retrieve import Index, load, recall_at
 
 

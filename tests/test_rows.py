@@ -20,11 +20,11 @@ from vlmedge.bundle.embedding_table import TABLE, open_rows, round_rows
 from vlmedge.bundle.weights import SafeWeights, row_reader
 from vlmedge.checkpoints.resolve import family_of, resolve
 from vlmedge.errors import CheckpointError
-from vlmedge.exporting import quantize
 from vlmedge.make.check import samples_for
+from vlmedge.make.quantize import quantize
+from vlmedge.make.recipe import Recipe
 from vlmedge.parity.gate import run_gate
 from vlmedge.progress import SILENT
-from vlmedge.recipe import Recipe
 from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import EmbeddingTable
 

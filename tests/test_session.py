@@ -17,7 +17,7 @@ import vlmedge
 from vlmedge.arrays import Array
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError, UnknownNameError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.decode import reader
 from vlmedge.run.tasks.cache import ByteBudgetCache
 from vlmedge.shelves.contracts import Graph

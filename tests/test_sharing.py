@@ -16,7 +16,6 @@ from conftest import Run
 from tiny import tiny
 
 import vlmedge as api
-from vlmedge import exporting
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, graph_path, weights_path
 from vlmedge.bundle.writer import stored_files, write_manifest
@@ -24,8 +23,10 @@ from vlmedge.errors import BundleError
 from vlmedge.graphs import shared_weights as sharing
 from vlmedge.graphs.portable import load_graph, save_graph
 from vlmedge.graphs.shared_weights import borrows, store_once
+from vlmedge.make import export as exporting
+from vlmedge.make import quantize
+from vlmedge.make.recipe import Recipe
 from vlmedge.plan.bundle_shape import bundle_shape
-from vlmedge.recipe import Recipe
 from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest, Parity
@@ -241,24 +242,24 @@ def test_exported_text_encoder_and_fusion_share(
     bundle = matcher
     if scheme != "float32":
         recipe = Recipe(scheme, keep_slower=True)
-        bundle = exporting.quantize(matcher.path, recipe, tmp_path / "b", check=False)
+        bundle = quantize.quantize(matcher.path, recipe, tmp_path / "b", check=False)
     assert borrows(bundle.path, "fusion")
     assert len(scores(bundle)) == 2
 
 
 def test_budget_counts_what_is_shared_once(matcher: Bundle, tmp_path: Path) -> None:
-    small = exporting.quantize(
+    small = quantize.quantize(
         matcher.path, Recipe("int8", keep_slower=True), tmp_path / "small", check=False
     )
     budget = graphs_mib(small) + 0.03
     recipe = Recipe("int8", keep_slower=True, budget_mib=budget)
-    mixed = exporting.quantize(matcher.path, recipe, tmp_path / "mixed", check=False)
+    mixed = quantize.quantize(matcher.path, recipe, tmp_path / "mixed", check=False)
     assert any("instead" in kept.reason for kept in mixed.manifest.kept)
     assert graphs_mib(small) < graphs_mib(mixed) <= budget
     np.testing.assert_allclose(scores(mixed), scores(matcher), atol=0.02)
     tight = Recipe("int8", keep_slower=True, budget_mib=graphs_mib(small) - 0.01)
     with pytest.raises(BundleError, match=f"takes {graphs_mib(small):.1f} MiB: a budget"):
-        exporting.quantize(matcher.path, tight, tmp_path / "none", check=False)
+        quantize.quantize(matcher.path, tight, tmp_path / "none", check=False)
 
 
 def test_layers_that_get_bits_back_leave_no_graph_behind(
@@ -276,7 +277,7 @@ def test_layers_that_get_bits_back_leave_no_graph_behind(
         return msgspec.structs.replace(parity, components=(first, *others))
 
     monkeypatch.setattr(exporting, "run_gate", strict)
-    mixed = exporting.quantize(
+    mixed = quantize.quantize(
         matcher.path,
         Recipe("int8", keep_slower=True, target_drop=100.0),
         tmp_path / "b",
@@ -299,7 +300,7 @@ def test_interrupted_sharing_leaves_nothing(
 
     monkeypatch.setattr(sharing, "_keep", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        exporting.quantize(
+        quantize.quantize(
             matcher.path, Recipe("int8", keep_slower=True), tmp_path / "b", check=False
         )
     assert list(tmp_path.iterdir()) == []

@@ -29,10 +29,11 @@ from overflow import COMPONENT, overflowing
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import exporting, tables_build
+from vlmedge import tables_build
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
+from vlmedge.make import export as exporting
 from vlmedge.parity import on_device as level4
 from vlmedge.parity.tolerances import compare
 from vlmedge.progress import SILENT

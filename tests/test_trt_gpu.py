@@ -16,13 +16,13 @@ import pytest
 from conftest import Run, export
 
 import vlmedge as toolkit
-from vlmedge import exporting
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, VlmEdgeError
+from vlmedge.make import quantize
+from vlmedge.make.recipe import Recipe
 from vlmedge.parity import on_device as level4
 from vlmedge.progress import SILENT
-from vlmedge.recipe import Recipe
 from vlmedge.shelves.build_options import BuildOptions, Precision
 from vlmedge.shelves.registry import ENGINES
 
@@ -75,7 +75,7 @@ def at(scheme: str, source: Path, folder: Path) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             recipe = Recipe(scheme, keep_slower=True)
-            path = exporting.quantize(source, recipe, folder / scheme, check=False).path
+            path = quantize.quantize(source, recipe, folder / scheme, check=False).path
     compiler: Any = ENGINES["tensorrt"]
     options = BuildOptions(precision=SCHEMES[scheme], level=QUICK, keep_slower=True)
     built = compiler.build(Bundle.load(path), options, SILENT)

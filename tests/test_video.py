@@ -21,7 +21,7 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn, l
 
 import vlmedge as package
 from vlmedge.errors import InputError, MissingExtraError
-from vlmedge.exporting import export
+from vlmedge.make.export import export
 from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.video import Video, chosen, is_video, read_frames
 from vlmedge.spec import ImageFrontEnd, VideoFrontEnd

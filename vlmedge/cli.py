@@ -55,7 +55,7 @@ from vlmedge.version import __version__
 
 if TYPE_CHECKING:
     from vlmedge.bundle import Bundle
-    from vlmedge.recipe import Recipe
+    from vlmedge.make.recipe import Recipe
 
 FLAGS = ("int8", "int4", "fp8", "fp16")  # the same as --scheme and their name
 
@@ -164,7 +164,8 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle, and compare it with PyTorch."""
     recipe = _recipe(context)
-    from vlmedge import console, exporting
+    from vlmedge import console
+    from vlmedge.make import export as exporting
 
     if device is not None:
         asked = recipe.scheme if scheme or any(context.params[name] for name in FLAGS) else None
@@ -210,11 +211,12 @@ def quantize(
 ) -> None:
     """Make a smaller bundle of a float32 one, and compare it with PyTorch."""
     recipe = _recipe(context)
-    from vlmedge import console, exporting
+    from vlmedge import console
+    from vlmedge.make import quantize
 
     if recipe.scheme == "float32":
         raise typer.BadParameter("give --int8, --int4, --fp8, --fp16 or --scheme NAME")
-    made = exporting.quantize(
+    made = quantize.quantize(
         bundle,
         recipe,
         out,
@@ -340,7 +342,7 @@ def _say(text: str) -> None:
 
 def _recipe(context: typer.Context) -> Recipe:
     """Make a recipe of a command's options; a file's own entries may be overruled."""
-    from vlmedge.recipe import Recipe, read_recipe
+    from vlmedge.make.recipe import Recipe, read_recipe
 
     given = context.params
     named = [name for name in FLAGS if given[name]]

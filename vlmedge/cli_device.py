@@ -12,7 +12,7 @@ from vlmedge.cli_types import Json, Quiet
 from vlmedge.errors import InputError
 
 if TYPE_CHECKING:
-    from vlmedge.recipe import Recipe
+    from vlmedge.make.recipe import Recipe
 
 EXIT_FAILED = 1
 

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmedge.arrays import Array
-from vlmedge.bundle import Bundle
 from vlmedge.bundle.weights import RowReader, Weights, finite, row_reader
 from vlmedge.errors import AdapterError
-from vlmedge.lora.adapter import Adapter, Weighted, locate, misfit, parse, read_bias
-from vlmedge.shelves.contracts import Export
-from vlmedge.spec.manifest import AdapterId
+from vlmedge.lora.adapter import Adapter, Weighted, locate, misfit, read_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +42,6 @@ class _Edit:
         if self.weight != 1.0:
             delta = delta * np.float32(self.weight)
         return np.asarray(base + delta, np.float32)
-
-
-def identities(adapters: Sequence[Weighted]) -> tuple[AdapterId, ...]:
-    """Name what is merged, for the manifest."""
-    return tuple(
-        AdapterId(chosen.adapter.folder.resolve().name, chosen.adapter.digest(), chosen.weight)
-        for chosen in adapters
-    )
-
-
-def merged_like(bundle: Bundle, opened: Export, lora: Sequence[str]) -> Export:
-    """Merge into a checkpoint what was merged into the bundle that is compared with it.
-
-    Args:
-        bundle: Its manifest names the adapters.
-        opened: The checkpoint.
-        lora: Where they lie, DIR or DIR=WEIGHT.
-
-    Raises:
-        AdapterError: They are not the bundle's.
-    """
-    adapters = [parse(text) for text in lora]
-    found = [(a.sha256, a.weight) for a in identities(adapters)]
-    if found != [(a.sha256, a.weight) for a in bundle.manifest.adapters]:
-        has = ", ".join(f"{a.name}={a.weight:g}" for a in bundle.manifest.adapters) or "none"
-        gave = ", ".join(lora) or "none"
-        raise AdapterError(
-            f"{bundle.path} was made with the adapters {has}, not {gave}: "
-            "give the same ones with --lora, so that PyTorch has them too"
-        )
-    return opened.merged(adapters) if adapters else opened
 
 
 class Merged:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.resolve import family_of, resolve
-from vlmedge.errors import BundleError
-from vlmedge.lora.merge import merged_like
+from vlmedge.errors import AdapterError, BundleError
+from vlmedge.lora.adapter import Weighted, parse
 from vlmedge.parity.gate import run_gate
 from vlmedge.parity.samples import Samples, drawn, from_folder
 from vlmedge.progress import SILENT, Progress, passing
+from vlmedge.shelves.contracts import Export
 from vlmedge.shelves.registry import FAMILIES
-from vlmedge.spec.manifest import Parity
+from vlmedge.spec.manifest import AdapterId, Parity
 
 LABELLED_SAMPLES = 200  # built-ins: one wrong answer is half a point
 SAMPLES = 16  # real checkpoints: their PyTorch side takes seconds a picture
@@ -66,3 +67,34 @@ def check(
 def samples_for(built_in: bool) -> Samples:
     """Draw what the gate compares on when the user has given no pictures."""
     return drawn(LABELLED_SAMPLES if built_in else SAMPLES, "heldout", labelled=built_in)
+
+
+def identities(adapters: Sequence[Weighted]) -> tuple[AdapterId, ...]:
+    """Name what is merged, for the manifest."""
+    return tuple(
+        AdapterId(chosen.adapter.folder.resolve().name, chosen.adapter.digest(), chosen.weight)
+        for chosen in adapters
+    )
+
+
+def merged_like(bundle: Bundle, opened: Export, lora: Sequence[str]) -> Export:
+    """Merge into a checkpoint what was merged into the bundle that is compared with it.
+
+    Args:
+        bundle: Its manifest names the adapters.
+        opened: The checkpoint.
+        lora: Where they lie, DIR or DIR=WEIGHT.
+
+    Raises:
+        AdapterError: They are not the bundle's.
+    """
+    adapters = [parse(text) for text in lora]
+    found = [(a.sha256, a.weight) for a in identities(adapters)]
+    if found != [(a.sha256, a.weight) for a in bundle.manifest.adapters]:
+        has = ", ".join(f"{a.name}={a.weight:g}" for a in bundle.manifest.adapters) or "none"
+        gave = ", ".join(lora) or "none"
+        raise AdapterError(
+            f"{bundle.path} was made with the adapters {has}, not {gave}: "
+            "give the same ones with --lora, so that PyTorch has them too"
+        )
+    return opened.merged(adapters) if adapters else opened

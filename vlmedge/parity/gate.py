@@ -22,7 +22,6 @@ from vlmedge.parity.on_device import reported
 from vlmedge.parity.samples import Samples, codes_for, texts_for
 from vlmedge.parity.tolerances import compare, divergence, judge, worst
 from vlmedge.progress import Advance, Progress
-from vlmedge.recipe import FLOAT
 from vlmedge.run.decode.prompt import feeds
 from vlmedge.run.inputs.image import Grid, pieces
 from vlmedge.run.tasks import encode as encoding
@@ -43,7 +42,7 @@ from vlmedge.spec import (
     ScoreTask,
     wiring,
 )
-from vlmedge.spec.manifest import ComponentParity, Parity, TaskParity
+from vlmedge.spec.manifest import FLOAT, ComponentParity, Parity, TaskParity
 
 BEAM_SAMPLES = 32
 LOGIT_SAMPLES = 8  # whose logits are compared

@@ -147,3 +147,6 @@ def schema() -> dict[str, Any]:
         "title": f"vlmedge bundle manifest, format {FORMAT}",
         **msgspec.json.schema(Manifest),
     }
+
+
+FLOAT = "float32"

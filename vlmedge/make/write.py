@@ -1,4 +1,4 @@
-"""Checkpoint in, verified bundle out; and bundle in, smaller verified bundle out."""
+"""Write a bundle atomically: components, assets, provenance, and the gate's verdict."""
 
 from __future__ import annotations
 
@@ -14,157 +14,28 @@ import msgspec
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.embedding_table import TABLE, round_rows
-from vlmedge.bundle.writer import new_bundle, refuse_existing, stored_files, write_manifest
-from vlmedge.checkpoints.resolve import Checkpoint, family_of, resolve
+from vlmedge.bundle.writer import stored_files, write_manifest
+from vlmedge.checkpoints.resolve import Checkpoint
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import load_graph
 from vlmedge.graphs.shared_weights import store_once
-from vlmedge.lora.adapter import parse
-from vlmedge.lora.merge import identities, merged_like
 from vlmedge.make.check import samples_for
+from vlmedge.make.mixed_precision import GateRun, MixedPrecision, drop, write_graph
+from vlmedge.make.recipe import Recipe
 from vlmedge.parity.gate import run_gate
 from vlmedge.parity.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
-from vlmedge.progress import SILENT, Progress, passing
-from vlmedge.recipe import FLOAT, Recipe
+from vlmedge.progress import Progress
 from vlmedge.shelves.contracts import Export
-from vlmedge.shelves.registry import FAMILIES, SLOTTERS
-from vlmedge.shrinking import GateRun, Shrinker, drop, write_graph
+from vlmedge.shelves.registry import SLOTTERS
 from vlmedge.spec import EmbeddingTable, ModelSpec
-from vlmedge.spec.manifest import FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
+from vlmedge.spec.manifest import FLOAT, FORMAT, AdapterId, CheckpointId, KeptLayer, Manifest
 from vlmedge.version import __version__
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
-
-
-def export(
-    checkpoint: str,
-    out: Path | None = None,
-    recipe: Recipe | str | None = None,
-    *,
-    calibrate: Path | None = None,
-    lora: Sequence[str] = (),
-    lora_slots: int | None = None,
-    lora_modules: Sequence[str] = (),
-    overwrite: bool = False,
-    check: bool = True,
-    allow_unverified: bool = False,
-    allow_pickle: bool = False,
-    progress: Progress = SILENT,
-) -> Bundle:
-    """Export a checkpoint to a bundle, quantized on the way if asked, and put it to the gate.
-
-    Args:
-        checkpoint: Built-in name, folder, alias or hub id.
-        out: Folder to make; default: <name>-<scheme>.
-        recipe: How to quantize, or a scheme's name; none for float32.
-        calibrate: A folder of pictures to calibrate with; default: drawn scenes.
-        lora: Folders of adapters that are merged into the weights, DIR or DIR=WEIGHT.
-        lora_slots: Take adapters up to this rank at run time; see `Model.set_adapter`.
-        lora_modules: Which Linears get slots, by the ends of their paths; none: all in layers.
-        overwrite: Replace a bundle that is there.
-        check: Compare with PyTorch; without it the bundle is unverified.
-        allow_unverified: Write the best mix also when it misses the recipe's target.
-        allow_pickle: Read weights from .bin files too.
-        progress: Watches.
-
-    Returns:
-        The bundle; `verified` tells whether it passed.
-    """
-    chosen = _recipe(recipe, check)
-    if lora_modules and lora_slots is None:
-        raise InputError("modules for slots, but no slots: give --lora-slots RANK too")
-    adapters = [parse(text) for text in lora]
-    if out is not None:
-        refuse_existing(out, overwrite=overwrite)
-    found = resolve(checkpoint, progress, allow_pickle=allow_pickle)
-    out = out or Path(f"{found.name}-{chosen.scheme}")
-    refuse_existing(out, overwrite=overwrite)
-    family = family_of(found.folder)
-    with passing(progress, f"opening {found.name}"):  # PyTorch is imported here: some seconds
-        opened = FAMILIES[family].open(found.folder, allow_pickle=allow_pickle)
-    if adapters:
-        opened = opened.merged(adapters)
-    with new_bundle(out, overwrite=overwrite) as folder:
-        for name, write in opened.assets():
-            (folder / name).parent.mkdir(exist_ok=True)
-            write(folder / name)
-
-        def trace(component: str) -> ir.Model:
-            with progress.step(f"tracing {component}"):
-                return opened.trace(component)
-
-        source = _Source(
-            opened.spec, found.identity(), opened.embeddings(), {}, trace, identities(adapters)
-        )
-        if lora_slots is not None:
-            source = _slotted(source, lora_slots, lora_modules)
-        gate = _gate(opened, found, progress) if check else None
-        _refuse_missed(
-            _write(folder, source, chosen, calibrate, gate, progress), chosen, allow_unverified
-        )
-    return Bundle.load(out)
-
-
-def quantize(
-    bundle: Path,
-    recipe: Recipe | str,
-    out: Path | None = None,
-    *,
-    against: str | None = None,
-    calibrate: Path | None = None,
-    lora: Sequence[str] = (),
-    overwrite: bool = False,
-    check: bool = True,
-    allow_unverified: bool = False,
-    progress: Progress = SILENT,
-) -> Bundle:
-    """Quantize a float32 bundle, and put the result to the gate.
-
-    Args:
-        bundle: What to quantize; it stays as it is.
-        recipe: How, or a scheme's name.
-        out: Folder to make; default: the bundle's name with the scheme's for float32.
-        against: The checkpoint to check against; default: the one that the manifest names.
-        calibrate: A folder of pictures to calibrate with; default: drawn scenes.
-        lora: The adapters that were merged into the bundle, for the comparison.
-        overwrite: Replace a bundle that is there.
-        check: Compare with PyTorch; without it the result is unverified.
-        allow_unverified: Write the best mix also when it misses the recipe's target.
-        progress: Watches.
-    """
-    chosen = _recipe(recipe, check)
-    before = Bundle.load(bundle)
-    if before.manifest.scheme != FLOAT:
-        raise BundleError(
-            f"{bundle} is {before.manifest.scheme} already: quantize a {FLOAT} bundle"
-        )
-    gate = None
-    if check:
-        found = resolve(against or before.manifest.checkpoint.id, progress)
-        family = family_of(found.folder)
-        with passing(progress, f"opening {found.name}"):
-            opened = FAMILIES[family].open(found.folder)
-        gate = _gate(merged_like(before, opened, lora), found, progress)
-    name = bundle.resolve().name.removesuffix(f"-{FLOAT}")
-    out = out or bundle.resolve().parent / f"{name}-{chosen.scheme}"
-    with new_bundle(out, overwrite=overwrite) as folder:
-        if (before.path / "assets").is_dir():  # a painter has none
-            shutil.copytree(before.path / "assets", folder / "assets")
-        source = _Source(
-            before.spec,
-            before.manifest.checkpoint,
-            before.manifest.embeddings,
-            before.manifest.provenance,
-            lambda component: load_graph(before.path, component),
-            before.manifest.adapters,
-        )
-        _refuse_missed(
-            _write(folder, source, chosen, calibrate, gate, progress), chosen, allow_unverified
-        )
-    return Bundle.load(out)
 
 
 def _recipe(given: Recipe | str | None, check: bool) -> Recipe:
@@ -257,7 +128,7 @@ def _write(
         rounded = round_rows(folder, source.embeddings, precision)
         unsealed = Bundle(folder, msgspec.structs.replace(manifest, embeddings=rounded))
     samples, origin = _calibration_samples(calibrate, progress)
-    shrinker = Shrinker(unsealed, recipe, samples, progress)
+    shrinker = MixedPrecision(unsealed, recipe, samples, progress)
     for component in source.spec.components:
         shrinker.add(component, source.graph(component.name))
     shrinker.refuse_idle_patterns()

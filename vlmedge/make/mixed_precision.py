@@ -13,17 +13,17 @@ import msgspec
 
 from vlmedge.bundle import Bundle, graph_path
 from vlmedge.bundle.embedding_table import TABLE
-from vlmedge.calibrating import LARGE_BYTES, Calibration
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import save_graph, weights_bytes
 from vlmedge.graphs.shared_weights import borrows, common, store_once
+from vlmedge.make.calibrate import LARGE_BYTES, Calibration
+from vlmedge.make.recipe import Recipe
 from vlmedge.parity.samples import Samples
 from vlmedge.progress import Progress
-from vlmedge.recipe import FLOAT, Recipe
 from vlmedge.shelves.contracts import Harm, Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component
-from vlmedge.spec.manifest import KeptLayer, Parity
+from vlmedge.spec.manifest import FLOAT, KeptLayer, Parity
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -63,7 +63,7 @@ class _Part:
     float_only: bool = False
 
 
-class Shrinker:
+class MixedPrecision:
     """One bundle being written by one recipe."""
 
     def __init__(

@@ -16,18 +16,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from vlmedge.arrays import Array, Arrays
+from vlmedge.arrays import Array
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError
 from vlmedge.graphs.pieces import cut
 from vlmedge.graphs.portable import onnx_ir, save_graph, weights_bytes
+from vlmedge.make.calibration_graph import ROW_STEP, _constant, _figures
+from vlmedge.make.calibration_stats import (
+    ROWS,
+    _Made,
+    _no_past,
+    _Recorder,
+    _row,
+    _Rows,
+    _Stored,
+    _Tally,
+)
 from vlmedge.parity.samples import Samples, codes_for, texts_for
 from vlmedge.progress import Progress
 from vlmedge.run.decode import loop
@@ -46,8 +55,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SCRATCH = ".calibration"
-ROWS = 192  # of each watched tensor that are kept: enough to compare roundings
-ROW_STEP = 7  # every 7th row of each picture is a candidate
 NEW_TOKENS = 8  # that a decoder writes for each picture
 TRIALS = 30
 TRIAL_S = 1.0  # no component is timed for longer, once it ran twice
@@ -55,10 +62,6 @@ LARGE_BYTES = 2**30  # of float weights: above it they are rounded for calibrati
 HUGE_BYTES = 16 * 2**30  # of a decoder's: above it, it runs in pieces
 PIECE_BYTES = 2**29  # of float weights in each
 PROMPT_TOKENS = 2 * ROWS * ROW_STEP  # that go through pieces: twice what ROWS are kept of
-
-_AMAX, _LENGTH, _SIZE, _CHANNELS, _SOME = (
-    f".calibration.{name}" for name in ("amax", "length", "size", "channels", "rows")
-)
 
 
 class Calibration:
@@ -365,143 +368,6 @@ class Calibration:
         return Bundle(self._scratch, manifest)
 
 
-def _figures(
-    ir: Any, graph: ir.Graph, x: ir.Value, rows: bool
-) -> Iterator[tuple[ir.Node, TensorSpec | None]]:
-    """Make the nodes that compute one tensor's figures, and say which are outputs."""
-    name = str(x.name)
-
-    def typed(node: ir.Node, kind: Any, rank: int | None) -> ir.Node:
-        value = node.outputs[0]
-        value.type = ir.TensorType(kind)
-        value.shape = None if rank is None else ir.Shape([None] * rank)
-        return node
-
-    scalar = [ir.AttrInt64("keepdims", 0)]
-    if not rows:
-        magnitude = typed(ir.Node("", "Abs", [x]), ir.DataType.FLOAT, None)
-        yield magnitude, None
-        amax = ir.Node("", "ReduceMax", [magnitude.outputs[0]], scalar)
-        yield typed(amax, ir.DataType.FLOAT, 0), TensorSpec(name + _AMAX, "float32", ())
-        return
-    length = typed(ir.Node("", "ReduceL2", [x], scalar), ir.DataType.FLOAT, 0)
-    yield length, TensorSpec(name + _LENGTH, "float32", ())
-    size = typed(ir.Node("", "Size", [x]), ir.DataType.INT64, 0)
-    yield size, TensorSpec(name + _SIZE, "int64", ())
-    constants = {n: graph.initializers[f".calibration.{n}"] for n in ("from", "to", "axis", "step")}
-    assert x.shape is not None
-    width = int(str(x.shape[-1]))
-    flat_shape = _constant(graph, f"{name}.calibration.shape", [-1, width])
-    flat = typed(ir.Node("", "Reshape", [x, flat_shape]), ir.DataType.FLOAT, 2)
-    yield flat, None
-    some = typed(ir.Node("", "Slice", [flat.outputs[0], *constants.values()]), ir.DataType.FLOAT, 2)
-    yield some, TensorSpec(name + _SOME, "float32", (f"{name}.rows", width))
-    upright = typed(ir.Node("", "Abs", [flat.outputs[0]]), ir.DataType.FLOAT, 2)
-    yield upright, None
-    channels = typed(
-        ir.Node("", "ReduceMax", [upright.outputs[0], constants["axis"]], scalar),
-        ir.DataType.FLOAT,
-        1,
-    )
-    yield channels, TensorSpec(name + _CHANNELS, "float32", (width,))
-
-
-def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    """Add an int64 constant to a graph."""
-    import onnx_ir as ir
-
-    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
-    value = ir.Value(name=name, const_value=tensor)
-    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape([len(numbers)])
-    graph.register_initializer(value)
-    return value
-
-
-class _Tally:
-    """The statistics so far."""
-
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
-        self._amax = dict.fromkeys(wanted.names, 0.0)
-        self._squares = dict.fromkeys(wanted.names, 0.0)
-        self._sizes = dict.fromkeys(wanted.names, 0)
-        self._channels: dict[str, NDArray[np.float32]] = {}
-        self._rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in wanted.names}
-        self._seen = dict.fromkeys(wanted.names, 0)
-        self._rng = np.random.default_rng(0)
-
-    def add(self, out: Arrays) -> None:
-        """Add the figures of one run."""
-        for name in self._wanted.names:
-            if not self._wanted.rows:
-                self._amax[name] = max(self._amax[name], float(out[name + _AMAX]))
-                continue
-            self._squares[name] += float(out[name + _LENGTH]) ** 2
-            self._sizes[name] += int(out[name + _SIZE])
-            channels = out[name + _CHANNELS]
-            known = self._channels.get(name)
-            self._channels[name] = channels if known is None else np.maximum(known, channels)
-            self._keep(name, out[name + _SOME])
-
-    def _keep(self, name: str, rows: Array) -> None:
-        """Keep a fair sample of all rows that came (Vitter 1985, algorithm R)."""
-        kept = self._rows[name]
-        for row in np.clip(rows, -65504, 65504).astype(np.float16):
-            self._seen[name] += 1
-            if len(kept) < ROWS:
-                kept.append(row)
-            elif (place := int(self._rng.integers(self._seen[name]))) < ROWS:
-                kept[place] = row
-
-    def stats(self) -> dict[str, Stats]:
-        """Return what was found."""
-        if not self._wanted.rows:
-            return {name: Stats(amax, 0.0) for name, amax in self._amax.items()}
-        return {
-            name: Stats(
-                float(self._channels[name].max()),
-                math.sqrt(self._squares[name] / max(self._sizes[name], 1)),
-                self._channels[name],
-                np.stack(self._rows[name]),
-            )
-            for name in self._wanted.names
-            if self._rows[name]
-        }
-
-
-class _Recorder:
-    """A decoder that tells a tally what it did."""
-
-    def __init__(self, graph: Graph, tally: _Tally) -> None:
-        self._graph, self._tally = graph, tally
-        self.component = graph.component
-
-    def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
-        """Run, and add the figures, which are of all tokens whatever is wanted of them."""
-        out = self._graph.run(feeds)
-        self._tally.add(out)
-        return out
-
-    def __getattr__(self, name: str) -> Any:
-        """Leave the rest to the graph."""
-        return getattr(self._graph, name)
-
-
-def _no_past(component: Component) -> dict[str, Array]:
-    """Make the empty state of one row."""
-    sizes = {"batch": 1, "past": 0}
-    specs = {spec.name: spec for spec in component.inputs}
-    found = {}
-    for _, into in component.state:
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in specs[into].shape]
-        found[into] = np.zeros(shape, specs[into].dtype)
-    return found
-
-
-def _row(array: Array, i: int) -> Array:
-    return array[i : i + 1]
-
-
 def _pixels(context: TaskContext, image: ImageSource) -> Array:
     """Make the pixel_values of one picture; an error names its file."""
     try:
@@ -509,49 +375,6 @@ def _pixels(context: TaskContext, image: ImageSource) -> Array:
     except InputError as error:
         name = str(image) if isinstance(image, Path) else ""
         raise error if name in str(error) else InputError(f"{name}: {error}") from None
-
-
-class _Made:
-    """Rows that are made when they are asked for."""
-
-    def __init__(self, count: int, make: Callable[[int], Array]) -> None:
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
-
-    def at(self, i: int) -> Array:
-        """Return row i with a leading axis of 1."""
-        return self._make(i)
-
-
-class _Stored:
-    """What each sample gave, in a file: mapped it would count as memory."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._places: list[tuple[int, tuple[int, ...]]] = []  # offset in bytes, shape
-        self._end_bytes = 0
-        file.write_bytes(b"")
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def append(self, row: Array) -> None:
-        """Add one sample's, with a leading axis: 1, or how many tiles its picture has."""
-        self._dtype = row.dtype
-        self._places.append((self._end_bytes, row.shape))
-        self._end_bytes += row.nbytes
-        with self._file.open("ab") as stream:
-            stream.write(np.ascontiguousarray(row).data)
-
-    def at(self, i: int) -> Array:
-        """Return sample i's as it came."""
-        offset, shape = self._places[i]
-        return np.fromfile(self._file, self._dtype, math.prod(shape), offset=offset).reshape(shape)
-
-
-_Rows = _Made | _Stored
 
 
 def in_turns(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:

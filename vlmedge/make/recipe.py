@@ -13,8 +13,8 @@ import msgspec
 from vlmedge.errors import InputError
 from vlmedge.shelves.contracts import Scheme
 from vlmedge.shelves.registry import SCHEMES, unknown
+from vlmedge.spec.manifest import FLOAT
 
-FLOAT = "float32"
 PRECISIONS = (FLOAT, "int8")
 
 
