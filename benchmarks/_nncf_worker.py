@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 
 from vlmedge.arrays import Array
-from vlmedge.bench_worker import peak_memory_mib
+from vlmedge.bench.worker import peak_memory_mib
 from vlmedge.bundle import Bundle
 from vlmedge.graphs.portable import load_graph, onnx_ir, save_graph
 from vlmedge.make.calibrate import Calibration

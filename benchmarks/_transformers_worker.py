@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import transformers
 
-from vlmedge.bench_items import NEW_TOKENS, PICTURE, TEXT, items
-from vlmedge.bench_worker import WRITING, peak_memory_mib
+from vlmedge.bench.items import NEW_TOKENS, PICTURE, TEXT, items
+from vlmedge.bench.worker import WRITING, peak_memory_mib
 from vlmedge.bundle import Bundle
 from vlmedge.run.tasks import paint as painting
 from vlmedge.run.tasks import prompt as prompting

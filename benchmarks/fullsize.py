@@ -33,9 +33,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vlmedge.bench import REST_S
-from vlmedge.bench_side import Worker
-from vlmedge.bench_worker import peak_memory_mib
+from vlmedge.bench.run import REST_S
+from vlmedge.bench.side import Worker
+from vlmedge.bench.worker import peak_memory_mib
 from vlmedge.bundle import Bundle
 from vlmedge.host.hardware import allowed_cores, free_bytes, this_machine
 

@@ -14,11 +14,13 @@ import msgspec
 import pytest
 from machines import ORIN_NANO_RAILS, orin_nano, seed
 
-from vlmedge import bench as benching
-from vlmedge import bench_result, bench_side, bench_start
-from vlmedge.bench import bench
-from vlmedge.bench_result import BenchResult, Latency
-from vlmedge.bench_side import Worker
+from vlmedge.bench import result as bench_result
+from vlmedge.bench import run as benching
+from vlmedge.bench import side as bench_side
+from vlmedge.bench import start as bench_start
+from vlmedge.bench.result import BenchResult, Latency
+from vlmedge.bench.run import bench
+from vlmedge.bench.side import Worker
 from vlmedge.bundle import Bundle
 from vlmedge.errors import VlmEdgeError
 from vlmedge.host import hardware as machine

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmedge import bench as benching
-from vlmedge.bench_plot import draw
-from vlmedge.bench_result import FORMAT, BenchResult, Board, Energy, Latency, Side
+from vlmedge.bench import run as benching
+from vlmedge.bench.figures import show_bench
+from vlmedge.bench.plot import draw
+from vlmedge.bench.result import FORMAT, BenchResult, Board, Energy, Latency, Side
 from vlmedge.errors import InputError
 from vlmedge.host.hardware import this_machine
-from vlmedge.tables_bench import show_bench
 
 
 def result() -> BenchResult:
@@ -100,7 +100,7 @@ def test_full_disk_leaves_no_half_plot(tmp_path: Path, monkeypatch: pytest.Monke
     def full(file: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlmedge.bench_plot.replace_file", full)
+    monkeypatch.setattr("vlmedge.bench.plot.replace_file", full)
     with pytest.raises(InputError, match=r"bench\.png cannot be written: No space left"):
         draw(result(), tmp_path / "bench.png")
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from tiny import KINDS, tiny
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 import vlmedge
-from vlmedge.bench_worker import Side
+from vlmedge.bench.worker import Side
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
 from vlmedge.graphs.portable import load_graph

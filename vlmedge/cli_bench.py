@@ -24,20 +24,20 @@ def bench(
 ) -> None:
     """Measure speed, memory, start and energy, beside PyTorch's if asked."""
     from vlmedge import console
-    from vlmedge.bench import bench as measure
+    from vlmedge.bench.run import bench as measure
 
     if plot is not None:
-        from vlmedge.bench_plot import refuse
+        from vlmedge.bench.plot import refuse
 
         refuse(plot)  # before minutes of work, not after
     result = measure(console.load(bundle), against, console.progress(quiet), engine=engine)
     if plot is not None:
-        from vlmedge.bench_plot import draw
+        from vlmedge.bench.plot import draw
 
         draw(result, plot)
     if as_json:
         console.emit(result)
     elif not quiet:
-        from vlmedge.tables_bench import show_bench
+        from vlmedge.bench.figures import show_bench
 
         show_bench(result)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlmedge.bench_side import Worker
+from vlmedge.bench.side import Worker
 from vlmedge.bundle import ENGINES, MANIFEST, Bundle
 from vlmedge.errors import VlmEdgeError
 

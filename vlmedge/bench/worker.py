@@ -1,4 +1,4 @@
-"""One side of a benchmark: `python -m vlmedge.bench_worker TASK` answers each line of stdin.
+"""One side of a benchmark: `python -m vlmedge.bench.worker TASK` answers each line of stdin.
 
 TASK is {"bundle": folder, "checkpoint": folder or null, "how": engine, or PyTorch's dtype}. Each
 line is a command, and its answer one line of JSON on stdout:
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
-from vlmedge.bench_items import NEW_TOKENS, items
+from vlmedge.bench.items import NEW_TOKENS, items
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, VlmEdgeError
 from vlmedge.run.tasks.context import TaskContext

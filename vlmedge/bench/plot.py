@@ -8,10 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vlmedge.bench_result import BenchResult, Latency
+from vlmedge.bench.figures import Line, lines
+from vlmedge.bench.result import BenchResult, Latency
 from vlmedge.errors import InputError, MissingExtraError
 from vlmedge.files import replace_file
-from vlmedge.tables_bench import Line, lines
 
 ENDINGS = (".png", ".svg", ".pdf")
 COLUMNS = 3

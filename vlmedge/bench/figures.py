@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple
 
-from vlmedge.bench_result import BenchResult, Latency, Side
+from vlmedge.bench.result import BenchResult, Latency, Side
 from vlmedge.tables import _print, _row, _table
 
 MS, SECONDS = 1.0, 1000.0

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vlmedge.bench_result import FORMAT, BenchResult, Board
-from vlmedge.bench_side import Worker
-from vlmedge.bench_start import measure_starts
+from vlmedge.bench.result import FORMAT, BenchResult, Board
+from vlmedge.bench.side import Worker
+from vlmedge.bench.start import measure_starts
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import terminate_as_interrupt
 from vlmedge.checkpoints.resolve import family_of, resolve

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmedge.bench_result import Energy, Latency, Side
+from vlmedge.bench.result import Energy, Latency, Side
 from vlmedge.errors import VlmEdgeError
 from vlmedge.host.energy import Meter
 
@@ -41,7 +41,7 @@ class Worker:
     checkpoint: Path | None
     how: str
     threads: int
-    command: tuple[str, ...] = (sys.executable, "-m", "vlmedge.bench_worker")
+    command: tuple[str, ...] = (sys.executable, "-m", "vlmedge.bench.worker")
     rounds: list[dict[str, Any]] = field(default_factory=list)
     cold_ms: list[float] = field(default_factory=list)
     warm_ms: list[float] = field(default_factory=list)
