@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from machines import MEMINFO, RELEASE, RTX_4090, machine, orin_nano, seed
 
-from vlmedge.doctor import Finding, Patient, checks, disk_bytes, examine, this_patient
-from vlmedge.doctor_engines import CHECKS as ENGINE_CHECKS
-from vlmedge.doctor_engines import prove
-from vlmedge.doctor_proof import judge, write_graph
-from vlmedge.doctor_proof import prove as multiply
+from vlmedge.doctor.engine_checks import CHECKS as ENGINE_CHECKS
+from vlmedge.doctor.engine_checks import prove
+from vlmedge.doctor.examine import checks, examine
+from vlmedge.doctor.patient import Finding, Patient, disk_bytes, this_patient
+from vlmedge.doctor.proof import judge, write_graph
+from vlmedge.doctor.proof import prove as multiply
 from vlmedge.errors import ParityError
 from vlmedge.host.identify import detect
 

@@ -96,7 +96,8 @@ def doctor(
     """Find what is wrong with this machine, and say what to do about it."""
     from vlmedge import console, tables_device
     from vlmedge.bundle import read_manifest
-    from vlmedge.doctor import examine, this_patient
+    from vlmedge.doctor.examine import examine
+    from vlmedge.doctor.patient import this_patient
 
     for bundle in bundles or ():
         read_manifest(bundle)  # refuse what is no bundle before any work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from vlmedge.doctor import Finding
+from vlmedge.doctor.patient import Finding
 from vlmedge.plan.plan import Plan, SchemePlan
 from vlmedge.tables import _print, _row, _table
 from vlmedge.units import GIB, MIB

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
-from vlmedge.doctor import Check, Finding, Patient
+from vlmedge.doctor.patient import Check, Finding, Patient
 from vlmedge.host.identify import Runner
 from vlmedge.shelves.engine_store import SIDECAR
 from vlmedge.shelves.registry import ENGINES, devices
@@ -174,7 +174,7 @@ def check_proof(patient: Patient) -> list[Finding]:
     for name in ENGINES.names():
         if not any(patient.version(package) for package in PACKAGES.get(name, (name,))):
             continue
-        findings.append(prove((sys.executable, "-m", "vlmedge.doctor_proof", name), name))
+        findings.append(prove((sys.executable, "-m", "vlmedge.doctor.proof", name), name))
     return findings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from vlmedge.doctor import Check, Finding, Level, Patient
+from vlmedge.doctor.patient import Check, Finding, Level, Patient
 from vlmedge.host.power import saves_power
 from vlmedge.shelves.contracts import Device
 from vlmedge.shelves.registry import devices

@@ -1,8 +1,4 @@
-"""What is wrong with this machine, and what to do about it.
-
-Each check looks at one thing of a `Patient` and returns findings; a patient is a root folder, a
-runner of tools and a list of folders with Python packages, so a fault is seeded with files.
-"""
+"""A machine as the checks see it, and what a check finds."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -106,15 +102,3 @@ def disk_bytes(path: Path) -> tuple[int, int]:
 
 
 Check = Callable[[Patient], list[Finding]]
-
-
-def checks() -> Mapping[str, Check]:
-    """Return every check by its name, in the order in which they are told."""
-    from vlmedge import doctor_engines, doctor_machine
-
-    return {**doctor_machine.CHECKS, **doctor_engines.CHECKS}
-
-
-def examine(patient: Patient) -> tuple[Finding, ...]:
-    """Run every check."""
-    return tuple(finding for check in checks().values() for finding in check(patient))

@@ -1,4 +1,4 @@
-"""One matrix product on one engine: `python -m vlmedge.doctor_proof ENGINE` prints its time.
+"""One matrix product on one engine: `python -m vlmedge.doctor.proof ENGINE` prints its time.
 
 The engine is used as every bundle uses it: a portable graph on disk is opened and run, and what
 comes out is compared with numpy.
