@@ -88,7 +88,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def vlmedge(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line in this process."""
-    from vlmedge.cli import main
+    from vlmedge.cli.app import main
 
     def run(*arguments: object) -> Ran:
         capsys.readouterr()

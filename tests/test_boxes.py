@@ -20,7 +20,7 @@ from tiny import tiny
 
 import vlmedge
 from vlmedge.bundle import Bundle
-from vlmedge.drawing import COLORS, TINT, draw
+from vlmedge.cli.drawing import COLORS, TINT, draw
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.make.export import export
 from vlmedge.make.quantize import quantize

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge import console
+from vlmedge.cli import output as console
 from vlmedge.progress import SILENT, passing
 
 COMMAND = [sys.executable, "-m", "vlmedge.cli"]
@@ -54,7 +54,7 @@ def test_version_is_the_package_s(vlmedge) -> None:
 
 def test_command_line_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'PIL'}"
-    code = f"import sys, vlmedge.cli; print({heavy} & set(sys.modules))"
+    code = f"import sys, vlmedge.cli.app; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -236,8 +236,8 @@ def test_unverified_bundle_is_named_and_still_runs(vlmedge, blip2_bundle: Path, 
 def test_demo_s_end_draws_the_sheet(
     blip2_int8: Path, tmp_path: Path, pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlmedge import demo
     from vlmedge.checkpoints.scenes import draw_scene
+    from vlmedge.cli import demo
 
     scenes = [draw_scene(i, "heldout") for i in range(len(pictures))]
     demo._finish(tmp_path, blip2_int8, scenes, pictures)
@@ -526,7 +526,7 @@ def test_folder_that_exists_is_refused(vlmedge, clip_bundle: Path, tmp_path: Pat
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from vlmedge.cli import main;"
+        "import resource, sys; from vlmedge.cli.app import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); main(sys.argv[1:])"
     )
     arguments = ["export", "tiny-clip", "--no-check", "--quiet", "--out", str(tmp_path / "out")]
@@ -684,7 +684,7 @@ def test_help_shows_what_it_says_in_brackets(vlmedge, command: str, default: str
 
 
 def test_bug_keeps_its_traceback(vlmedge, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmedge import tables
+    from vlmedge.cli import tables
 
     def broken() -> None:
         raise RuntimeError("a bug")

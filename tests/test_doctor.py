@@ -415,7 +415,7 @@ def test_doctor_runs_without_any_engine_or_torch() -> None:
         "import sys\n"
         "for n in ('torch', 'transformers', 'onnxruntime', 'onnx_ir', 'onnx', 'tensorrt'):\n"
         "    sys.modules[n] = None\n"
-        "from vlmedge.cli import main\n"
+        "from vlmedge.cli.app import main\n"
         "main(['doctor', '--json'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -21,6 +21,7 @@ from tiny import tiny as tiny_checkpoint
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.bundle.writer import stored_files, write_manifest
+from vlmedge.cli.tables import show_fusions
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import save_graph
 from vlmedge.make.export import export
@@ -31,7 +32,6 @@ from vlmedge.shelves.engine_store import stored_engines
 from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
-from vlmedge.tables import show_fusions
 
 ort: Any = import_module(type(ENGINES["ort"]).__module__)
 FLOAT = ir.DataType.FLOAT

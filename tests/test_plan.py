@@ -309,7 +309,7 @@ def test_plan_takes_under_two_seconds_without_torch(llava: Path) -> None:
     code = (
         "import sys\n"
         "for n in ('torch', 'transformers', 'onnxruntime', 'onnx_ir'): sys.modules[n] = None\n"
-        "from vlmedge.cli import main\n"
+        "from vlmedge.cli.app import main\n"
         f"main(['plan', {str(llava)!r}, '--device', 'jetson-orin-nano-4gb'])"
     )
     before = _children_s()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from vlmedge import sheet
-from vlmedge.sheet import contact_sheet, terminal_picture
+from vlmedge.cli import contact_sheet as sheet
+from vlmedge.cli.contact_sheet import contact_sheet, terminal_picture
 
 RED = np.full((8, 8, 3), (255, 0, 0), np.uint8)
 

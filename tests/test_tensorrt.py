@@ -29,9 +29,9 @@ from overflow import COMPONENT, overflowing
 from tiny import KINDS, tiny
 
 import vlmedge
-from vlmedge import tables_build
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
+from vlmedge.cli import tables_build
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
 from vlmedge.make import export as exporting
 from vlmedge.parity import on_device as level4

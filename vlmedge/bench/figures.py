@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from vlmedge.bench.result import BenchResult, Latency, Side
-from vlmedge.tables import _print, _row, _table
+from vlmedge.cli.tables import _print, _row, _table
 
 MS, SECONDS = 1.0, 1000.0
 Figure = Callable[[Side], "Latency | float | None"]

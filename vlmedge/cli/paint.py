@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmedge.cli_types import AllowFallback, BundleFolder, EngineName, Quiet
+from vlmedge.cli.options import AllowFallback, BundleFolder, EngineName, Quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ def paint(
     quiet: Quiet = False,
 ) -> None:
     """Do to a picture what was done to the pictures of examples."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
     from vlmedge.errors import InputError
 
     if out.suffix.lower() != ".png":

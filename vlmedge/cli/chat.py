@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmedge.cli_types import (
+from vlmedge.cli.options import (
     AllowFallback,
     BundleFolder,
     EngineName,
@@ -51,7 +51,7 @@ def chat(
 
     Lines that are piped in make a script: it goes on after one that fails, and exits 1 at its end.
     """
-    from vlmedge import console
+    from vlmedge.cli import output as console
     from vlmedge.run.inputs.image_files import load_image
 
     model = console.open_model(bundle, engine, low_memory, allow_fallback)
@@ -98,7 +98,7 @@ def _read(prompted: bool) -> str | None:
 
 def _turn(talk: Chat, text: str, images: list[Image], seed: int | None) -> None:
     """Say something and print the reply as it comes; Ctrl-C cuts it short."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     pieces = talk.stream(text, images, seed=seed)
     try:

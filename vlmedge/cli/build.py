@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vlmedge.cli_types import BundleFolder, Json, Quiet
+from vlmedge.cli.options import BundleFolder, Json, Quiet
 from vlmedge.errors import BundleError, InputError
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def build(
         raise typer.BadParameter("--check-only and --tensorrt VERSION go together")
     if check_only and tensorrt is None and device is None:
         raise typer.BadParameter("--check-only wants --tensorrt VERSION or --device NAME")
-    from vlmedge import console, tables_build
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables_build
     from vlmedge.parity import on_device as level4
     from vlmedge.shelves.build_options import BuildOptions, Compiler
     from vlmedge.shelves.registry import ENGINES
@@ -132,7 +133,8 @@ def check_engine(bundle: Path, engine: str, as_json: bool, quiet: bool) -> None:
 
     An engine that is compiled has been judged by its build, whose word is shown.
     """
-    from vlmedge import console, tables
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables
     from vlmedge.parity import on_device as level4
     from vlmedge.shelves.registry import ENGINES
 
@@ -156,8 +158,9 @@ def check_engine(bundle: Path, engine: str, as_json: bool, quiet: bool) -> None:
 @engines.command("list")
 def list_(bundle: BundleFolder, as_json: Json = False) -> None:
     """List the engines of a bundle, and what each was built for."""
-    from vlmedge import console, tables_build
     from vlmedge.bundle import read_manifest
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables_build
     from vlmedge.shelves.engine_store import stored_engines
 
     read_manifest(bundle)  # refuses what is no bundle
@@ -168,8 +171,9 @@ def list_(bundle: BundleFolder, as_json: Json = False) -> None:
 @engines.command()
 def clean(bundle: BundleFolder, as_json: Json = False) -> None:
     """Remove the engines of a bundle; the next run builds them again."""
-    from vlmedge import console, tables_build
     from vlmedge.bundle import read_manifest
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables_build
     from vlmedge.shelves.engine_store import clean_engines
 
     read_manifest(bundle)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlmedge.cli_types import BundleFolder, EngineName, Json, Quiet
+from vlmedge.cli.options import BundleFolder, EngineName, Json, Quiet
 
 
 def bench(
@@ -23,8 +23,8 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Measure speed, memory, start and energy, beside PyTorch's if asked."""
-    from vlmedge import console
     from vlmedge.bench.run import bench as measure
+    from vlmedge.cli import output as console
 
     if plot is not None:
         from vlmedge.bench.plot import refuse

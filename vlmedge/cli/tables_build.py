@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlmedge.cli.tables import MIB, _print, _row, _table, level4_words
 from vlmedge.shelves.build_options import Built, Finding
 from vlmedge.shelves.engine_store import StoredEngine
-from vlmedge.tables import MIB, _print, _row, _table, level4_words
 
 
 def show_built(built: Sequence[Built]) -> None:

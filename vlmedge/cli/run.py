@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmedge.cli_types import (
+from vlmedge.cli.options import (
     AllowFallback,
     BundleFolder,
     EngineName,
@@ -61,7 +61,7 @@ def caption(
     quiet: Quiet = False,
 ) -> None:
     """Describe pictures or videos, one line each."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     model = console.open_model(bundle, engine, low_memory, allow_fallback)
     console.write(model, images, prompt, None, as_json, frames, task, **_sampling(context))
@@ -98,7 +98,7 @@ def ask(
     quiet: Quiet = False,
 ) -> None:
     """Answer a question about a picture or a video."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     regions = [_region(text) for text in region or ()]
     model = console.open_model(bundle, engine, low_memory, allow_fallback)
@@ -128,7 +128,7 @@ def classify(
     quiet: Quiet = False,
 ) -> None:
     """Say which label fits each picture: one of yours without training, or of a closed head."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     console.classify(
         console.open_model(bundle, engine, low_memory, allow_fallback),
@@ -160,7 +160,7 @@ def embed(
     """Turn pictures and texts into vectors of length 1: pictures first, then texts."""
     if not images and not text:
         raise typer.BadParameter("give an IMAGE or a --text")
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     console.embed(
         console.open_model(bundle, engine, low_memory, allow_fallback),
@@ -183,7 +183,7 @@ def match(
     quiet: Quiet = False,
 ) -> None:
     """Say how likely it is that a picture and each text belong together."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     console.match(
         console.open_model(bundle, engine, low_memory, allow_fallback), image, texts, as_json
@@ -202,7 +202,7 @@ def infill(
     quiet: Quiet = False,
 ) -> None:
     """Fill the gaps of a text about a picture."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     console.infill(
         console.open_model(bundle, engine, low_memory, allow_fallback), image, text, top, as_json
@@ -222,7 +222,7 @@ def index(
     quiet: Quiet = False,
 ) -> None:
     """Embed every picture of a folder, so that it can be searched."""
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     console.index(
         console.open_model(bundle, engine, low_memory, allow_fallback), folder, out, as_json, quiet
@@ -246,7 +246,7 @@ def search(
     """Find pictures of an index by a text or by another picture."""
     if (text is None) == (image is None):
         raise typer.BadParameter("give a TEXT or an --image, one of them")
-    from vlmedge import console
+    from vlmedge.cli import output as console
 
     console.search(
         console.open_model(bundle, engine, low_memory, allow_fallback),

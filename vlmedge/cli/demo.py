@@ -11,11 +11,11 @@ from pathlib import Path
 import typer
 from PIL import Image
 
-from vlmedge import console
 from vlmedge.checkpoints.scenes import CLASSES, Scene, draw_labelled, draw_scene
+from vlmedge.cli import output as console
+from vlmedge.cli.contact_sheet import contact_sheet, terminal_picture
 from vlmedge.errors import InputError
 from vlmedge.run.model import load
-from vlmedge.sheet import contact_sheet, terminal_picture
 
 SCENES = (0, 1, 2, 3, 4, 5, 6, 7)  # of the held-out split
 ASKED = 3  # pictures that get a question
@@ -96,7 +96,7 @@ def _draw(scenes: list[Scene], captions: list[str]) -> None:
 
 def _run(*words: str | Path) -> None:
     """Echo a command of ours and run it, in this process."""
-    from vlmedge.cli import app
+    from vlmedge.cli.app import app
 
     arguments = [str(word) for word in words]
     print(f"$ {shlex.join(['vlmedge', *arguments])}", flush=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmedge.cli_types import AllowFallback, EngineName, Images, Json, LowMemory, Quiet
+from vlmedge.cli.options import AllowFallback, EngineName, Images, Json, LowMemory, Quiet
 
 
 def compose(
@@ -41,7 +41,7 @@ def compose(
         path: _value(text)
         for path, text in (_pair(text, "set", "STEP.WORD=VALUE") for text in change or ())
     }
-    from vlmedge import console
+    from vlmedge.cli import output as console
     from vlmedge.compositions.run import compose as put_together
 
     composed = put_together(

@@ -16,17 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmedge import (
-    cli_bench,
-    cli_build,
-    cli_chat,
-    cli_compose,
-    cli_detect,
-    cli_device,
-    cli_model,
-    cli_paint,
-)
-from vlmedge.cli_types import (
+from vlmedge.cli import bench as cli_bench
+from vlmedge.cli import build as cli_build
+from vlmedge.cli import chat as cli_chat
+from vlmedge.cli import compose as cli_compose
+from vlmedge.cli import detect as cli_detect
+from vlmedge.cli import paint as cli_paint
+from vlmedge.cli import plan as cli_device
+from vlmedge.cli import run as cli_model
+from vlmedge.cli.options import (
     AllowUnverified,
     BudgetMib,
     BundleFolder,
@@ -164,7 +162,7 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle, and compare it with PyTorch."""
     recipe = _recipe(context)
-    from vlmedge import console
+    from vlmedge.cli import output as console
     from vlmedge.make import export as exporting
 
     if device is not None:
@@ -211,7 +209,7 @@ def quantize(
 ) -> None:
     """Make a smaller bundle of a float32 one, and compare it with PyTorch."""
     recipe = _recipe(context)
-    from vlmedge import console
+    from vlmedge.cli import output as console
     from vlmedge.make import quantize
 
     if recipe.scheme == "float32":
@@ -260,8 +258,8 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Compare a bundle with its checkpoint; or an engine of this machine with the bundle."""
-    from vlmedge import console
     from vlmedge.bundle import Bundle
+    from vlmedge.cli import output as console
     from vlmedge.make import check
     from vlmedge.parity import records
 
@@ -305,7 +303,8 @@ app.command()(cli_bench.bench)
 @app.command()
 def info(bundle: BundleFolder, as_json: Json = False, quiet: Quiet = False) -> None:
     """Say what a bundle holds."""
-    from vlmedge import console, tables
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables
 
     opened = console.load(bundle)
     console.emit(opened.manifest) if as_json else tables.show_info(opened)
@@ -314,7 +313,8 @@ def info(bundle: BundleFolder, as_json: Json = False, quiet: Quiet = False) -> N
 @app.command("list")
 def list_(as_json: Json = False, quiet: Quiet = False) -> None:
     """List checkpoints, families, schemes, engines, devices and compositions."""
-    from vlmedge import console, tables
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables
 
     console.emit(tables.shelves()) if as_json else tables.show_list()
 
@@ -326,7 +326,7 @@ def demo(
     ),
 ) -> None:
     """Do the main job on the built-in checkpoints: export, quantize, check, caption, ask."""
-    from vlmedge.demo import demo as show
+    from vlmedge.cli.demo import demo as show
 
     show(out)
 
@@ -370,7 +370,8 @@ def _fields(recipe: Recipe) -> dict[str, Any]:
 
 def _conclude(bundle: Bundle, as_json: bool, quiet: bool) -> None:
     """Print what the gate found; fail when it has not passed."""
-    from vlmedge import console, tables
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables
 
     if as_json:
         console.emit(tables.verdict(bundle))
@@ -380,7 +381,3 @@ def _conclude(bundle: Bundle, as_json: bool, quiet: bool) -> None:
         console.warn(bundle)
     elif not bundle.verified:
         raise ParityError(f"{bundle.path} is NOT verified: it differs from PyTorch by too much")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmedge.cli_types import Json, Quiet
+from vlmedge.cli.options import Json, Quiet
 from vlmedge.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def plan(
     """Tell from config.json alone what will fit on a device, and how fast it will be."""
     if free_gib is not None and not 0 < free_gib < math.inf:
         raise typer.BadParameter("--free-gib must be finite and more than 0")
-    from vlmedge import console, tables_device
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables_device
     from vlmedge.plan import plan as planning
 
     shape, stored = planning.look_up(model, console.progress(quiet))
@@ -94,8 +95,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Find what is wrong with this machine, and say what to do about it."""
-    from vlmedge import console, tables_device
     from vlmedge.bundle import read_manifest
+    from vlmedge.cli import output as console
+    from vlmedge.cli import tables_device
     from vlmedge.doctor.examine import examine
     from vlmedge.doctor.patient import this_patient
 
@@ -111,7 +113,7 @@ def fit(recipe: Recipe, checkpoint: str, device: str, asked: str | None, quiet: 
     """Give a recipe the scheme that fits a device, or refuse what was asked for."""
     import msgspec
 
-    from vlmedge import console
+    from vlmedge.cli import output as console
     from vlmedge.plan import plan as planning
 
     progress = console.progress(quiet)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from vlmedge.cli.tables import _print, _row, _table
 from vlmedge.doctor.patient import Finding
 from vlmedge.plan.plan import Plan, SchemePlan
-from vlmedge.tables import _print, _row, _table
 from vlmedge.units import GIB, MIB
 
 _COLOURS = {"ok": "green", "warn": "yellow", "bad": "bold red"}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlmedge.cli_types import (
+from vlmedge.cli.options import (
     AllowFallback,
     BundleFolder,
     EngineName,
@@ -53,8 +53,8 @@ def detect(
     quiet: Quiet = False,
 ) -> None:
     """Say where things are on a picture: a line each, pixels from its upper left corner."""
-    from vlmedge import console
-    from vlmedge.drawing import draw
+    from vlmedge.cli import output as console
+    from vlmedge.cli.drawing import draw
     from vlmedge.run.inputs.image_files import load_image
     from vlmedge.run.tasks.detect import check_masks, usual
 

@@ -1,0 +1,1 @@
+"""The command line: `vlmedge.cli.app` has the commands, each command its own file."""
