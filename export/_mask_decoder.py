@@ -23,8 +23,9 @@ from vlmedge.arrays import Array
 from vlmedge.bundle.weights import finite
 from vlmedge.errors import CheckpointError
 from vlmedge.run.tasks.boxes import CODES
-from vlmedge.shapes.paligemma import MASK_DECODER, MASK_FILE
 from vlmedge.spec import Component, TensorSpec
+
+from .shapes.paligemma import MASK_DECODER, MASK_FILE
 
 NAME = "mask_decoder"
 SIDE = 4  # of the square that a mask's codes make

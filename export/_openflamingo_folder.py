@@ -10,12 +10,12 @@ from typing import Any
 import tokenizers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shapes.openflamingo import EVERY, gated_layers
 
 from ._checkpoint import read_config
 from ._decoder import check_language_model
 from ._openflamingo_model import END, IMAGE, LANGUAGE_MODELS, Names
 from ._weights import Cut, Renamed, Weights, open_saved
+from .shapes.openflamingo import EVERY, gated_layers
 
 TOWER, LM = "vision_encoder", "lang_encoder"
 GATED, HEAD = f"{LM}.gated_cross_attn_layers", f"{LM}.lm_head.weight"

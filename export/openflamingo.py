@@ -32,14 +32,6 @@ from safetensors.torch import save_file
 from transformers.cache_utils import DynamicCache
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from vlmedge.shapes.openflamingo import (
-    DEPTH,
-    EVERY,
-    LATENTS,
-    PERCEIVER_DEPTH,
-    PERCEIVER_LATENTS,
-    gated_layers,
-)
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
 from ._checkpoint import (
@@ -77,6 +69,14 @@ from ._openflamingo_model import (
 )
 from ._tiny import SPECIAL, VOCABULARY, free_id, save
 from ._weights import Renamed, Together, Weights, open_weights
+from .shapes.openflamingo import (
+    DEPTH,
+    EVERY,
+    LATENTS,
+    PERCEIVER_DEPTH,
+    PERCEIVER_LATENTS,
+    gated_layers,
+)
 
 ARCHITECTURES = ("OpenFlamingo",)
 ALIASES: dict[str, str] = {}

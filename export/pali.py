@@ -35,7 +35,6 @@ import transformers
 from safetensors.torch import save_file
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shapes.pali import PRESETS
 from vlmedge.spec import (
     Component,
     GenerateTask,
@@ -70,6 +69,7 @@ from ._respell import VIT, respell
 from ._tiny import save
 from ._torch import Build
 from ._weights import Renamed, Together, Weights, open_weights
+from .shapes.pali import PRESETS
 
 ARCHITECTURES = ("PaLIForConditionalGeneration",)
 ALIASES: dict[str, str] = {}

@@ -13,7 +13,6 @@ import torch
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.shapes.paligemma import MASK_FILE
 from vlmedge.spec import (
     Component,
     GenerateTask,
@@ -41,6 +40,7 @@ from ._family import HubExport
 from ._tiny import VOCABULARY, save
 from ._torch import Build
 from ._weights import Renamed, Together, Weights, open_weights
+from .shapes.paligemma import MASK_FILE
 
 ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)
 ALIASES = {

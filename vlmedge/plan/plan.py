@@ -434,4 +434,4 @@ def _smallest_device(plan: Plan, shape: Shape, scheme: str) -> str | None:
     return min(found)[2] if found else None
 
 
-SHAPES: Registry[Callable[[Fields], Shape]] = Registry("shapes", "SHAPE", "shape", "cpu")
+SHAPES: Registry[Callable[[Fields], Shape]] = Registry("export.shapes", "SHAPE", "shape", "cpu")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vlmedge.errors import CheckpointError
 from vlmedge.plan.shape import Fields, Part, Shape, linear, transformer
-from vlmedge.shapes import _language, _t5
+
+from . import _language, _t5
 
 # What transformers' OPTConfig takes for a field that is not there
 OPT = {

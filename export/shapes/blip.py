@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, vision_tower
-from vlmedge.shapes import _bert
+
+from . import _bert
 
 ARCHITECTURES = (
     "BlipForConditionalGeneration",

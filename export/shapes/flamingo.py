@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmedge.plan.shape import Fields, Part, Shape, followed, vision_tower
-from vlmedge.shapes import _language
+
+from . import _language
 
 ARCHITECTURES = ("IdeficsForVisionText2Text",)
 

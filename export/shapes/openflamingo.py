@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from vlmedge.errors import CheckpointError
 from vlmedge.plan.shape import Fields, Part, Shape, linear, transformer, vision_tower
-from vlmedge.shapes.clip import VISION
+
+from .clip import VISION
 
 ARCHITECTURES = ("OpenFlamingo",)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vlmedge.plan.shape import Fields, Shape
-from vlmedge.shapes import _qformer, _t5, _writers
+
+from . import _qformer, _t5, _writers
 
 ARCHITECTURES = ("Blip2ForConditionalGeneration",)
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from vlmedge.errors import CheckpointError
 from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transformer
-from vlmedge.shapes import _qformer
+
+from . import _qformer
 
 ARCHITECTURES = ("Blip2ForImageTextRetrieval",)
 

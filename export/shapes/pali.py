@@ -7,8 +7,9 @@ from typing import Any
 
 from vlmedge.errors import CheckpointError
 from vlmedge.plan.shape import Fields, Part, Shape, linear, vision_tower
-from vlmedge.shapes import _t5
-from vlmedge.shapes._siglip import VISION  # the same as transformers' ViTConfig
+
+from . import _t5
+from ._siglip import VISION  # the same as transformers' ViTConfig
 
 ARCHITECTURES = ("PaLIForConditionalGeneration",)
 

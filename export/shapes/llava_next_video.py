@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vlmedge.plan.shape import Fields, Shape, followed
-from vlmedge.shapes import llava, llava_next
+
+from . import llava, llava_next
 
 ARCHITECTURES = ("LlavaNextVideoForConditionalGeneration",)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vlmedge.errors import CheckpointError
 from vlmedge.plan.shape import Fields, Part, Shape, linear, vision_tower
-from vlmedge.shapes import _language, _siglip, clip
+
+from . import _language, _siglip, clip
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
 

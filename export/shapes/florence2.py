@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from vlmedge.errors import CheckpointError
 from vlmedge.plan.shape import Fields, Part, Shape, followed, transformer
-from vlmedge.shapes._t5 import TEXT_ROWS
+
+from ._t5 import TEXT_ROWS
 
 ARCHITECTURES = ("Florence2ForConditionalGeneration",)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmedge.plan.shape import Fields, Part, Shape
-from vlmedge.shapes import _siglip
-from vlmedge.shapes._t5 import TEXT_ROWS
+
+from . import _siglip
+from ._t5 import TEXT_ROWS
 
 ARCHITECTURES = ("T5Gemma2ForConditionalGeneration",)
 

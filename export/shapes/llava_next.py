@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmedge.plan.shape import Fields, Part, Shape
-from vlmedge.shapes import llava
+
+from . import llava
 
 ARCHITECTURES = ("LlavaNextForConditionalGeneration",)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from vlmedge.plan.shape import Fields, Part, Shape, linear
-from vlmedge.shapes import _language, _siglip
+
+from . import _language, _siglip
 
 ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)
 

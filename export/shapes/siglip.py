@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transformer
-from vlmedge.shapes import _siglip
+
+from . import _siglip
 
 ARCHITECTURES = ("SiglipModel",)
 

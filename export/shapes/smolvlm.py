@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmedge.plan.shape import Fields, Part, Shape
-from vlmedge.shapes import _language, _siglip
+
+from . import _language, _siglip
 
 ARCHITECTURES = ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration")
 

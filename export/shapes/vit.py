@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vlmedge.plan.shape import Fields, Shape, followed, linear, vision_tower
-from vlmedge.shapes._siglip import VISION  # the same as transformers' ViTConfig and DeiTConfig
+
+from ._siglip import VISION  # the same as transformers' ViTConfig and DeiTConfig
 
 ARCHITECTURES = (
     "ViTForImageClassification",
