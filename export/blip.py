@@ -25,7 +25,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     CLIP_MEAN,
     CLIP_STD,
     TOKENIZER,
@@ -34,11 +34,11 @@ from ._checkpoint import (
     read_image_front_end,
     read_tokenizer,
 )
-from ._cross import CrossKV, cross_specs, filled_cache, padding_mask
-from ._family import HubExport, cache_argument, cached, causal_mask, state_pairs
+from ._checkpoint.weights import open_weights
+from ._parts.cross_attention import CrossKV, cross_specs, filled_cache, padding_mask
 from ._tiny import VOCABULARY, save
-from ._torch import Build
-from ._weights import open_weights
+from ._trace.hub_export import HubExport, cache_argument, cached, causal_mask, state_pairs
+from ._trace.torch_modules import Build
 
 CAPTION, ANSWER = "BlipForConditionalGeneration", "BlipForQuestionAnswering"
 MATCH = "BlipForImageTextRetrieval"

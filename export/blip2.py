@@ -12,18 +12,20 @@ import transformers
 
 from vlmedge.spec import ModelSpec, TextFrontEnd
 
-from . import _qformer, _t5, _writers
-from ._checkpoint import (
+from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
     read_generation,
     read_image_front_end,
     read_tokenizer,
 )
-from ._decoder import check_language_model
-from ._family import HubExport
+from ._checkpoint.weights import open_weights
+from ._parts import qformer as _qformer
+from ._parts import qformer_writers as _writers
+from ._parts import t5 as _t5
+from ._parts.decoder import check_language_model
 from ._tiny import VOCABULARY, save
-from ._weights import open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("Blip2ForConditionalGeneration",)
 ALIASES = {

@@ -31,12 +31,12 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from . import _qformer
-from ._checkpoint import TOKENIZER, read_config, read_image_front_end, read_tokenizer
-from ._cross import padding_mask
-from ._family import HubExport
+from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_tokenizer
+from ._checkpoint.weights import open_weights
+from ._parts import qformer as _qformer
+from ._parts.cross_attention import padding_mask
 from ._tiny import VOCABULARY, save
-from ._weights import open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("Blip2ForImageTextRetrieval",)
 ALIASES = {

@@ -19,7 +19,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     CLIP_MEAN,
     CLIP_STD,
     TOKENIZER,
@@ -27,9 +27,9 @@ from ._checkpoint import (
     read_image_front_end,
     read_tokenizer,
 )
-from ._family import HubExport, causal_mask
+from ._checkpoint.weights import open_weights
 from ._tiny import VOCABULARY, save
-from ._weights import open_weights
+from ._trace.hub_export import HubExport, causal_mask
 
 ARCHITECTURES = ("CLIPModel",)
 ALIASES = {

@@ -13,10 +13,9 @@ import torch
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     CLIP_MEAN,
     CLIP_STD,
     TOKENIZER,
@@ -26,10 +25,11 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport, cache_argument, cache_of, cached, causal_mask, positions
-from ._media import components, describe_decoder, task, visible
+from ._checkpoint.preprocessor import front_end
+from ._checkpoint.weights import Joined, Weights, open_weights
+from ._parts.gated_media import components, describe_decoder, task, visible
 from ._tiny import VOCABULARY, save
-from ._weights import Joined, Weights, open_weights
+from ._trace.hub_export import HubExport, cache_argument, cache_of, cached, causal_mask, positions
 
 ARCHITECTURES = ("IdeficsForVisionText2Text",)
 ALIASES = {

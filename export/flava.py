@@ -23,7 +23,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     CLIP_MEAN,
     CLIP_STD,
     TOKENIZER,
@@ -32,10 +32,10 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._cross import padding_mask
-from ._family import HubExport
+from ._checkpoint.weights import open_weights
+from ._parts.cross_attention import padding_mask
 from ._tiny import VOCABULARY, save
-from ._weights import open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("FlavaForPreTraining",)
 ALIASES = {"flava": "facebook/flava-full"}

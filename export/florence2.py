@@ -31,7 +31,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     LOCATED_TOKENS,
     TOKENIZER,
     bare,
@@ -41,10 +41,10 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._cross import CrossKV, encoder_decoder, filled_cache, nest, padding_mask
-from ._family import HubExport, cache_argument, cached, causal_mask
+from ._checkpoint.weights import Weights, open_weights
+from ._parts.cross_attention import CrossKV, encoder_decoder, filled_cache, nest, padding_mask
 from ._tiny import free_id, save
-from ._weights import Weights, open_weights
+from ._trace.hub_export import HubExport, cache_argument, cached, causal_mask
 
 ARCHITECTURES = ("Florence2ForConditionalGeneration",)
 ALIASES = {

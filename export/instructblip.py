@@ -21,19 +21,21 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, GenerateTask, ModelSpec, Task, TensorSpec, TextFrontEnd
 
-from . import _qformer, _t5, _writers
-from ._checkpoint import (
+from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
     read_generation,
     read_image_front_end,
     read_tokenizer,
 )
-from ._cross import padding_mask
-from ._decoder import check_language_model
-from ._family import HubExport
+from ._checkpoint.weights import open_weights
+from ._parts import qformer as _qformer
+from ._parts import qformer_writers as _writers
+from ._parts import t5 as _t5
+from ._parts.cross_attention import padding_mask
+from ._parts.decoder import check_language_model
 from ._tiny import VOCABULARY, save, tokenizer
-from ._weights import open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("InstructBlipForConditionalGeneration",)
 ALIASES = {

@@ -10,11 +10,11 @@ import transformers
 
 from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec, TensorSpec
 
-from ._chat import read_chat, write_template
-from ._checkpoint import read_generation, read_image_front_end, read_tokenizer
-from ._decoder import Decoder
-from ._family import HubExport
-from ._llava import (
+from ._checkpoint.chat_template import read_chat, write_template
+from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
+from ._checkpoint.weights import Renamed, Weights, open_weights
+from ._parts.decoder import Decoder
+from ._parts.llava import (
     CHAT,
     LANGUAGE_MODELS,
     PREFIXES,
@@ -31,7 +31,7 @@ from ._llava import (
     text_front_end,
     tiny_configs,
 )
-from ._weights import Renamed, Weights, open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
 ALIASES = {

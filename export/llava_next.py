@@ -12,7 +12,10 @@ import transformers
 
 from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec
 
-from ._anyres import (
+from ._checkpoint.chat_template import read_chat, write_template
+from ._checkpoint.folder import read_generation, read_tokenizer
+from ._checkpoint.weights import Renamed, Weights, open_weights
+from ._parts.anyres import (
     SIZES,
     LineProjector,
     check_patches,
@@ -20,11 +23,8 @@ from ._anyres import (
     read_anyres_front_end,
     save_tiny_anyres,
 )
-from ._chat import read_chat, write_template
-from ._checkpoint import read_generation, read_tokenizer
-from ._decoder import Decoder
-from ._family import HubExport
-from ._llava import (
+from ._parts.decoder import Decoder
+from ._parts.llava import (
     CHAT,
     PREFIXES,
     VisionEncoder,
@@ -36,7 +36,7 @@ from ._llava import (
     text_front_end,
     tiny_configs,
 )
-from ._weights import Renamed, Weights, open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("LlavaNextForConditionalGeneration",)
 ALIASES = {

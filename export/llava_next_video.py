@@ -23,7 +23,10 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._anyres import (
+from ._checkpoint.chat_template import write_template
+from ._checkpoint.folder import read_generation, read_tokenizer
+from ._checkpoint.weights import Renamed, Weights, open_weights
+from ._parts.anyres import (
     SIZES,
     LineProjector,
     check_patches,
@@ -31,11 +34,8 @@ from ._anyres import (
     read_anyres_front_end,
     save_tiny_anyres,
 )
-from ._chat import write_template
-from ._checkpoint import read_generation, read_tokenizer
-from ._decoder import Decoder
-from ._family import HubExport
-from ._llava import (
+from ._parts.decoder import Decoder
+from ._parts.llava import (
     CHAT,
     ENCODE,
     PREFIXES,
@@ -53,7 +53,7 @@ from ._llava import (
     video_tasks,
 )
 from ._tiny import free_id
-from ._weights import Renamed, Weights, open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("LlavaNextVideoForConditionalGeneration",)
 ALIASES = {

@@ -34,18 +34,28 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     TOKENIZER,
     read_generation,
     read_image_front_end,
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport, cache_of, cached, causal_mask, positions
-from ._llava import VisionEncoder, default_front_end, seen_patches, unused_layers
-from ._llava_v1 import tower_prefixes
-from ._media import components, describe_decoder, task, visible
-from ._openflamingo_folder import (
+from ._checkpoint.weights import Renamed, Together, Weights, open_weights
+from ._parts.gated_media import components, describe_decoder, task, visible
+from ._parts.llava import VisionEncoder, default_front_end, seen_patches, unused_layers
+from ._parts.llava_v1 import tower_prefixes
+from ._parts.openflamingo import (
+    END,
+    IMAGE,
+    INNER,
+    LANGUAGE_MODELS,
+    OpenFlamingo,
+    Perceiver,
+    Processor,
+    make_gated,
+)
+from ._parts.openflamingo_folder import (
     HEAD,
     LM,
     TOWER,
@@ -57,18 +67,8 @@ from ._openflamingo_folder import (
     read_text,
     read_vision,
 )
-from ._openflamingo_model import (
-    END,
-    IMAGE,
-    INNER,
-    LANGUAGE_MODELS,
-    OpenFlamingo,
-    Perceiver,
-    Processor,
-    make_gated,
-)
 from ._tiny import SPECIAL, VOCABULARY, free_id, save
-from ._weights import Renamed, Together, Weights, open_weights
+from ._trace.hub_export import HubExport, cache_of, cached, causal_mask, positions
 from .shapes.openflamingo import (
     DEPTH,
     EVERY,

@@ -26,11 +26,11 @@ from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, ImageFrontEnd, ModelSpec, PaintTask, TensorSpec
 
-from ._checkpoint import read_config, read_image_front_end, read_json
-from ._family import HubExport
-from ._respell import respell
+from ._checkpoint.folder import read_config, read_image_front_end, read_json
+from ._checkpoint.weights import Weights, open_saved, open_weights
 from ._tiny import save
-from ._weights import Weights, open_saved, open_weights
+from ._trace.hub_export import HubExport
+from ._trace.rename import respell
 
 SEGGPT, PAINTER, ORIGINAL = "SegGptForImageSegmentation", "Painter", "SegGPT"
 ARCHITECTURES = ("SegGptForImageSegmentation", "Painter", "SegGPT")

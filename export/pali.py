@@ -45,8 +45,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from . import _t5
-from ._checkpoint import (
+from ._checkpoint.folder import (
     TOKENIZER,
     eager_float32,
     read_config,
@@ -55,20 +54,13 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._family import HubExport
-from ._pali_model import (
-    LEADING,
-    PROJECTOR,
-    TOWER,
-    PaliModel,
-    Tower,
-    make_config,
-    pair,
-)
-from ._respell import VIT, respell
+from ._checkpoint.weights import Renamed, Together, Weights, open_weights
+from ._parts import t5 as _t5
+from ._parts.pali import LEADING, PROJECTOR, TOWER, PaliModel, Tower, make_config, pair
 from ._tiny import save
-from ._torch import Build
-from ._weights import Renamed, Together, Weights, open_weights
+from ._trace.hub_export import HubExport
+from ._trace.rename import VIT, respell
+from ._trace.torch_modules import Build
 from .shapes.pali import PRESETS
 
 ARCHITECTURES = ("PaLIForConditionalGeneration",)

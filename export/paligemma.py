@@ -25,8 +25,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from . import _mask_decoder
-from ._checkpoint import (
+from ._checkpoint.folder import (
     LOCATED_TOKENS,
     TOKENIZER,
     bare,
@@ -35,11 +34,18 @@ from ._checkpoint import (
     read_image_front_end,
     read_tokenizer,
 )
-from ._decoder import EMBED_TOKENS, TIED, PrefixDecoder, check_language_model, describe_decoder
-from ._family import HubExport
+from ._checkpoint.weights import Renamed, Together, Weights, open_weights
+from ._parts import mask_decoder as _mask_decoder
+from ._parts.decoder import (
+    EMBED_TOKENS,
+    TIED,
+    PrefixDecoder,
+    check_language_model,
+    describe_decoder,
+)
 from ._tiny import VOCABULARY, save
-from ._torch import Build
-from ._weights import Renamed, Together, Weights, open_weights
+from ._trace.hub_export import HubExport
+from ._trace.torch_modules import Build
 from .shapes.paligemma import MASK_FILE
 
 ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)

@@ -32,16 +32,16 @@ from vlmedge.spec import (
     TensorSpec,
 )
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     CLIP_STD,
     LOCATED_TOKENS,
     read_generation,
     read_image_front_end,
     read_tokenizer,
 )
-from ._decoder import EMBED_TOKENS, TIED, Decoder
-from ._family import HubExport
-from ._llava import (
+from ._checkpoint.weights import Renamed, Summed, Together, Weights, open_weights
+from ._parts.decoder import EMBED_TOKENS, TIED, Decoder
+from ._parts.llava import (
     ENCODE,
     VisionEncoder,
     default_front_end,
@@ -50,9 +50,9 @@ from ._llava import (
     text_front_end,
     tiny_configs,
 )
-from ._llava_v1 import PREFIXES, TOWER, add_marks, open_tower, read_configs, unused
+from ._parts.llava_v1 import PREFIXES, TOWER, add_marks, open_tower, read_configs, unused
 from ._tiny import free_id, save
-from ._weights import Renamed, Summed, Together, Weights, open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("ShikraLlamaForCausalLM",)
 ALIASES: dict[str, str] = {}

@@ -19,10 +19,10 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import TOKENIZER, read_config, read_image_front_end, read_padded_tokenizer
-from ._family import HubExport
+from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_padded_tokenizer
+from ._checkpoint.weights import open_weights
 from ._tiny import VOCABULARY, save
-from ._weights import open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("SiglipModel",)
 ALIASES = {

@@ -10,7 +10,6 @@ import torch
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import (
     ChatTask,
     Component,
@@ -25,12 +24,13 @@ from vlmedge.spec import (
     Tiling,
 )
 
-from ._chat import ask_template, caption_template, read_chat, write_template
-from ._checkpoint import TOKENIZER, read_config, read_generation, read_json, read_tokenizer
-from ._decoder import EMBED_TOKENS, TIED, Decoder, check_language_model, describe_decoder
-from ._family import HubExport
+from ._checkpoint.chat_template import ask_template, caption_template, read_chat, write_template
+from ._checkpoint.folder import TOKENIZER, read_config, read_generation, read_json, read_tokenizer
+from ._checkpoint.preprocessor import front_end
+from ._checkpoint.weights import Renamed, Weights, open_weights
+from ._parts.decoder import EMBED_TOKENS, TIED, Decoder, check_language_model, describe_decoder
 from ._tiny import VOCABULARY, save
-from ._weights import Renamed, Weights, open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration")
 ALIASES = {

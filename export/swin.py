@@ -13,13 +13,13 @@ import transformers
 from vlmedge.arrays import Array
 from vlmedge.spec import ImageFrontEnd
 
-from ._checkpoint import read_config, read_image_front_end
-from ._family import HubExport
-from ._labels import describe, label_file, read_labels
-from ._respell import respell
+from ._checkpoint.folder import read_config, read_image_front_end
+from ._checkpoint.labels import describe, label_file, read_labels
+from ._checkpoint.weights import Weights, open_weights
 from ._tiny import save
-from ._torch import build_on_meta
-from ._weights import Weights, open_weights
+from ._trace.hub_export import HubExport
+from ._trace.rename import respell
+from ._trace.torch_modules import build_on_meta
 
 ARCHITECTURES = ("SwinForImageClassification", "Swinv2ForImageClassification")
 ALIASES = {

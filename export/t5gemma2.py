@@ -32,7 +32,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import (
+from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
     read_generation,
@@ -40,10 +40,10 @@ from ._checkpoint import (
     read_json,
     read_tokenizer,
 )
-from ._cross import encoder_decoder, filled_cache, nest, padding_mask, split_heads
-from ._family import HubExport, cache_argument, cached, positions
+from ._checkpoint.weights import Renamed, RowReader, Weights, open_weights, row_reader
+from ._parts.cross_attention import encoder_decoder, filled_cache, nest, padding_mask, split_heads
 from ._tiny import VOCABULARY, free_id, save
-from ._weights import Renamed, RowReader, Weights, open_weights, row_reader
+from ._trace.hub_export import HubExport, cache_argument, cached, positions
 
 ARCHITECTURES = ("T5Gemma2ForConditionalGeneration",)
 ALIASES = {

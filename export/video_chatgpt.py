@@ -33,10 +33,17 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._checkpoint import read_generation, read_image_front_end, read_tokenizer
-from ._decoder import EMBED_TOKENS, LM_HEAD, TIED, Decoder, describe_decoder
-from ._family import HubExport
-from ._llava import (
+from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
+from ._checkpoint.weights import (
+    Padded,
+    Renamed,
+    Together,
+    Weights,
+    open_weights,
+    open_weights_named,
+)
+from ._parts.decoder import EMBED_TOKENS, LM_HEAD, TIED, Decoder, describe_decoder
+from ._parts.llava import (
     ENCODE,
     VIDEO_REQUEST,
     VisionEncoder,
@@ -45,9 +52,9 @@ from ._llava import (
     text_front_end,
     tiny_configs,
 )
-from ._llava_v1 import PREFIXES, TOWER, add_marks, open_tower, read_configs, unused
+from ._parts.llava_v1 import PREFIXES, TOWER, add_marks, open_tower, read_configs, unused
 from ._tiny import save
-from ._weights import Padded, Renamed, Together, Weights, open_weights, open_weights_named
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("VideoChatGPTLlamaForCausalLM",)
 ALIASES: dict[str, str] = {}

@@ -18,11 +18,11 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._chat import write_template
-from ._checkpoint import read_generation, read_image_front_end, read_tokenizer
-from ._decoder import Decoder, describe_decoder
-from ._family import HubExport
-from ._llava import (
+from ._checkpoint.chat_template import write_template
+from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
+from ._checkpoint.weights import Renamed, Weights, open_weights
+from ._parts.decoder import Decoder, describe_decoder
+from ._parts.llava import (
     CHAT,
     PREFIXES,
     Projector,
@@ -42,7 +42,7 @@ from ._llava import (
     video_tasks,
 )
 from ._tiny import free_id
-from ._weights import Renamed, Weights, open_weights
+from ._trace.hub_export import HubExport
 
 ARCHITECTURES = ("VideoLlavaForConditionalGeneration",)
 ALIASES = {"video-llava": "LanguageBind/Video-LLaVA-7B-hf"}

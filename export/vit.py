@@ -10,12 +10,12 @@ import transformers
 
 from vlmedge.spec import ImageFrontEnd
 
-from ._checkpoint import read_config, read_image_front_end
-from ._family import HubExport
-from ._labels import describe, label_file, read_labels
-from ._respell import VIT, respell
+from ._checkpoint.folder import read_config, read_image_front_end
+from ._checkpoint.labels import describe, label_file, read_labels
+from ._checkpoint.weights import open_weights
 from ._tiny import save
-from ._weights import open_weights
+from ._trace.hub_export import HubExport
+from ._trace.rename import VIT, respell
 
 ARCHITECTURES = (
     "ViTForImageClassification",

@@ -15,8 +15,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vlmedge.errors import CheckpointError, InputError
+from vlmedge.export._checkpoint.preprocessor import front_end
 from vlmedge.run.inputs import image as image_module
-from vlmedge.run.inputs.image import front_end, preprocess
+from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.image_files import SIZE_LIMIT_PIXELS, is_images, load_image
 
 STATS = {"image_mean": image_utils.OPENAI_CLIP_MEAN, "image_std": image_utils.OPENAI_CLIP_STD}

@@ -18,10 +18,10 @@ import transformers
 
 from vlmedge.errors import CheckpointError
 
-from ._checkpoint import eager_float32, read_config, read_json
-from ._decoder import EMBED_TOKENS
-from ._llava import unused_layers
-from ._weights import Renamed, Weights, open_weights
+from .._checkpoint.folder import eager_float32, read_config, read_json
+from .._checkpoint.weights import Renamed, Weights, open_weights
+from .decoder import EMBED_TOKENS
+from .llava import unused_layers
 
 TOWER = "vision_tower"
 PREFIXES = {

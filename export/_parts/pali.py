@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from . import _t5
+from . import t5 as _t5
 
 ARCHITECTURE = "PaLIForConditionalGeneration"
 TOWER, PROJECTOR = "vision_model", "projector"

@@ -9,7 +9,7 @@ import transformers
 
 from vlmedge.spec import ChatTask
 
-from ._checkpoint import read_json
+from .folder import read_json
 
 Message = dict[str, Any]
 _SYSTEM, _Q1, _A1, _Q2 = "SYSTEMPROBE", "FIRSTPROBE", "REPLYPROBE", "SECONDPROBE"

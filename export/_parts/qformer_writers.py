@@ -12,8 +12,9 @@ import transformers
 
 from vlmedge.spec import Component, GenerateTask, TensorSpec
 
-from . import _decoder, _qformer, _t5
-from ._family import (
+from .._checkpoint.weights import Weights
+from .._tiny import VOCABULARY
+from .._trace.hub_export import (
     cache_argument,
     cache_of,
     cached,
@@ -21,9 +22,10 @@ from ._family import (
     positions,
     state_pairs,
 )
-from ._tiny import VOCABULARY
-from ._torch import Build
-from ._weights import Weights
+from .._trace.torch_modules import Build
+from . import decoder as _decoder
+from . import qformer as _qformer
+from . import t5 as _t5
 
 OPT_TABLE = "language_model.model.decoder.embed_tokens.weight"
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from .shapes.openflamingo import HEAD_WIDTH, HEADS, MLP_RATIO, gated_layers
+from ..shapes.openflamingo import HEAD_WIDTH, HEADS, MLP_RATIO, gated_layers
 
 IMAGE, END = "<image>", "<|endofchunk|>"
 INNER = HEADS * HEAD_WIDTH

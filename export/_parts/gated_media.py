@@ -11,7 +11,7 @@ import torch
 
 from vlmedge.spec import Component, GenerateTask, ImageText, TensorSpec
 
-from ._family import state_pairs
+from .._trace.hub_export import state_pairs
 
 ENCODE = ("vision_encoder", "resampler", "cross_kv")
 MEDIA = "media"

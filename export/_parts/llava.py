@@ -14,7 +14,6 @@ import transformers
 from transformers.activations import ACT2FN
 
 from vlmedge.errors import CheckpointError
-from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import (
     ChatTask,
     Component,
@@ -29,13 +28,14 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._chat import ask_template, caption_template, read_chat
-from ._checkpoint import CLIP_MEAN, CLIP_STD, TOKENIZER, read_config, read_json
-from ._decoder import EMBED_TOKENS, TIED, check_language_model, describe_decoder
-from ._family import HubExport
-from ._tiny import VOCABULARY, save
-from ._torch import Build
-from ._weights import Weights
+from .._checkpoint.chat_template import ask_template, caption_template, read_chat
+from .._checkpoint.folder import CLIP_MEAN, CLIP_STD, TOKENIZER, read_config, read_json
+from .._checkpoint.preprocessor import front_end
+from .._checkpoint.weights import Weights
+from .._tiny import VOCABULARY, save
+from .._trace.hub_export import HubExport
+from .._trace.torch_modules import Build
+from .decoder import EMBED_TOKENS, TIED, check_language_model, describe_decoder
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")

@@ -9,7 +9,7 @@ import transformers
 
 from vlmedge.spec import Component, ImageFrontEnd, TensorSpec
 
-from ._checkpoint import CLIP_MEAN, CLIP_STD
+from .._checkpoint.folder import CLIP_MEAN, CLIP_STD
 
 ENCODE = ("vision_encoder", "qformer", "projector")
 

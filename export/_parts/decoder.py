@@ -11,7 +11,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, TensorSpec
 
-from ._family import cache_argument, cache_of, cached, positions, state_pairs
+from .._trace.hub_export import cache_argument, cache_of, cached, positions, state_pairs
 
 EMBED_TOKENS = "language_model.model.embed_tokens.weight"
 LM_HEAD = "language_model.lm_head.weight"

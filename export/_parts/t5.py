@@ -21,10 +21,10 @@ from transformers.activations import ACT2FN
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component
 
-from ._cross import CrossKV, encoder_decoder, nest, padding_mask, split_heads
-from ._family import causal_mask
-from ._tiny import VOCABULARY
-from ._weights import Weights
+from .._checkpoint.weights import Weights
+from .._tiny import VOCABULARY
+from .._trace.hub_export import causal_mask
+from .cross_attention import CrossKV, encoder_decoder, nest, padding_mask, split_heads
 
 MODELS = ("t5", "mt5")
 POSITIONS = 512  # that they were trained with; their positions have no end

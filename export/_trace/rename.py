@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from vlmedge.arrays import Array
 
-from ._torch import Build, build_on_meta
-from ._weights import RowReader, Weights, row_reader
+from .._checkpoint.weights import RowReader, Weights, row_reader
+from .torch_modules import Build, build_on_meta
 
 Rules = Sequence[tuple[str, str]]
 """Regular expression -> replacement, applied one after the other, each wherever it fits."""

@@ -24,12 +24,12 @@ from vlmedge.lora.merge import Merged
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import EmbeddingTable, ModelSpec
 
-from ._checkpoint import TOKENIZER, check_weights, goldens
-from ._graph import bind, clean
-from ._pooled import read_one_token
-from ._torch import Build, TorchGraph, build_on_meta
-from ._trace import trace
-from ._weights import Weights
+from .._checkpoint.folder import TOKENIZER, check_weights, goldens
+from .._checkpoint.weights import Weights
+from .clean import bind, clean
+from .pool_early import read_one_token
+from .torch_modules import Build, TorchGraph, build_on_meta
+from .trace import trace
 
 EMBEDDINGS = "assets/embed_tokens.bin"
 IGNORED = (

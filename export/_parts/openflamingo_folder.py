@@ -11,11 +11,11 @@ import tokenizers
 
 from vlmedge.errors import CheckpointError
 
-from ._checkpoint import read_config
-from ._decoder import check_language_model
-from ._openflamingo_model import END, IMAGE, LANGUAGE_MODELS, Names
-from ._weights import Cut, Renamed, Weights, open_saved
-from .shapes.openflamingo import EVERY, gated_layers
+from .._checkpoint.folder import read_config
+from .._checkpoint.weights import Cut, Renamed, Weights, open_saved
+from ..shapes.openflamingo import EVERY, gated_layers
+from .decoder import check_language_model
+from .openflamingo import END, IMAGE, LANGUAGE_MODELS, Names
 
 TOWER, LM = "vision_encoder", "lang_encoder"
 GATED, HEAD = f"{LM}.gated_cross_attn_layers", f"{LM}.lm_head.weight"

@@ -12,8 +12,9 @@ import tokenizers
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import Generation, ImageFrontEnd
+
+from .preprocessor import front_end
 
 TOKENIZER = "assets/tokenizer.json"
 

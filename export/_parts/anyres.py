@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from vlmedge.errors import CheckpointError
-from vlmedge.run.inputs.image import front_end
 from vlmedge.spec import AnyRes, ImageFrontEnd, TensorSpec
 
-from ._checkpoint import CLIP_MEAN, CLIP_STD, read_json
-from ._llava import Projector, save_tiny, seen_patches
+from .._checkpoint.folder import CLIP_MEAN, CLIP_STD, read_json
+from .._checkpoint.preprocessor import front_end
+from .llava import Projector, save_tiny, seen_patches
 
 SIZES = [[32, 64], [64, 32], [64, 64], [32, 96]]  # of the tests' pictures
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from vlmedge.spec import Component, TensorSpec
 
-from ._family import cache_of, state_pairs
+from .._trace.hub_export import cache_of, state_pairs
 
 
 def cross_specs(

@@ -25,7 +25,7 @@ from vlmedge.errors import CheckpointError
 from vlmedge.run.tasks.boxes import CODES
 from vlmedge.spec import Component, TensorSpec
 
-from .shapes.paligemma import MASK_DECODER, MASK_FILE
+from ..shapes.paligemma import MASK_DECODER, MASK_FILE
 
 NAME = "mask_decoder"
 SIDE = 4  # of the square that a mask's codes make

@@ -16,7 +16,7 @@ from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, TensorSpec
 
-from ._torch import Build, build_on_meta, is_layered
+from .torch_modules import Build, build_on_meta, is_layered
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses
 

@@ -1,0 +1,1 @@
+"""Reading a checkpoint's folder: configs, weights, preprocessor, chat template, labels."""

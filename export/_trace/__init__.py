@@ -1,0 +1,1 @@
+"""From torch modules without weights to portable ONNX graphs."""
