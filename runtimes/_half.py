@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from vlmedge.arrays import Array
 
-from ._trt_api import BeyondHalfError
-from ._trt_operators import names
+from ._tensorrt.operators import names
+from ._tensorrt.versions import BeyondHalfError
 
 HALF_MAX = 65504.0
 HALF_NORMAL = 2.0**-14  # below it a float16 loses digits

@@ -40,8 +40,8 @@ from vlmedge.shelves.contracts import Graph
 from vlmedge.shelves.engine_store import SIDECAR, engines_folder, read_sidecar
 from vlmedge.spec import Component
 
-from ._ort_engines import GRAPHS, make, root
-from ._ort_head import FROM
+from ._ort.last_logits import FROM
+from ._ort.store import GRAPHS, make, root
 
 KERNEL = "GroupQueryAttention"  # in a lowered graph: its cache is in place
 TURN = b"turn.0.row"  # in a lowered graph: the kernel counts positions by itself
@@ -298,7 +298,7 @@ class Ort:
 
     def judge(self, bundle: Bundle, progress: Progress) -> list[OnDevice]:
         """Hold what this processor's kernels give against the portable graphs."""
-        from ._level4 import judge_all  # it draws pictures, which running does not need
+        from ._judge import judge_all  # it draws pictures, which running does not need
 
         title = f"ONNX Runtime {ort.__version__}"
         return judge_all(self, bundle, "float32", title, cpu_name(), progress)
@@ -397,7 +397,7 @@ def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:
     model = load_graph(bundle.path, component)
     import onnx_ir as ir  # not needed once the engine is there
 
-    from ._ort_lower import external, lower, refer, write
+    from ._ort.lower import external, lower, refer, write
 
     spec = bundle.spec.component(component)
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])

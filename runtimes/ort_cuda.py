@@ -21,10 +21,10 @@ from vlmedge.progress import Progress
 from vlmedge.shelves.contracts import Graph
 from vlmedge.spec import Component
 
-from ._ort_cuda_graph import CachedGraph, DeviceGraph, Opened
-from ._ort_cuda_session import CUDA, Provider, open_session, refuse_strays, require
-from ._ort_cuda_store import Stored, stored
-from ._trt_cuda import connect
+from ._cuda import connect
+from ._ort_cuda.graph import CachedGraph, DeviceGraph, Opened
+from ._ort_cuda.session import CUDA, Provider, open_session, refuse_strays, require
+from ._ort_cuda.store import Stored, stored
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,7 +55,7 @@ class OrtCuda:
 
     def judge(self, bundle: Bundle, progress: Progress) -> list[OnDevice]:
         """Hold what the device gives against the portable graphs."""
-        from ._level4 import judge_all  # it draws pictures, which running does not need
+        from ._judge import judge_all  # it draws pictures, which running does not need
 
         require(self._provider)
         title = f"ONNX Runtime {ort.__version__}, {self._provider.name}"
@@ -69,7 +69,7 @@ ENGINE = OrtCuda(CUDA)
 
 def _lower(component: Component, model: ir.Model) -> ir.Model | None:
     """Lower a graph and write into it what its reader must know."""
-    from ._ort_cuda_lower import lower, shape_nodes
+    from ._ort_cuda.lower import lower, shape_nodes
 
     lowered = lower(component, model)
     model.metadata_props[IN_PLACE] = "1" if lowered.fused.cached else ""

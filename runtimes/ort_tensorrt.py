@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ._ort_cuda_session import CUDA, Provider
-from ._ort_tensorrt import OrtTensorRt
+from ._ort_cuda.session import CUDA, Provider
+from ._ort_cuda.tensorrt_provider import OrtTensorRt
 
 PROVIDER = Provider(
     "TensorrtExecutionProvider",

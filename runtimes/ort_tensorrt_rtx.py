@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ._ort_cuda_session import Provider
-from ._ort_tensorrt import OrtTensorRt
+from ._ort_cuda.session import Provider
+from ._ort_cuda.tensorrt_provider import OrtTensorRt
 
 PROVIDER = Provider(
     "NvTensorRTRTXExecutionProvider",

@@ -30,20 +30,20 @@ from vlmedge.shelves.engine_store import engines_folder, read_sidecar
 from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component
 
-from . import _trt_api as api
-from . import _trt_cache as cache
-from . import _trt_dla as dla
-from ._level4 import judge
-from ._trt_attempts import FLOAT, attempts, has_rival
-from ._trt_build import compile_component, lowered
-from ._trt_cuda import Cuda, connect
-from ._trt_graph import TrtGraph, read_profiles
-from ._trt_job import Job
-from ._trt_operators import version_of
-from ._trt_outcome import Outcome, read_outcome
-from ._trt_profile import refuse_unknown_axes
-from ._trt_recording import RecordedGraph, proven, recordable, repeated, together, walked
-from ._trt_worker import PLAN, TIMING
+from ._cuda import Cuda, connect
+from ._judge import judge
+from ._tensorrt import dla
+from ._tensorrt import store as cache
+from ._tensorrt import versions as api
+from ._tensorrt.attempts import FLOAT, attempts, has_rival
+from ._tensorrt.compile import compile_component, lowered
+from ._tensorrt.cuda_graphs import RecordedGraph, proven, recordable, repeated, together, walked
+from ._tensorrt.graph import TrtGraph, read_profiles
+from ._tensorrt.job import Job
+from ._tensorrt.operators import version_of
+from ._tensorrt.outcome import Outcome, read_outcome
+from ._tensorrt.profiles import refuse_unknown_axes
+from ._tensorrt.worker import PLAN, TIMING
 
 SLOWER = 1.05  # times differ by this much from run to run
 _LOG = logging.getLogger("vlmedge.tensorrt")

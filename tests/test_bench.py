@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from machines import ORIN_NANO_RAILS, orin_nano, seed
 
+import vlmedge
 from vlmedge.bench import result as bench_result
 from vlmedge.bench import run as benching
 from vlmedge.bench import side as bench_side
@@ -26,7 +27,7 @@ from vlmedge.errors import VlmEdgeError
 from vlmedge.host import hardware as machine
 from vlmedge.progress import SILENT
 
-SCHEMA = Path(bench_result.__file__).with_name("bench.schema.json")
+SCHEMA = Path(vlmedge.__file__).with_name("bench.schema.json")
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import jsonschema
 import msgspec
 import pytest
 
+import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import new_bundle, stored_files, write_manifest
 from vlmedge.errors import BundleError
@@ -20,7 +21,7 @@ from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec import manifest as words
 from vlmedge.spec.manifest import CheckpointId, Manifest
 
-SCHEMA = Path(words.__file__).with_name("manifest.schema.json")
+SCHEMA = Path(vlmedge.__file__).with_name("manifest.schema.json")
 
 
 def make(folder: Path) -> Path:

@@ -13,6 +13,7 @@ import pytest
 from conftest import Run, export
 from tiny import tiny
 
+import vlmedge
 import vlmedge as package
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.compositions import composition
@@ -21,7 +22,7 @@ from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeErr
 from vlmedge.make import export as exporting
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 
-SCHEMA = Path(composition.__file__).with_name("composition.schema.json")
+SCHEMA = Path(vlmedge.__file__).with_name("composition.schema.json")
 
 # hot, so that they differ; and short, for the random matchers know few words
 DRAWN = {"temperature": 3.0, "max_tokens": 8}

@@ -443,7 +443,7 @@ def test_long_rows_go_to_another_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
     shelf = type(ENGINES["ort"]).__module__.rpartition(".")[0]
-    monkeypatch.setattr(import_module(f"{shelf}._ort_bidirectional"), "LONG", 5)
+    monkeypatch.setattr(import_module(f"{shelf}._ort.encoder_attention"), "LONG", 5)
     bundle, feeds = tower_bundle(tmp_path, tower(int8=False, packed=packed))
     graph, expected = open_encoder(bundle), portable(bundle, feeds)
     assert lowered(tmp_path)["MultiHeadAttention"] == 1

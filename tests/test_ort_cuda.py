@@ -27,7 +27,7 @@ from vlmedge.run.tasks.graphs import Graphs
 from vlmedge.shelves.registry import ENGINES
 
 cuda: Any = import_module(type(ENGINES["ort_cuda"]).__module__)
-sessions: Any = import_module(f"{cuda.__package__}._ort_cuda_session")
+sessions: Any = import_module(f"{cuda.__package__}._ort_cuda.session")
 IMAGES = [draw_scene(i, "heldout").image for i in range(3)]
 
 

@@ -28,7 +28,9 @@ from vlmedge.shelves.registry import ENGINES
 
 NAMES = ("ort_tensorrt", "ort_tensorrt_rtx")
 package = import_module(type(ENGINES["ort"]).__module__).__package__
-sessions, common = (import_module(f"{package}.{n}") for n in ("_ort_cuda_session", "_ort_tensorrt"))
+sessions, common = (
+    import_module(f"{package}.{n}") for n in ("_ort_cuda.session", "_ort_cuda.tensorrt_provider")
+)
 IMAGES = [draw_scene(i, "heldout").image for i in range(3)]
 
 

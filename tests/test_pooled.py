@@ -17,9 +17,9 @@ from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import Component, TensorSpec
 
 SHELF = type(FAMILIES["clip"]).__module__.rsplit(".", 1)[0]
-graph_of: Any = import_module(f"{SHELF}._graph")
-pooled: Any = import_module(f"{SHELF}._pooled")
-traced: Any = import_module(f"{SHELF}._trace")
+graph_of: Any = import_module(f"{SHELF}._trace.clean")
+pooled: Any = import_module(f"{SHELF}._trace.pool_early")
+traced: Any = import_module(f"{SHELF}._trace.trace")
 
 WIDTH, HEADS = 8, 2
 Pool = Callable[[Tensor], Any]

@@ -193,7 +193,7 @@ def test_sum_of_squares_that_float16_cannot_hold_is_added_in_float32() -> None:
     assert [layer.layer for layer in kept] == ["mean"]
     assert "values reach 6.78e+04" in kept[0].reason
     expected = rows * np.linspace(0.5, 2, 128) / np.sqrt((rows**2).mean(1, keepdims=True) + 1e-5)
-    norms: Any = import_module(f"{type(ENGINES['ort']).__module__.rsplit('.', 1)[0]}._ort_norm")
+    norms: Any = import_module(f"{type(ENGINES['ort']).__module__.rsplit('.', 1)[0]}._ort.rms_norm")
     assert norms.fuse_norms(model.graph) == 1
     session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
     (found,) = session.run(None, {"x": rows})

@@ -47,10 +47,19 @@ from vlmedge.spec.wiring import writing
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
 package = engine.__package__
 api, builder, cache, cuda, accelerators, graphs, profile, tactics = (
-    import_module(f"{package}._trt_{name}")
-    for name in ("api", "build", "cache", "cuda", "dla", "graph", "profile", "tactics")
+    import_module(f"{package}.{name}")
+    for name in (
+        "_tensorrt.versions",
+        "_tensorrt.compile",
+        "_tensorrt.store",
+        "_cuda",
+        "_tensorrt.dla",
+        "_tensorrt.graph",
+        "_tensorrt.profiles",
+        "_tensorrt.tactic_libraries",
+    )
 )
-judging = import_module(f"{package}._level4")
+judging = import_module(f"{package}._judge")
 STANDINS = Path(__file__).parent / "standins"
 VERSIONS = {"trt86": "8.6.1", "trt103": "10.3.0", "trt110": "11.0.0"}
 EXACT = BuildOptions(precision="float32")
@@ -879,7 +888,7 @@ def test_overflow_in_float16_is_repaired_node_by_node(
     assert [node["node"] for node in record] == list(built.restored)
     assert max(node["largest"] for node in record) > 65504
     graph = ENGINES["tensorrt"].open(bundle, COMPONENT)
-    probe = import_module(f"{package}._probe").Probe(bundle)
+    probe = import_module("vlmedge.parity.probe").Probe(bundle)
     (feeds,) = probe.steps(graph)
     found = graph.run(feeds)["image_embeds"]
     expected = ENGINES["ort"].open(bundle, COMPONENT).run(feeds)["image_embeds"]
@@ -938,7 +947,7 @@ def test_nan_in_float32_is_refused(use: Use, clip: Bundle, monkeypatch: pytest.M
 
 
 def test_outputs_are_looked_at_for_nan() -> None:
-    probe = import_module(f"{package}._probe")
+    probe = import_module("vlmedge.parity.probe")
     component = SimpleNamespace(inputs=(), state=())
     for bad in (np.nan, np.inf):
         outputs = {"ids": np.ones(2, np.int64), "y": np.array([1, bad], np.float16)}
@@ -1151,7 +1160,7 @@ def test_captions_of_recorded_steps_are_those_of_onnx_runtime(
 def test_steps_that_outgrow_their_capacity_are_recorded_anew(
     use: Use, blip2: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = import_module(f"{package}._trt_recording")
+    recording = import_module(f"{package}._tensorrt.cuda_graphs")
     monkeypatch.setattr(recording, "CAPACITY_MIN", 8)
     gpu = use("trt103")
     clock(monkeypatch, 3.0, 2.0)

@@ -12,7 +12,7 @@ import torch
 from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import Component, TensorSpec
 
-trace: Any = import_module(f"{type(FAMILIES['clip']).__module__.rsplit('.', 1)[0]}._trace")
+trace: Any = import_module(f"{type(FAMILIES['clip']).__module__.rsplit('.', 1)[0]}._trace.trace")
 
 
 class Masks(torch.nn.Module):

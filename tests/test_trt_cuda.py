@@ -13,7 +13,7 @@ from vlmedge.errors import VlmEdgeError
 from vlmedge.shelves.registry import ENGINES
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
-cuda, rooms = (import_module(f"{package}._trt_{name}") for name in ("cuda", "room"))
+cuda, rooms = (import_module(f"{package}.{name}") for name in ("_cuda", "_tensorrt.recorded_cache"))
 OUT_OF_MEMORY, INVALID = 2, 1
 TEXTS = {OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid argument"}
 

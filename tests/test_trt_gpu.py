@@ -28,7 +28,8 @@ from vlmedge.shelves.registry import ENGINES
 
 engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
 api, cuda, graphs = (
-    import_module(f"{engine.__package__}._trt_{name}") for name in ("api", "cuda", "graph")
+    import_module(f"{engine.__package__}.{name}")
+    for name in ("_tensorrt.versions", "_cuda", "_tensorrt.graph")
 )
 IMAGES = [draw_scene(i, "heldout").image for i in range(3)]
 LABELS = ["a red circle", "a blue square", "a green triangle"]

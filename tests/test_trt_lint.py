@@ -22,7 +22,10 @@ from vlmedge.errors import BundleError, InputError
 from vlmedge.shelves.registry import ENGINES
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
-lint, lower, tables = (import_module(f"{package}._trt_{n}") for n in ("lint", "lower", "operators"))
+lint, lower, tables = (
+    import_module(f"{package}.{n}")
+    for n in ("_tensorrt.lint", "_tensorrt.lower", "_tensorrt.operators")
+)
 VERSIONS = ("8.6", "10.3", "10.13", "10.16", "11.x")
 FLOAT, HALF, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
 V10_3, V11 = (10, 3), (11, 0)

@@ -23,8 +23,13 @@ from vlmedge.spec import Component, TensorSpec
 
 package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
 build, plain, probes, repair = (
-    import_module(f"{package}.{name}")
-    for name in ("_trt_build", "_trt_plain", "_probe", "_trt_repair")
+    import_module(name if name.startswith("vlmedge") else f"{package}.{name}")
+    for name in (
+        "_tensorrt.compile",
+        "_tensorrt.unquantize",
+        "vlmedge.parity.probe",
+        "_tensorrt.half_repair",
+    )
 )
 _spec = spec_from_file_location("rounding", Path(__file__).parent / "standins/rounding.py")
 assert _spec is not None and _spec.loader is not None

@@ -1,0 +1,1 @@
+"""ONNX Runtime on a CPU: lowering portable graphs, and running them."""

@@ -1,0 +1,422 @@
+"""From a portable quantized graph to the kernels that ONNX Runtime has for it on a CPU.
+
+The integer forms that the schemes write become one contrib node each:
+
+    x -> QuantizeLinear -> DequantizeLinear -> MatMul -> Add <- bias     DynamicQuantizeMatMul(
+                  W int8 -> DequantizeLinear --^                    =>     x, W, scale, bias)
+
+                                      x -> MatMul -> Add <- bias         MatMulNBits(
+          W int8 or int4 -> DequantizeLinear --^                    =>     x, W packed, scale, bias)
+
+The static step of x is dropped: the kernel takes x's own range at each call, which is as close or
+closer, and one kernel that quantizes, multiplies and restores is faster than three nodes. Left
+alone, ONNX Runtime fuses only some of the MatMuls and restores the others' weights to float32.
+What several of them read is quantized once (_ort_integer.py).
+
+What has no state gets its attentions as one node (_ort_bidirectional.py), and its float Linears
+with their biases (_ort_gemm.py); activations between Linears scale nothing (_ort_gate.py).
+
+A float16 graph is widened to float32, which is what a CPU computes in; its weights stay float16 on
+disk. FP8 stays as it is: ONNX Runtime restores its weights to float32 when it opens the graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from vlmedge.arrays import Array
+from vlmedge.spec import Component
+
+from .._ort_match import producer, reader
+from .cached_attention import fuse, unsplit
+from .encoder_attention import fuse_bidirectional
+from .float_linears import fuse_linears
+from .fusion import Fusion
+from .gated_activation import gates, unscale
+from .last_logits import choose_tokens
+from .nbits import bits_of, block_of, pack, promise, read, size
+from .quantize_once import multiply, quantize_once
+from .rms_norm import fuse_norms
+
+CONTRIB = "com.microsoft"
+INT8_COMPUTE = 4  # MatMulNBits' accuracy_level: x is quantized too, block by block
+ALIGNMENT_BYTES = 4096  # so that every tensor can be mapped
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What became of a graph.
+
+    Attributes:
+        dynamic: How many multiply integers, x being quantized at each call.
+        weight_only: How many became MatMulNBits.
+        attentions: How many keep their cache in place; see _ort_attention.py.
+        packed: Initializers whose tensors are made when asked for, and must be written.
+        groups: How many MatMulNBits do the work of several that read the same.
+        norms: How many RMS norms became one node.
+        fusions: What was looked for, and what became of it.
+    """
+
+    dynamic: int
+    weight_only: int
+    attentions: int
+    packed: tuple[ir.Value, ...]
+    groups: int
+    norms: int
+    fusions: tuple[Fusion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """One quantized MatMul, with the Add of its bias."""
+
+    product: ir.Node
+    total: ir.Node | None
+    x: ir.Value
+    rounded: bool  # x came through Q/DQ
+    weight: ir.Value  # int8 or int4 [in, out]
+    scale: ir.Value  # float32 [out], or [in / block, out] for int4
+    bias: ir.Value | None  # float32 [out]
+
+
+def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lowered:
+    """Replace quantized MatMuls and attentions, widen float16; no big weight is read yet.
+
+    Args:
+        component: Its spec.
+        model: The portable graph, changed in place.
+        version: Of ONNX Runtime.
+    """
+    graph = model.graph
+    _widen(graph)
+    head = choose_tokens(component, graph)
+    attentions = fuse(component, model)
+    if component.state:
+        fusions = [_cached(component, attentions), head]
+    else:
+        fusions = [fuse_bidirectional(model, version)]
+    packed: dict[str, tuple[ir.Value, ir.Value]] = {}
+    linears = [found for node in graph if (found := _match(node)) is not None]
+    if not component.state:
+        linears, unscaled = _unscale(graph, linears)
+        floats, others = fuse_linears(model)
+        done, total = unscaled + others.done, unscaled + others.total
+        fusions += [floats, Fusion("gates", done, total, others.left)]
+    groups = [group for group in _groups(linears) if len(group) > 1]
+    for group in groups:
+        joined = _join(graph, [pack(graph, linear.weight, linear.scale) for linear in group])
+        packed[" ".join(str(linear.weight.name) for linear in group)] = joined
+        _replace_group(graph, group, *joined)
+    together = {id(linear.product) for group in groups for linear in group}
+    sharing = Counter(id(linear.x) for linear in linears if linear.rounded)
+    once: dict[int, Sequence[ir.Value]] = {}
+    for linear in linears:
+        if id(linear.product) in together:
+            continue
+        if linear.rounded and sharing[id(linear.x)] > 1:
+            if id(linear.x) not in once:
+                once[id(linear.x)] = quantize_once(graph, linear.x, linear.product)
+            parts = once[id(linear.x)], linear.weight, linear.scale, linear.bias
+            _replace(graph, linear, multiply(*parts, str(linear.product.name)))
+        elif linear.rounded:
+            _replace(graph, linear, _dynamic(linear))
+        else:
+            name = str(linear.weight.name)
+            if name not in packed:
+                packed[name] = pack(graph, linear.weight, linear.scale)
+            _replace(graph, linear, _weight_only(linear, *packed[name]))
+    if linears:
+        model.opset_imports[CONTRIB] = 1
+    norms = fuse_norms(graph)
+    RemoveUnusedNodesPass()(model)
+    unsplit(graph)
+    RemoveUnusedNodesPass()(model)
+    used = {value for node in graph for value in node.inputs if value is not None}
+    for name in [name for name, value in graph.initializers.items() if value not in used]:
+        del graph.initializers[name]
+    dynamic = sum(linear.rounded for linear in linears)
+    both = tuple(value for pair in packed.values() for value in pair)
+    weight_only = len(linears) - dynamic
+    told = tuple(fusion for fusion in fusions if fusion.total)
+    return Lowered(dynamic, weight_only, attentions, both, len(groups), norms, told)
+
+
+def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
+    """Write tensors one by one into `file`, and leave references to `location` in their place."""
+    with file.open("wb") as stream:
+        for value in values:
+            tensor = value.const_value
+            assert tensor is not None
+            data = read(tensor)
+            stream.seek(-stream.tell() % ALIGNMENT_BYTES, 1)
+            place = (location, stream.tell(), data.nbytes)
+            stream.write(data.data)  # ndarray.tofile would not tell a full disk from another error
+            value.const_value = ir.ExternalTensor(
+                *place, tensor.dtype, shape=ir.Shape(data.shape), name=str(value.name)
+            )
+
+
+def refer(values: tuple[ir.Value, ...], root: Path, folder: str) -> None:
+    """Name the files of external tensors from `root`, below which they lie in `folder`."""
+    for value in values:
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        value.const_value = ir.ExternalTensor(
+            f"{folder}/{tensor.location}",
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=str(value.name),
+            base_dir=root,
+        )
+
+
+def external(model: ir.Model) -> tuple[ir.Value, ...]:
+    """Return the initializers that lie in files beside the graph."""
+    values = model.graph.initializers.values()
+    return tuple(v for v in values if isinstance(v.const_value, ir.ExternalTensor))
+
+
+def _match(node: ir.Node) -> _Linear | None:
+    """Recognise a MatMul on an int8 or int4 weight with symmetric scales."""
+    if node.op_type != "MatMul" or node.domain:
+        return None
+    x, restored = node.inputs
+    dequantize = producer(restored, "DequantizeLinear")
+    if x is None or dequantize is None:
+        return None
+    weight, scale = dequantize.inputs[0], dequantize.inputs[1]
+    axis = dequantize.attributes.get_int("axis", 1)
+    columns = _is_constant(weight, ir.DataType.INT8, 2) and _is_constant(
+        scale, ir.DataType.FLOAT, 1
+    )
+    blocks = _is_constant(weight, ir.DataType.INT4, 2) and _is_constant(scale, ir.DataType.FLOAT, 2)
+    if not (columns and axis in (1, -1)) and not (blocks and axis == 0):
+        return None
+    if not _is_symmetric(dequantize):
+        return None
+    assert weight is not None and scale is not None
+    total, bias = _bias(node, size(weight)[1])
+    source = _unrounded(x)
+    return _Linear(node, total, source or x, source is not None, weight, scale, bias)
+
+
+def _cached(component: Component, done: int) -> Fusion:
+    """Tell how many caches are in place: all or none."""
+    total = sum(into.endswith(".key") for _, into in component.state)
+    why = "one of them does not look like the sketch in _ort_attention.py"
+    return Fusion("cached attentions", done, total, () if done == total else (why,))
+
+
+def _unscale(graph: ir.Graph, linears: list[_Linear]) -> tuple[list[_Linear], int]:
+    """Let the scales around activations do their scaling, where both Linears are integer ones.
+
+    Returns:
+        The Linears as they are then, and the number of activations.
+    """
+    linears, done = list(linears), 0
+    for gate in gates(graph):
+        out = gate.last.outputs[0]
+        before = [i for i, one in enumerate(linears) if _last(one).outputs[0] is gate.x]
+        behind = [i for i, one in enumerate(linears) if one.x is out]
+        around = before + behind
+        if len(before) != 1 or len(behind) != 1 or not all(linears[i].rounded for i in around):
+            continue
+        if reader(out) is None:
+            continue
+        linears[before[0]] = _times(graph, linears[before[0]], gate.factor)
+        divided = _times(graph, linears[behind[0]], 1 / gate.factor, bias=False)
+        linears[behind[0]] = replace(divided, x=unscale(graph, gate))
+        done += 1
+    return linears, done
+
+
+def _times(graph: ir.Graph, linear: _Linear, factor: float, *, bias: bool = True) -> _Linear:
+    """Multiply what a Linear makes, or all of it but its bias, by a number."""
+    scale = _scaled(graph, linear.scale, factor)
+    if linear.bias is None or not bias:
+        return replace(linear, scale=scale)
+    return replace(linear, scale=scale, bias=_scaled(graph, linear.bias, factor))
+
+
+def _scaled(graph: ir.Graph, vector: ir.Value, factor: float) -> ir.Value:
+    assert vector.const_value is not None
+    tensor = ir.tensor(read(vector.const_value) * np.float32(factor), name=f"{vector.name}.times")
+    value = ir.Value(name=tensor.name, const_value=tensor, type=vector.type, shape=vector.shape)
+    graph.register_initializer(value)
+    return value
+
+
+def _last(linear: _Linear) -> ir.Node:
+    return linear.total or linear.product
+
+
+def _unrounded(x: ir.Value) -> ir.Value | None:
+    """Return what went into QuantizeLinear -> DequantizeLinear, or none."""
+    quantize = producer(getattr(producer(x, "DequantizeLinear"), "inputs", [None])[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return None
+    return quantize.inputs[0]
+
+
+def _bias(product: ir.Node, columns: int) -> tuple[ir.Node | None, ir.Value | None]:
+    """Return the Add that follows and what it adds, if that is one vector."""
+    out = product.outputs[0]
+    uses = tuple(out.uses())
+    if out.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None, None
+    total = uses[0].node
+    bias = total.inputs[1 - uses[0].idx]
+    if not _is_constant(bias, ir.DataType.FLOAT, 1):
+        return None, None
+    assert bias is not None and bias.const_value is not None
+    fits = bias.const_value.shape[0] == columns
+    return (total, bias) if fits else (None, None)
+
+
+def _dynamic(linear: _Linear) -> ir.Node:
+    """Quantize x by its own range at every call; the weight's bytes stay where they are."""
+    inputs = [linear.x, linear.weight, linear.scale, None, linear.bias]
+    return ir.Node(CONTRIB, "DynamicQuantizeMatMul", inputs, name=linear.product.name)
+
+
+def _weight_only(linear: _Linear, packed: ir.Value, scale: ir.Value) -> ir.Node:
+    """Keep x in float for all but the inner product of one block."""
+    rows, columns = size(linear.weight)
+    numbers = {
+        "K": rows,
+        "N": columns,
+        "bits": bits_of(linear.weight),
+        "block_size": block_of(linear.weight, linear.scale),
+        "accuracy_level": INT8_COMPUTE,
+    }
+    return ir.Node(
+        CONTRIB,
+        "MatMulNBits",
+        [linear.x, packed, scale, None, None, linear.bias],
+        [ir.AttrInt64(name, number) for name, number in numbers.items()],
+        name=linear.product.name,
+    )
+
+
+def _groups(linears: list[_Linear]) -> list[list[_Linear]]:
+    """Put those together that multiply one x and can share a MatMulNBits, in the graph's order."""
+    found: dict[object, list[_Linear]] = {}
+    for linear in linears:
+        if linear.rounded:
+            continue
+        block, rows = block_of(linear.weight, linear.scale), size(linear.weight)[0]
+        alike = (id(linear.x), rows, bits_of(linear.weight), block, linear.bias is None)
+        found.setdefault(alike, []).append(linear)
+    return list(found.values())
+
+
+def _join(graph: ir.Graph, parts: list[tuple[ir.Value, ir.Value]]) -> tuple[ir.Value, ir.Value]:
+    """Promise packed weights, and their scales, one after the other."""
+    joined = []
+    for values in zip(*parts, strict=True):
+        tensors = [value.const_value for value in values]
+
+        def make(tensors: list[ir.TensorProtocol | None] = tensors) -> ir.Tensor[Array]:
+            return ir.Tensor(np.concatenate([t.numpy() for t in tensors if t is not None]))
+
+        first = values[0]
+        assert first.shape is not None and first.dtype is not None
+        columns = sum(int(value.shape[0]) for value in values if value.shape is not None)
+        shape = ir.Shape([columns, *first.shape[1:]])
+        joined.append(promise(graph, f"{first.name}.joined", first.dtype, shape, make))
+    return joined[0], joined[1]
+
+
+def _replace_group(
+    graph: ir.Graph, group: list[_Linear], packed: ir.Value, scale: ir.Value
+) -> None:
+    """Multiply once for several Linears, and part what comes of it."""
+    first, columns = group[0], [size(linear.weight)[1] for linear in group]
+    node = _weight_only(first, packed, scale)
+    node.attributes["N"] = ir.AttrInt64("N", sum(columns))
+    if first.bias is not None:
+        biases = [linear.bias.const_value for linear in group if linear.bias is not None]
+        name = f"{first.bias.name}.joined"
+        whole = np.concatenate([read(tensor) for tensor in biases if tensor is not None])
+        bias = ir.Value(name=name, type=first.bias.type, shape=ir.Shape(whole.shape))
+        bias.const_value = ir.tensor(whole, name=name)
+        graph.register_initializer(bias)
+        node.replace_input_with(5, bias)
+    name = f"{first.weight.name}.columns"
+    sizes = ir.Value(name=name, const_value=ir.tensor(np.array(columns), name=name))
+    graph.register_initializer(sizes)
+    split = ir.Node(
+        "",
+        "Split",
+        [node.outputs[0], sizes],
+        [ir.AttrInt64("axis", -1)],
+        num_outputs=len(group),
+        name=f"{first.product.name}.parts",
+    )
+    node.outputs[0].name = f"{split.name}.whole"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(first.product, [node, split])
+    for linear, new in zip(group, split.outputs, strict=True):
+        old = _last(linear).outputs[0]
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
+
+
+def _widen(graph: ir.Graph) -> None:
+    """Compute in float32 what is float16; constants are cast when the graph is opened."""
+    half, whole = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    if not any(v.dtype == half for node in graph for v in node.outputs):
+        return
+    for value in list(graph.initializers.values()):
+        if value.dtype == half:
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(whole))])
+            wide = cast.outputs[0]
+            wide.name, wide.shape = f"{value.name}.float32", value.shape
+            wide.type = ir.TensorType(whole)
+            value.replace_all_uses_with(wide)
+            cast.replace_input_with(0, value)
+            graph.insert_before(graph[0], cast)
+    for node in graph:
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == int(half):
+            node.attributes["to"] = ir.AttrInt64("to", int(whole))
+        held = node.attributes.get("value")
+        if held is not None and held.type == ir.AttributeType.TENSOR:
+            tensor = held.as_tensor()
+            if tensor.dtype == half:
+                wider = ir.tensor(tensor.numpy().astype(np.float32))
+                node.attributes["value"] = ir.AttrTensor("value", wider)
+        for value in node.outputs:
+            if value.dtype == half:
+                value.type = ir.TensorType(whole)
+
+
+def _replace(graph: ir.Graph, linear: _Linear, node: ir.Node) -> None:
+    """Put `node` in place of a MatMul and the Add behind it."""
+    last = _last(linear)
+    old, new = last.outputs[0], node.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    graph.insert_before(last, node)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
+
+
+def _is_constant(value: ir.Value | None, dtype: ir.DataType | None, rank: int) -> bool:
+    tensor = value.const_value if value is not None and value.is_initializer() else None
+    return tensor is not None and dtype in (None, tensor.dtype) and len(tensor.shape) == rank
+
+
+def _is_symmetric(dequantize: ir.Node) -> bool:
+    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+    if zero is None:
+        return True
+    return zero.const_value is not None and not zero.const_value.numpy().any()

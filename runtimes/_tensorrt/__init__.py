@@ -1,0 +1,1 @@
+"""TensorRT: lowering, building in child processes, and running engines."""

@@ -1,0 +1,167 @@
+"""Which nodes of a graph go beyond float16, so that they alone are put back to float32.
+
+A half engine that gives nan or inf is not thrown away whole: the portable graph runs once in
+float32 on ONNX Runtime's CPU, on what the engine was tried on, with a meter at each value:
+
+    value -> Abs -> Reshape [-1] -> Concat with 0 -> ReduceMax -> "<value>.largest"
+
+The meters give one number each, so that no value is kept. _half.py leaves in float32 every node
+that reads or writes a value beyond the limit, and casts where it meets the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from vlmedge.arrays import Array
+from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES
+from vlmedge.parity.probe import Probe
+from vlmedge.shelves.checked_graph import CheckedGraph
+from vlmedge.spec import Component
+
+from .._half import HALF_MAX, MASK, MASKED
+from .outcome import Restored
+
+# Shares of float16's largest number: other pictures reach further than the one that was tried. The
+# second takes what is masked (MASKED) too.
+MARGINS = (0.5, 0.125)
+_SUMS = ("LayerNormalization", "RMSNormalization")  # which square what they read, and add it up
+_LARGEST = ".largest"
+
+
+def largest(component: Component, model: ir.Model, probe: Probe, folder: Path) -> dict[str, float]:
+    """Run a float32 graph on what the probe has; return every float value's largest |number|.
+
+    Args:
+        component: What the graph is of.
+        model: It gets meters, and is of no use afterwards.
+        probe: What to feed.
+        folder: Where the graph may be written for a moment.
+    """
+    names = _meter(model)
+    file, weights = folder / "metered.onnx", folder / "metered.bin"
+    ir.save(model, file, external_data=weights.name, size_threshold_bytes=EXTERNAL_THRESHOLD_BYTES)
+    try:
+        graph = _Metered(component, file, names)
+        for feeds in probe.steps(graph):
+            graph.run(feeds)
+    finally:
+        file.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
+    return graph.largest
+
+
+def beyond_half(model: ir.Model, found: Mapping[str, float], margin: float) -> tuple[Restored, ...]:
+    """Name the nodes that read, write or add up to a value near the end of float16.
+
+    Args:
+        model: The graph as it is lowered, before meters or float16.
+        found: What `largest` gave.
+        margin: A share of float16's largest number.
+    """
+    beyond = []
+    for node in model.graph:
+        names = [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None]
+        if node.op_type in _SUMS:
+            names.append(f"{node.outputs[0].name}.sum")
+        worst = max((found.get(name, 0.0) for name in names), default=0.0)
+        if not worst <= margin * HALF_MAX:
+            output = str(node.outputs[0].name)
+            beyond.append(Restored(str(node.name or output), node.op_type, output, worst))
+    return tuple(beyond)
+
+
+class _Metered(CheckedGraph):
+    """A graph with meters on ONNX Runtime's CPU; it keeps the largest that each has shown."""
+
+    def __init__(self, component: Component, file: Path, names: Collection[str]) -> None:
+        super().__init__(component)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+        self._taken = {value.name for value in self._session.get_inputs()}
+        self._outputs = [spec.name for spec in component.outputs]
+        self._names = tuple(names)
+        self.largest = dict.fromkeys(self._names, 0.0)
+
+    def infer(self, feeds: dict[str, Array]) -> dict[str, Any]:
+        """Run once and read the meters."""
+        wanted = [*self._outputs, *(f"{name}{_LARGEST}" for name in self._names)]
+        fed = {name: array for name, array in feeds.items() if name in self._taken}
+        found = dict(zip(wanted, self._session.run(wanted, fed), strict=True))
+        for name in self._names:
+            shown = float(found.pop(f"{name}{_LARGEST}"))
+            self.largest[name] = max(self.largest[name], shown if shown == shown else np.inf)
+        return found
+
+
+def _meter(model: ir.Model) -> list[str]:
+    """Put a meter at every float32 value that is computed or fed; return their names."""
+    graph = model.graph
+    _mask(graph)
+    zero = _constant(graph, "meter.zero", np.zeros(1, np.float32))
+    flat = _constant(graph, "meter.flat", np.array([-1], np.int64))
+    last = _constant(graph, "meter.last", np.array([-1], np.int64))
+    names = []
+
+    def show(name: str, value: ir.Value) -> None:
+        row = _add(graph, "Reshape", [value, flat])
+        whole = _add(graph, "Concat", [row, zero], [ir.AttrInt64("axis", 0)])
+        shown = _add(graph, "ReduceMax", [whole], [ir.AttrInt64("keepdims", 0)])
+        shown.name, shown.shape = f"{name}{_LARGEST}", ir.Shape([])
+        graph.outputs.append(shown)
+        names.append(name)
+
+    made = [value for node in list(graph) if not _is_constant(node) for value in node.outputs]
+    sums = [node for node in graph if node.op_type in _SUMS]
+    for value in [*graph.inputs, *made]:
+        if value.dtype == ir.DataType.FLOAT and value.name:
+            show(value.name, _add(graph, "Abs", [value]))
+    for node in sums:
+        square = _add(graph, "Mul", [node.inputs[0], node.inputs[0]])
+        show(f"{node.outputs[0].name}.sum", _add(graph, "ReduceSum", [square, last]))
+    return names
+
+
+def _mask(graph: ir.Graph) -> None:
+    """Give masks the number that they have in float16, so that they are not taken for overflow."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.size != 1 or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        number = tensor.numpy()
+        if np.abs(number) >= MASK:
+            value.const_value = ir.tensor(
+                (np.sign(number) * MASKED).astype(np.float32), name=value.name
+            )
+
+
+def _is_constant(node: ir.Node) -> bool:
+    """Tell whether a node's outputs hang on no input: weights on their way."""
+    return all(value is None or value.is_initializer() for value in node.inputs)
+
+
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape = ir.Shape(array.shape)
+    graph.register_initializer(value)
+    return value
+
+
+def _add(
+    graph: ir.Graph,
+    kind: str,
+    inputs: list[ir.Value | None],
+    attributes: list[ir.Attr] | None = None,
+) -> ir.Value:
+    node = ir.Node("", kind, inputs, attributes or [])
+    graph.append(node)
+    out = node.outputs[0]
+    out.type = ir.TensorType(ir.DataType.FLOAT)
+    return out
