@@ -38,9 +38,9 @@ Made by `python benchmarks/lint_table.py`; not written by hand. Each kind is the
 checkpoint of an architecture, exported and quantized to {schemes},
 with every layer that the scheme can take. Each of these bundles is lowered and judged as
 `vlmedge build --check-only --tensorrt VERSION` does it, in float16 and float32: by NVIDIA's own
-tables of what each parser reads and by its rules on Q/DQ
-(`runtimes/_tensorrt/operators.py`, `runtimes/_tensorrt/lint.py`). It takes no GPU, and proves no engine: that a version takes a graph is
-one thing, that it builds another.
+tables of what each parser reads and by its rules on Q/DQ (`runtimes/_tensorrt/operators.py`,
+`runtimes/_tensorrt/lint.py`). It takes no GPU, and proves no engine: that a version takes a graph
+is one thing, that it builds another.
 
 """
 
