@@ -10,7 +10,7 @@ import PIL.Image
 
 def squared(image: PIL.Image.Image, color: tuple[int, int, int]) -> PIL.Image.Image:
     """Fill an RGB picture up to a square with one colour, RGB, 0..255."""
-    side, left, top = _place(image.size)
+    side, left, top = centred(image.size)
     if image.size == (side, side):
         return image
     filled = PIL.Image.new("RGB", (side, side), color)
@@ -18,7 +18,7 @@ def squared(image: PIL.Image.Image, color: tuple[int, int, int]) -> PIL.Image.Im
     return filled
 
 
-def _place(size: tuple[int, int]) -> tuple[int, int, int]:
+def centred(size: tuple[int, int]) -> tuple[int, int, int]:
     """Return the square's side, and how far the picture is from its left and its top."""
     width, height = size
     side = max(size)

@@ -29,7 +29,7 @@ import PIL.Image
 import PIL.ImageDraw
 from numpy.typing import NDArray
 
-from vlmedge.run.inputs.letterbox import _place
+from vlmedge.run.inputs.letterbox import centred
 
 STEPS = 1023  # that a side is cut into by PaliGemma
 CODES, CODE_KINDS = 16, 128  # of one mask of its, and what each is chosen from
@@ -197,7 +197,7 @@ def into_square(region: Sequence[float], size: tuple[int, int]) -> list[float]:
     Returns:
         The same in parts of the square's side, 0 to 1.
     """
-    side, left, top = _place(size)
+    side, left, top = centred(size)
     return [
         min(max((length + (top if i % 2 else left)) / side, 0.0), 1.0)
         for i, length in enumerate(region)
@@ -214,7 +214,7 @@ def out_of_square(box: Box, size: tuple[int, int]) -> Box | None:
     Returns:
         The box in parts of the picture's sides, cut off at its edges.
     """
-    side, left, top = _place(size)
+    side, left, top = centred(size)
     width, height = size
     xs = [(x * side - left) / width for x in (box.left, box.right)]
     ys = [(y * side - top) / height for y in (box.top, box.bottom)]
