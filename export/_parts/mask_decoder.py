@@ -22,8 +22,7 @@ import torch
 from vlmedge.arrays import Array
 from vlmedge.bundle.weights import finite
 from vlmedge.errors import CheckpointError
-from vlmedge.run.tasks.boxes import CODES
-from vlmedge.spec import Component, TensorSpec
+from vlmedge.spec import MASK_CODES, Component, TensorSpec
 
 from ..shapes.paligemma import MASK_DECODER, MASK_FILE
 
@@ -33,7 +32,7 @@ MASK_SIDE = 64  # after 4 layers that double it
 
 COMPONENT = Component(
     NAME,
-    inputs=(TensorSpec("mask_codes", "int64", ("batch", CODES)),),
+    inputs=(TensorSpec("mask_codes", "int64", ("batch", MASK_CODES)),),
     outputs=(TensorSpec("mask_logits", "float32", ("batch", MASK_SIDE, MASK_SIDE)),),
 )
 

@@ -17,9 +17,8 @@ from vlmedge.arrays import Array
 from vlmedge.checkpoints.scenes import CLASSES, draw_labelled, draw_scene
 from vlmedge.errors import InputError
 from vlmedge.run.inputs.image_files import ImageSource, load_image, pictures_in
-from vlmedge.run.tasks.boxes import CODE_KINDS
 from vlmedge.run.tasks.embed import fill
-from vlmedge.spec import GenerateTask, MatchTask, ModelSpec
+from vlmedge.spec import MASK_CODE_KINDS, GenerateTask, MatchTask, ModelSpec
 
 QUESTION = "what is in the picture?"
 CALIBRATION_IMAGES = 8  # of each kind: several objects, and one
@@ -143,5 +142,5 @@ def codes_for(spec: ModelSpec, count: int) -> dict[str, Array]:
         if isinstance(task, GenerateTask) and task.masks is not None and task.masks.decode:
             (codes,) = spec.component(task.masks.decode).inputs
             shape = count, int(codes.shape[1])
-            return {codes.name: np.random.default_rng(0).integers(0, CODE_KINDS, shape)}
+            return {codes.name: np.random.default_rng(0).integers(0, MASK_CODE_KINDS, shape)}
     return {}

@@ -3,6 +3,8 @@
 from vlmedge.spec.front_ends import AnyRes, ImageFrontEnd, TextFrontEnd, Tiling, VideoFrontEnd
 from vlmedge.spec.model import ModelSpec
 from vlmedge.spec.tasks import (
+    MASK_CODE_KINDS,
+    MASK_CODES,
     ChatTask,
     EmbedTask,
     GenerateTask,
@@ -19,6 +21,8 @@ from vlmedge.spec.tasks import (
 from vlmedge.spec.tensors import AdapterSlot, Component, EmbeddingTable, TensorSpec
 
 __all__ = [
+    "MASK_CODES",
+    "MASK_CODE_KINDS",
     "AdapterSlot",
     "AnyRes",
     "ChatTask",

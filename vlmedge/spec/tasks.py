@@ -72,6 +72,9 @@ class ImageText(Data, frozen=True):
     whole: str = ""
 
 
+MASK_CODES, MASK_CODE_KINDS = 16, 128  # codes of one mask, and how many kinds there are
+
+
 class MaskCodes(Data, frozen=True):
     """What becomes of the codes of a mask, which an answer may have beside a box.
 

@@ -30,9 +30,9 @@ import PIL.ImageDraw
 from numpy.typing import NDArray
 
 from vlmedge.run.inputs.letterbox import centred
+from vlmedge.spec import MASK_CODE_KINDS, MASK_CODES
 
 STEPS = 1023  # that a side is cut into by PaliGemma
-CODES, CODE_KINDS = 16, 128  # of one mask of its, and what each is chosen from
 BINS = 1000  # and by Florence-2
 _THING = re.compile(
     r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*((?:<seg\d{3}>)*)\s*([^;<]*)"
@@ -118,8 +118,8 @@ def _locations(text: str) -> list[Box]:
     found = []
     for *corners, codes, label in _THING.findall(text):
         top, left, bottom, right = (min(int(corner), STEPS) / STEPS for corner in corners)
-        numbers = tuple(int(code) for code in _CODE.findall(codes))[:CODES]
-        whole = len(numbers) == CODES and max(numbers) < CODE_KINDS
+        numbers = tuple(int(code) for code in _CODE.findall(codes))[:MASK_CODES]
+        whole = len(numbers) == MASK_CODES and max(numbers) < MASK_CODE_KINDS
         found.append(_box(label, (left, right), (top, bottom), codes=numbers if whole else ()))
     return found
 
