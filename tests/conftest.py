@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kit.bundles import bundle_of, keep_in, once
+from kit.tiny import KINDS
 from PIL import Image
 
 from vlmedge.checkpoints.scenes import draw_scene
+from vlmedge.make.check import check
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several worker processes its share of the cores, not all to all."""
     config.addinivalue_line("markers", "xdist_group: known where pytest-xdist is not installed")
     worker = getattr(config, "workerinput", None)
+    keep_in(config.cache.mkdir("bundles"), alone=worker is None)
     if worker is not None and hasattr(os, "sched_setaffinity"):  # Linux alone has it
         cores = sorted(os.sched_getaffinity(0))
         number, workers = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
@@ -26,11 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares fixtures on one worker: a file, or one kind of checkpoint in it."""
+    """Keep the tests of one kind of checkpoint on one worker; all others go where there is room."""
     for item in items:
         call = getattr(item, "callspec", None)
-        kind = call.params.get("case", "") if call is not None else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {kind}"))
+        given = [] if call is None else call.params.values()
+        for kind in (value for value in given if isinstance(value, str) and value in KINDS):
+            item.add_marker(pytest.mark.xdist_group(kind))
 
 
 @dataclass(frozen=True)
@@ -46,33 +50,40 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Name the folder of this run that all workers see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the folder that holds every bundle of the session."""
     return tmp_path_factory.mktemp("bundles")
 
 
 @pytest.fixture(scope="session")
-def clip_bundle(bundles: Path) -> Path:
-    """Export tiny-clip in float32, with the gate."""
-    return export(bundles, "tiny-clip", check=True)
+def clip_bundle(bundles: Path, shared: Path) -> Path:
+    """Copy tiny-clip in float32, after its gate."""
+    return gated("tiny-clip", "float32", bundles, shared)
 
 
 @pytest.fixture(scope="session")
 def blip2_bundle(bundles: Path) -> Path:
-    """Export tiny-blip2 in float32, without the gate: it is unverified."""
-    return export(bundles, "tiny-blip2", check=False)
+    """Copy tiny-blip2 in float32, without the gate: it is unverified."""
+    return bundle_of("tiny-blip2", bundles / "tiny-blip2-float32")
 
 
 @pytest.fixture(scope="session")
-def clip_int8(clip_bundle: Path) -> Path:
-    """Quantize tiny-clip, with the gate."""
-    return quantize(clip_bundle)
+def clip_int8(bundles: Path, shared: Path) -> Path:
+    """Copy tiny-clip in int8, after its gate."""
+    return gated("tiny-clip", "int8", bundles, shared)
 
 
 @pytest.fixture(scope="session")
-def blip2_int8(blip2_bundle: Path) -> Path:
-    """Quantize tiny-blip2, with the gate."""
-    return quantize(blip2_bundle)
+def blip2_int8(bundles: Path, shared: Path) -> Path:
+    """Copy tiny-blip2 in int8, after its gate."""
+    return gated("tiny-blip2", "int8", bundles, shared)
 
 
 @pytest.fixture(scope="session")
@@ -101,25 +112,13 @@ def vlmedge(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def export(folder: Path, name: str, *, check: bool) -> Path:
-    """Export a built-in checkpoint in float32; $VLMEDGE_TEST_BUNDLES has them where torch is not.
+def gated(name: str, scheme: str, folder: Path, shared: Path) -> Path:
+    """Put a built-in bundle to the gate, once a run, and copy it."""
 
-    An engine may be there for a Python that has no torch: TensorRT's bindings often are.
-    """
-    if made := os.environ.get("VLMEDGE_TEST_BUNDLES"):
-        return Path(shutil.copytree(Path(made) / f"{name}-float32", folder / f"{name}-float32"))
-    from vlmedge.make import export as exporting
+    def make(half: Path) -> None:
+        bundle_of(name, half, scheme)
+        if "VLMEDGE_TEST_BUNDLES" not in os.environ:  # else torch may not be there
+            check(half, name)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's and transformers' own
-        return exporting.export(name, folder / f"{name}-float32", check=check).path
-
-
-def quantize(bundle: Path) -> Path:
-    """Quantize a bundle to INT8, with the gate; a busy machine's times decide nothing."""
-    from vlmedge.make import quantize
-    from vlmedge.make.recipe import Recipe
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return quantize.quantize(bundle, Recipe("int8", keep_slower=True)).path
+    whole = once(shared / f"{name}-{scheme}", make)
+    return Path(shutil.copytree(whole, folder / whole.name))

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import msgspec
 import pytest
-from machines import ORIN_NANO_RAILS, orin_nano, seed
+from kit.machines import ORIN_NANO_RAILS, orin_nano, seed
 
 import vlmedge
 from vlmedge.bench import result as bench_result

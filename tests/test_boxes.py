@@ -14,15 +14,15 @@ import pytest
 import torch
 import transformers
 from conftest import Run
+from kit.bundles import bundle_of, checkpoint_of, exported
+from kit.tiny import tiny
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tiny import tiny
 
 import vlmedge
 from vlmedge.bundle import Bundle
 from vlmedge.cli.drawing import COLORS, TINT, draw
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.make.export import export
 from vlmedge.make.quantize import quantize
 from vlmedge.run.tasks import detect as detecting
 from vlmedge.run.tasks.boxes import Box
@@ -39,19 +39,17 @@ CAT, DOG = Box("cat", 0.1, 0.2, 0.5, 0.9), Box("dog", 0.3, 0.0, 1.0, 0.4)
 def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export a random PaliGemma without a decoder of masks; a penalty makes it write locations."""
     folder = tmp_path_factory.mktemp("finder")
-    tiny("paligemma", folder / "checkpoint")
+    checkpoint_of("paligemma", folder / "checkpoint")
     (folder / "checkpoint" / "vae-oid.npz").unlink()
     config = folder / "checkpoint" / "generation_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"repetition_penalty": 2.0}))
-    return export(str(folder / "checkpoint"), folder / "bundle", check=False).path
+    return exported(folder / "checkpoint", folder / "bundle")
 
 
 @pytest.fixture(scope="module")
 def florence(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export a random Florence-2; its text is not to repeat itself, so it has many locations."""
-    folder = tmp_path_factory.mktemp("florence")
-    tiny("florence2", folder / "checkpoint")
-    return export(str(folder / "checkpoint"), folder / "bundle", check=False).path
+    return bundle_of("florence2", tmp_path_factory.mktemp("florence") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ends a question to the last.
     """
     folder = tmp_path_factory.mktemp("segmenter")
-    tiny("paligemma", folder / "checkpoint")
+    checkpoint_of("paligemma", folder / "checkpoint")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "checkpoint")
     file = folder / "checkpoint" / "model.safetensors"
     weights = load_file(file)
@@ -76,7 +74,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head[said[1:]] = torch.nn.functional.normalize(table[said[:-1]], dim=-1)
     weights["lm_head.weight"] = head
     save_file(weights, file, metadata={"format": "pt"})
-    return export(str(folder / "checkpoint"), folder / "bundle", check=False).path
+    return exported(folder / "checkpoint", folder / "bundle")
 
 
 def color(name: str) -> tuple[int, ...]:

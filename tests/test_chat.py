@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from tiny import tiny
+from kit.bundles import bundle_of
 
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError, UnknownNameError
-from vlmedge.make.export import export
 from vlmedge.run.tasks.chat import Chat
 from vlmedge.spec import ChatTask
 
@@ -26,9 +25,7 @@ NEW = 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export a random LLaVA, with a chat template."""
-    root = tmp_path_factory.mktemp("llava")
-    tiny("llava", root / "checkpoint")
-    return export(str(root / "checkpoint"), root / "bundle", check=False).path
+    return bundle_of("llava", tmp_path_factory.mktemp("llava") / "bundle")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-from conftest import Run, export
-from tiny import tiny
+from conftest import Run
+from kit.bundles import bundle_of
 
 import vlmedge
 import vlmedge as package
@@ -19,7 +19,6 @@ from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.compositions import composition
 from vlmedge.compositions.composition import built_ins, read_composition
 from vlmedge.errors import BundleError, InputError, UnknownNameError, VlmEdgeError
-from vlmedge.make import export as exporting
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 
 SCHEMA = Path(vlmedge.__file__).with_name("composition.schema.json")
@@ -40,7 +39,7 @@ def captioner(blip2_bundle: Path) -> Path:
 @pytest.fixture(scope="module")
 def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export tiny-clip, which tells scenes apart by vectors."""
-    return export(tmp_path_factory.mktemp("ranker"), "tiny-clip", check=False)
+    return bundle_of("tiny-clip", tmp_path_factory.mktemp("ranker") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +54,7 @@ def scenes() -> list[Any]:
 
 
 def random(folder: Path, kind: str) -> Path:
-    tiny(kind, folder / "checkpoint")
-    return exporting.export(str(folder / "checkpoint"), folder / "bundle", check=False).path
+    return bundle_of(kind, folder / "bundle")
 
 
 def steps(*given: dict[str, Any], bundles: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:

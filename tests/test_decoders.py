@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny
+from kit.bundles import bundle_of, checkpoint_of
+from kit.tiny import tiny
 
 import vlmedge
 from vlmedge.checkpoints.resolve import family_of
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.make.export import export
 from vlmedge.run.tasks.prompt import Example
 from vlmedge.shelves.registry import FAMILIES
 
@@ -27,7 +27,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write one checkpoint of each of these families."""
     root = tmp_path_factory.mktemp("decoders")
     for kind in ("llava", "llava-next", "smolvlm", "paligemma", "flamingo"):
-        tiny(kind, root / kind)
+        checkpoint_of(kind, root / kind)
     return root
 
 
@@ -119,8 +119,8 @@ def test_weights_of_the_older_layout_are_the_same(
     assert (after.read(name) == before.read(name)).all()  # type: ignore[attr-defined]
 
 
-def test_tasks_refuse_what_a_model_does_not_do(originals: Path, tmp_path: Path) -> None:
-    path = export(str(originals / "paligemma"), tmp_path / "bundle", check=False).path
+def test_tasks_refuse_what_a_model_does_not_do(tmp_path: Path) -> None:
+    path = bundle_of("paligemma", tmp_path / "bundle")
     model, image = vlmedge.load(path), draw_scene(0, "heldout").image
     with pytest.raises(InputError, match="leave the prompt out"):
         model.caption(image, "a")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from machines import NVPMODEL_SUPER, RELEASE, RTX_4090, machine, orin_nano
+from kit.machines import NVPMODEL_SUPER, RELEASE, RTX_4090, machine, orin_nano
 
 from vlmedge.host.identify import (
     Power,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from machines import MEMINFO, RELEASE, RTX_4090, machine, orin_nano, seed
+from kit.machines import MEMINFO, RELEASE, RTX_4090, machine, orin_nano, seed
 
 from vlmedge.doctor.engine_checks import CHECKS as ENGINE_CHECKS
 from vlmedge.doctor.engine_checks import prove

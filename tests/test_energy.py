@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from machines import I2C, ORIN_NANO_RAILS, seed
+from kit.machines import I2C, ORIN_NANO_RAILS, seed
 
 from vlmedge.host import energy
 from vlmedge.host.energy import NOT_TOLD, find_meter

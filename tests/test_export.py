@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from kit.bundles import checkpoint_of
+from kit.tiny import KINDS
 from safetensors.torch import load_file, save_file
-from tiny import KINDS, tiny
 
 from vlmedge.checkpoints import resolve as checkpoint
 from vlmedge.checkpoints.resolve import aliases, family_of, resolve
@@ -27,7 +28,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Write a random checkpoint of every kind."""
     root = tmp_path_factory.mktemp("checkpoints")
     for kind in KINDS:
-        tiny(kind, root / kind)
+        checkpoint_of(kind, root / kind)
     return {kind: root / kind for kind in KINDS}
 
 

@@ -10,7 +10,8 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,19 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers
+from kit.bundles import bundle_of
+from kit.tiny import kinds, schemes, tiny
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import KINDS, tiny
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 import vlmedge
 from vlmedge.bench.worker import Side
+from vlmedge.bundle import Bundle
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
 from vlmedge.graphs.portable import load_graph
-from vlmedge.make.export import export
-from vlmedge.make.quantize import quantize
-from vlmedge.make.recipe import Recipe
+from vlmedge.make.check import check
 from vlmedge.plan.plan import read_shape
 from vlmedge.run.tasks import encode as encoding
 from vlmedge.run.tasks import generate as generating
@@ -39,7 +40,7 @@ from vlmedge.run.tasks import prompt as prompting
 from vlmedge.run.tasks.context import TaskContext
 from vlmedge.run.tasks.paint import palette
 from vlmedge.run.tasks.prompt import Example
-from vlmedge.shelves.registry import FAMILIES, SCHEMES
+from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import (
     GenerateTask,
     InfillTask,
@@ -71,14 +72,32 @@ class Case:
     model: vlmedge.Model
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@dataclass
+class Told:
+    """Keeps what the gate has to say beside its verdict."""
+
+    notes: list[str] = field(default_factory=list)
+
+    def step(self, title: str, total: int | None = None) -> AbstractContextManager[Any]:
+        """Draw nothing."""
+        return nullcontext(lambda amount: None)
+
+    def note(self, text: str) -> None:
+        """Keep a line."""
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module", params=kinds())
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Write one kind of checkpoint and export it in float32, through the gate."""
+    """Write one kind of checkpoint, and put its bundle in float32 through the gate."""
     torch.set_num_threads(1)  # tiny models gain nothing by more
     root = tmp_path_factory.mktemp(request.param)
     reference = tiny(request.param, root / "checkpoint")
-    bundle = export(str(root / "checkpoint"), root / "bundle")
-    return Case(root / "checkpoint", reference, vlmedge.load(bundle.path))
+    bundle = bundle_of(request.param, root / "bundle")
+    told = Told()
+    check(bundle, str(root / "checkpoint"), progress=told)
+    assert not told.notes  # the cache's bundle is of this very checkpoint
+    return Case(root / "checkpoint", reference, vlmedge.load(bundle))
 
 
 @pytest.fixture(autouse=True)
@@ -655,23 +674,21 @@ def test_examples_are_transformers(case: Case, images: list[Image.Image]) -> Non
     assert ours != case.model.caption(images[2], max_tokens=NEW)
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        name if name.startswith("int") else pytest.param(name, marks=pytest.mark.slow)
-        for name in SCHEMES.names()
-    ],
-)
+@pytest.mark.parametrize("scheme", schemes())
 def test_scheme_keeps_every_component_close(
-    case: Case, scheme: str, tmp_path: Path, record_property: Record
+    case: Case,
+    scheme: str,
+    tmp_path: Path,
+    record_property: Record,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Random weights have no accuracy to lose, and amplify what trained ones damp.
 
     So the limits are wider than the gate's; a wrong scale or a lost layer is at 0.5 or below.
     """
-    recipe = Recipe(scheme, keep_slower=True)
-    bundle = quantize(case.model.bundle.path, recipe, tmp_path / "b", against=str(case.folder))
-    parity = bundle.manifest.parity
+    kind = request.node.callspec.params["case"]
+    check(bundle_of(kind, tmp_path / "b", scheme), str(case.folder))
+    parity = Bundle.load(tmp_path / "b").manifest.parity
     assert parity is not None
     record_property("cosine", json.dumps({c.component: c.cosine for c in parity.components}))
     for result in parity.components:

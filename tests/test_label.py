@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny
+from kit.bundles import bundle_of, checkpoint_of
 
 import vlmedge as package
 from vlmedge.bundle import Bundle
@@ -22,13 +22,12 @@ from vlmedge.spec import LabelTask
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vit") / "checkpoint"
-    tiny("vit", folder)
-    return folder
+    return checkpoint_of("vit", folder)
 
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path) -> Path:
-    return export(str(checkpoint), checkpoint.parent / "bundle").path
+    return bundle_of("vit", checkpoint.parent / "bundle")
 
 
 def test_label_without_a_name_is_refused(checkpoint: Path, tmp_path: Path) -> None:

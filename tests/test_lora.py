@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from kit.bundles import checkpoint_of
+from kit.tiny import KINDS, tiny
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import KINDS, tiny
 
 import vlmedge as library
 from vlmedge.bundle.weights import SafeWeights
@@ -47,7 +48,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("checkpoints")
     for kind in CLASSES:
-        tiny(kind, root / kind)
+        checkpoint_of(kind, root / kind)
     return root
 
 

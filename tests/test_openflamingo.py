@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from kit.bundles import checkpoint_of
 from safetensors.torch import load_file, save_file
-from tiny import tiny
 
 from vlmedge.checkpoints.resolve import resolve
 from vlmedge.errors import CheckpointError
@@ -39,7 +39,7 @@ LAYERS = {
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("openflamingo")
     for kind in TABLES:
-        tiny(kind, root / kind)
+        checkpoint_of(kind, root / kind)
     return root
 
 

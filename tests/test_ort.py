@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kit.bundles import bundle_of
 from onnx_ir.passes.common import ShapeInferencePass
-from tiny import tiny as tiny_checkpoint
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, read_manifest
@@ -24,7 +24,6 @@ from vlmedge.bundle.writer import stored_files, write_manifest
 from vlmedge.cli.tables import show_fusions
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import save_graph
-from vlmedge.make.export import export
 from vlmedge.make.quantize import quantize
 from vlmedge.make.recipe import Recipe
 from vlmedge.shelves.contracts import Graph
@@ -121,7 +120,7 @@ def network(*, activations: bool, width: int = 256) -> ir.Model:
     return made.model(y=(shifted, FLOAT))
 
 
-def bundle_of(folder: Path, model: ir.Model, component: Component) -> Bundle:
+def written(folder: Path, model: ir.Model, component: Component) -> Bundle:
     folder.mkdir(exist_ok=True)
     save_graph(model, folder, component.name)
     manifest = Manifest(
@@ -143,7 +142,7 @@ def encoder(width: int = 256) -> Component:
 
 
 def tiny(folder: Path, *, activations: bool = True, width: int = 256) -> Bundle:
-    return bundle_of(folder, network(activations=activations, width=width), encoder(width))
+    return written(folder, network(activations=activations, width=width), encoder(width))
 
 
 def engine_files(folder: Path) -> list[str]:
@@ -205,7 +204,7 @@ def test_float_graph_has_no_engine(tmp_path: Path) -> None:
     made = Writer(("x", FLOAT, ["batch", "tokens", 256]))
     weight = made.constant(made.random.standard_normal((256, 40)).astype(np.float32))
     model = made.model(y=(made.add("MatMul", made.inputs["x"], weight), FLOAT))
-    bundle = bundle_of(tmp_path, model, encoder())
+    bundle = written(tmp_path, model, encoder())
     found = open_encoder(bundle).run(feed())["y"]
     np.testing.assert_allclose(found, portable(bundle, feed()), rtol=1e-4, atol=1e-4)
     assert not (tmp_path / "engines").exists()
@@ -403,7 +402,7 @@ def tower_bundle(folder: Path, model: ir.Model, mask: str = "none") -> tuple[Bun
         seen = random.random([3 if size == "batch" else int(size) for size in shape]) > 0.3
         feeds["mask"] = np.where(seen, 0, np.finfo(np.float32).min).astype(np.float32)
     outputs = (TensorSpec("y", "float32", ("batch", 5, 40)),)
-    return bundle_of(folder, model, Component("encoder", tuple(inputs), outputs)), feeds
+    return written(folder, model, Component("encoder", tuple(inputs), outputs)), feeds
 
 
 def fusions(graph: Graph) -> dict[str, str]:
@@ -557,7 +556,7 @@ def decoder(tmp_path: Path) -> Graph:
         ),
         (("present.0.key", "past_key_values.0.key"),),
     )
-    return ENGINES["ort"].open(bundle_of(tmp_path, model, component), "decoder")
+    return ENGINES["ort"].open(written(tmp_path, model, component), "decoder")
 
 
 def step(graph: Graph, *rows: float) -> list[float]:
@@ -664,9 +663,7 @@ def test_cache_in_place_is_the_cache_that_is_copied(blip2_bundle: Path) -> None:
 @pytest.fixture(scope="module", params=["llava", "llava-mistral", "llava-qwen2", "smolvlm"])
 def turning(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose decoder has rotary positions, and fewer heads of keys than of queries."""
-    root = tmp_path_factory.mktemp(request.param)
-    tiny_checkpoint(request.param, root / "checkpoint")
-    return export(str(root / "checkpoint"), root / "bundle", check=False).path
+    return bundle_of(request.param, tmp_path_factory.mktemp(request.param) / "bundle")
 
 
 def decoder_operators(folder: Path) -> tuple[Counter[str], list[ir.Node]]:
@@ -710,8 +707,7 @@ def test_decoder_with_rotary_is_one_kernel_a_layer(turning: Path) -> None:
 
 def test_heads_with_masks_of_their_own_are_one_kernel_a_layer(tmp_path: Path) -> None:
     """MPT's fade with distance, each at its slope."""
-    tiny_checkpoint("openflamingo-mpt", tmp_path / "checkpoint")
-    path = export(str(tmp_path / "checkpoint"), tmp_path / "bundle", check=False).path
+    path = bundle_of("openflamingo-mpt", tmp_path / "bundle")
     bundle = Bundle.load(path)
     spec = bundle.spec.component("decoder")
     ours = ort.ENGINE.open(bundle, "decoder")

@@ -7,8 +7,6 @@ without a GPU they run on the CPU's, which has the same kernels. What needs the 
 from __future__ import annotations
 
 import re
-import shutil
-import warnings
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -17,12 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from kit.bundles import bundle_of
 
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError, InputError, MissingExtraError
-from vlmedge.make.quantize import quantize
-from vlmedge.make.recipe import Recipe
 from vlmedge.run.tasks.graphs import Graphs
 from vlmedge.shelves.registry import ENGINES
 
@@ -32,17 +29,11 @@ IMAGES = [draw_scene(i, "heldout").image for i in range(3)]
 
 
 @pytest.fixture(scope="module")
-def scheme_bundles(blip2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Quantize tiny-blip2 without the gate, every layer."""
-    root, made = tmp_path_factory.mktemp("schemes"), {}
-    for scheme in ("fp16", "int8", "int4"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made[scheme] = quantize(
-                blip2_bundle, Recipe(scheme, keep_slower=True), root / scheme, check=False
-            ).path
-    made["float32"] = Path(shutil.copytree(blip2_bundle, root / "float32"))
-    return made
+def scheme_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Take tiny-blip2 in each scheme, without the gate, every layer quantized."""
+    root = tmp_path_factory.mktemp("schemes")
+    schemes = ("fp16", "int8", "int4", "float32")
+    return {scheme: bundle_of("tiny-blip2", root / scheme, scheme) for scheme in schemes}
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
+from kit.bundles import bundle_of, checkpoint_of
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny
 
 import vlmedge
 from vlmedge.errors import CheckpointError, InputError
-from vlmedge.make.export import export
 from vlmedge.run.inputs.image_files import load_painting
 from vlmedge.run.inputs.interpolate import interpolate
 from vlmedge.run.tasks.paint import palette, peaks
@@ -29,13 +28,12 @@ NUMBERS = np.arange(20, dtype=np.uint8).reshape(4, 5) % 8
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("painter") / "checkpoint"
-    tiny("painter", folder)
-    return folder
+    return checkpoint_of("painter", folder)
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> vlmedge.Model:
-    return vlmedge.load(export(str(checkpoint), checkpoint.parent / "bundle", check=False).path)
+    return vlmedge.load(bundle_of("painter", checkpoint.parent / "bundle"))
 
 
 @pytest.mark.parametrize("size", [(40, 61), (9, 11), (17, 5), (1, 1)])

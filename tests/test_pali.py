@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from kit.bundles import checkpoint_of, exported
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import tiny
 
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
@@ -40,8 +40,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pali")
-    tiny("pali-parts", folder)
-    return folder
+    return checkpoint_of("pali-parts", folder / "parts")
 
 
 @pytest.fixture
@@ -167,7 +166,7 @@ def test_prompts_may_be_the_checkpoints(parts: Path) -> None:
 
 
 def test_picture_and_question_both_count(parts: Path, tmp_path: Path) -> None:
-    model = vlmedge.load(export(str(parts), tmp_path / "bundle", check=False).path)
+    model = vlmedge.load(exported(parts, tmp_path / "bundle"))
     images = [Image.fromarray(draw_scene(i, "heldout").image) for i in range(4)]
     assert len(set(model.caption(images, max_tokens=12))) > 1
     asked = [model.ask(images[0], text, max_tokens=12) for text in ("what?", "a red star?", "é")]

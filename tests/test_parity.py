@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from kit.bundles import bundle_of
+from kit.tiny import tiny
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import tiny
 
 import vlmedge
 import vlmedge.errors
 from vlmedge.checkpoints.scenes import CLASSES, draw_scene
-from vlmedge.make.export import export
+from vlmedge.make.check import check
 
 SIZES = [(32, 32), (64, 64), (101, 57), (33, 90)]
 
@@ -37,14 +38,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(folder: Path) -> tuple[transformers.CLIPModel, vlmedge.Model]:
-    model = tiny("clip", folder / "clip")
-    return model, vlmedge.load(export(str(folder / "clip"), folder / "clip-b").path)
+    model, bundle = tiny("clip", folder / "clip"), bundle_of("clip", folder / "clip-b")
+    check(bundle, str(folder / "clip"))
+    return model, vlmedge.load(bundle)
 
 
 @pytest.fixture(scope="module")
 def blip2(folder: Path) -> tuple[transformers.Blip2ForConditionalGeneration, vlmedge.Model]:
-    model = tiny("blip2", folder / "blip2")
-    return model, vlmedge.load(export(str(folder / "blip2"), folder / "blip2-b").path)
+    model, bundle = tiny("blip2", folder / "blip2"), bundle_of("blip2", folder / "blip2-b")
+    check(bundle, str(folder / "blip2"))
+    return model, vlmedge.load(bundle)
 
 
 @pytest.fixture(scope="module")

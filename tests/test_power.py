@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import machine, orin_nano
+from kit.machines import machine, orin_nano
 
 import vlmedge
 from vlmedge.errors import InputError

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kit.tiny import tiny
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from tiny import tiny
 
 import vlmedge
 from vlmedge.bundle import Bundle, graph_path

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.bundles import checkpoint_of
 from safetensors.numpy import load_file, save_file
-from tiny import tiny
 
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.make.export import export
@@ -17,7 +17,7 @@ from vlmedge.run.decode.prompt import Prompt
 
 
 def test_mask_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
-    tiny("flava", tmp_path / "checkpoint")
+    checkpoint_of("flava", tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "tokenizer_config.json"
     config = json.loads(file.read_text())
     config["mask_token"] = None
@@ -28,7 +28,7 @@ def test_mask_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
 
 
 def test_tokenizer_that_names_no_picture_is_refused(tmp_path: Path) -> None:
-    tiny("t5gemma2", tmp_path / "checkpoint")
+    checkpoint_of("t5gemma2", tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "tokenizer_config.json"
     config = json.loads(file.read_text())
     del config["boi_token"]
@@ -39,7 +39,7 @@ def test_tokenizer_that_names_no_picture_is_refused(tmp_path: Path) -> None:
 
 
 def test_qformer_that_reads_no_text_is_refused(tmp_path: Path) -> None:
-    tiny("blip2-itm", tmp_path / "checkpoint")
+    checkpoint_of("blip2-itm", tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "config.json"
     config = json.loads(file.read_text())
     config["qformer_config"]["use_qformer_text_input"] = False
@@ -50,7 +50,7 @@ def test_qformer_that_reads_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_table_without_its_end_row_is_refused(tmp_path: Path) -> None:
-    tiny("t5gemma2", tmp_path / "checkpoint")
+    checkpoint_of("t5gemma2", tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "model.safetensors"
     weights = load_file(file)
     kept = {
@@ -63,7 +63,7 @@ def test_table_without_its_end_row_is_refused(tmp_path: Path) -> None:
 
 
 def test_qformer_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
-    tiny("instructblip", tmp_path / "checkpoint")
+    checkpoint_of("instructblip", tmp_path / "checkpoint")
     shutil.rmtree(tmp_path / "checkpoint" / "qformer_tokenizer")
     with pytest.raises(CheckpointError, match="has no qformer_tokenizer/: it is the Q-Former's"):
         export(str(tmp_path / "checkpoint"), tmp_path / "bundle")
@@ -71,7 +71,7 @@ def test_qformer_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_tokenizer_without_a_fast_form_is_refused(tmp_path: Path) -> None:
-    tiny("siglip", tmp_path / "checkpoint")
+    checkpoint_of("siglip", tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "tokenizer.json").unlink()
     (tmp_path / "checkpoint" / "spiece.model").write_bytes(b"pieces")
     file = tmp_path / "checkpoint" / "tokenizer_config.json"

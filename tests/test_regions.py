@@ -11,12 +11,11 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import Run
-from tiny import tiny
+from kit.bundles import bundle_of
 from transformers import CLIPImageProcessor
 
 import vlmedge as package
 from vlmedge.errors import InputError
-from vlmedge.make.export import export
 from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.letterbox import squared
 from vlmedge.run.tasks import generate as generating
@@ -34,9 +33,7 @@ SIZES = [(90, 40), (40, 91), (33, 33), (1, 200), (7, 6)]
 
 @pytest.fixture(scope="module")
 def shikra(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shikra")
-    tiny("shikra", root / "checkpoint")
-    return export(str(root / "checkpoint"), root / "bundle", check=False).path
+    return bundle_of("shikra", tmp_path_factory.mktemp("shikra") / "bundle")
 
 
 def noise(width: int, height: int) -> PIL.Image.Image:

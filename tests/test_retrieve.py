@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.bundles import bundle_of
 from PIL import Image
-from tiny import tiny
 
 import vlmedge as package
 from vlmedge.checkpoints.scenes import CLASSES, draw_labelled
 from vlmedge.errors import InputError
-from vlmedge.make.export import export
 from vlmedge.run.tasks.retrieve import Index, load, recall_at
 
 
@@ -145,8 +144,7 @@ def test_index_and_search_on_the_command_line(
 def test_pictures_of_several_vectors_are_found_by_their_nearest(
     tmp_path: Path, gallery: Path, vlmedge: Callable[..., object]
 ) -> None:
-    tiny("blip2-itm", tmp_path / "checkpoint")
-    bundle = export(str(tmp_path / "checkpoint"), tmp_path / "bundle", check=False).path
+    bundle = bundle_of("blip2-itm", tmp_path / "bundle")
     model = package.load(bundle)
     model.index(gallery).save(tmp_path / "index.npz")
     index = load(tmp_path / "index.npz")
@@ -175,8 +173,7 @@ def test_pictures_of_several_vectors_are_found_by_their_nearest(
 def test_match_and_infill_on_the_command_line(
     tmp_path: Path, pictures: list[Path], vlmedge: Callable[..., object]
 ) -> None:
-    tiny("flava", tmp_path / "checkpoint")
-    bundle = export(str(tmp_path / "checkpoint"), tmp_path / "bundle", check=False).path
+    bundle = bundle_of("flava", tmp_path / "bundle")
     model = package.load(bundle)
     ran = vlmedge("match", bundle, pictures[0], "a cat", "two dogs", "--json")
     assert ran.code == 0, ran.err

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit.tiny import tiny
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tiny import tiny
 
 import vlmedge
 from vlmedge.bundle import Bundle

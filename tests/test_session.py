@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.bundles import bundle_of
+from kit.tiny import kinds
 from PIL import Image
-from tiny import KINDS, tiny
 
 import vlmedge
 from vlmedge.arrays import Array
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError, UnknownNameError
-from vlmedge.make.export import export
 from vlmedge.run.decode import reader
 from vlmedge.run.tasks.cache import ByteBudgetCache
 from vlmedge.shelves.contracts import Graph
@@ -27,12 +27,10 @@ QUESTIONS = ["what?", "what color is the star, and where is it?", "é?", "what?"
 NEW = 6  # tokens
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=kinds())
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export one kind of tiny random checkpoint."""
-    root = tmp_path_factory.mktemp(request.param)
-    tiny(request.param, root / "checkpoint")
-    return export(str(root / "checkpoint"), root / "bundle", check=False).path
+    """Take the bundle of one kind of tiny random checkpoint."""
+    return bundle_of(request.param, tmp_path_factory.mktemp(request.param) / "bundle")
 
 
 @pytest.fixture

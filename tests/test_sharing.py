@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from conftest import Run
-from tiny import tiny
+from kit.bundles import bundle_of, checkpoint_of
 
 import vlmedge as api
 from vlmedge.arrays import Array
@@ -66,7 +66,7 @@ def seal(folder: Path) -> Bundle:
     return write_manifest(folder, Manifest(FORMAT, "0", source, "float32", spec, (), files, {}))
 
 
-def bundle_of(folder: Path, **graphs: Mapping[str, Array]) -> Bundle:
+def written(folder: Path, **graphs: Mapping[str, Array]) -> Bundle:
     """Write a bundle as it was before anything was shared."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, weights in graphs.items():
@@ -107,7 +107,7 @@ def common() -> dict[str, dict[str, Array]]:
 def test_common_weights_are_stored_once(
     tmp_path: Path, common: dict[str, dict[str, Array]]
 ) -> None:
-    before = outputs(bundle_of(tmp_path, **common))
+    before = outputs(written(tmp_path, **common))
     assert store_once(tmp_path, NAMES) == 2 * 4096
     assert [size(tmp_path, name) for name in NAMES] == [2 * 4096] * 3
     assert [borrows(tmp_path, name) for name in NAMES] == [False, False, True]
@@ -124,7 +124,7 @@ def test_common_weights_are_stored_once(
 
 
 def test_storing_again_changes_nothing(tmp_path: Path, common: dict[str, dict[str, Array]]) -> None:
-    bundle_of(tmp_path, **common)
+    written(tmp_path, **common)
     store_once(tmp_path, NAMES)
     files = stored_files(tmp_path)
     assert store_once(tmp_path, NAMES) == 0
@@ -133,7 +133,7 @@ def test_storing_again_changes_nothing(tmp_path: Path, common: dict[str, dict[st
 
 def test_graph_without_weights_of_its_own_has_no_file(tmp_path: Path) -> None:
     both = {"a": drawn(0), "b": drawn(1)}
-    bundle_of(tmp_path, text_encoder=both, fusion={"b": both["b"], "a": both["a"]})
+    written(tmp_path, text_encoder=both, fusion={"b": both["b"], "a": both["a"]})
     store_once(tmp_path, NAMES[1:])
     assert not (tmp_path / weights_path("fusion")).exists()
     found = outputs(seal(tmp_path))
@@ -145,7 +145,7 @@ def test_weights_are_told_apart_by_all_of_their_bytes(tmp_path: Path) -> None:
     one = drawn(0)
     other = one.copy()
     other[-1, -1] += 1
-    bundle_of(tmp_path, text_encoder={"w": one}, fusion={"w": other, "renamed": one})
+    written(tmp_path, text_encoder={"w": one}, fusion={"w": other, "renamed": one})
     assert store_once(tmp_path, NAMES[1:]) == one.nbytes
     stored = load_graph(tmp_path, "fusion").graph.initializers
     for name, array in (("w", other), ("renamed", one)):
@@ -155,7 +155,7 @@ def test_weights_are_told_apart_by_all_of_their_bytes(tmp_path: Path) -> None:
 
 
 def test_sameness_within_a_graph_counts(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, text_encoder={"a": drawn(0), "b": drawn(1), "again": drawn(0)})
+    bundle = written(tmp_path, text_encoder={"a": drawn(0), "b": drawn(1), "again": drawn(0)})
     before = outputs(bundle)["text_encoder"]
     assert store_once(tmp_path, ["text_encoder"]) == 4096
     assert not borrows(tmp_path, "text_encoder")
@@ -179,7 +179,7 @@ def test_broken_shared_file_is_refused_by_whom_it_concerns(
     break_it: Callable[[Path], object],
     problem: str,
 ) -> None:
-    bundle_of(tmp_path, **common)
+    written(tmp_path, **common)
     store_once(tmp_path, NAMES)
     seal(tmp_path)
     break_it(tmp_path / weights_path("text_encoder"))
@@ -190,7 +190,7 @@ def test_broken_shared_file_is_refused_by_whom_it_concerns(
 
 
 def test_weights_file_that_ends_too_early_is_refused_while_it_is_written(tmp_path: Path) -> None:
-    bundle_of(tmp_path, text_encoder={"a": drawn(0)}, fusion={"a": drawn(0), "b": drawn(1)})
+    written(tmp_path, text_encoder={"a": drawn(0)}, fusion={"a": drawn(0), "b": drawn(1)})
     shorten(tmp_path / weights_path("fusion"))
     with pytest.raises(BundleError, match=r"fusion\.bin ends too early: export the model again"):
         store_once(tmp_path, NAMES[1:])
@@ -199,7 +199,7 @@ def test_weights_file_that_ends_too_early_is_refused_while_it_is_written(tmp_pat
 def test_plan_counts_what_each_graph_holds(
     tmp_path: Path, common: dict[str, dict[str, Array]]
 ) -> None:
-    before = bundle_shape(tmp_path, bundle_of(tmp_path, **common).manifest)
+    before = bundle_shape(tmp_path, written(tmp_path, **common).manifest)
     store_once(tmp_path, NAMES)
     assert bundle_shape(tmp_path, seal(tmp_path).manifest) == before
 
@@ -207,7 +207,7 @@ def test_plan_counts_what_each_graph_holds(
 def test_info_tells_what_is_shared(
     tmp_path: Path, common: dict[str, dict[str, Array]], vlmedge: Run
 ) -> None:
-    bundle_of(tmp_path, **common)
+    written(tmp_path, **common)
     store_once(tmp_path, NAMES)
     seal(tmp_path)
     out = vlmedge("info", tmp_path).out
@@ -222,8 +222,8 @@ def test_info_tells_what_is_shared(
 def matcher(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Export a random BLIP that matches, without the gate."""
     root = tmp_path_factory.mktemp("matcher")
-    tiny("blip-itm", root / "checkpoint")
-    return exporting.export(str(root / "checkpoint"), root / "bundle", check=False)
+    checkpoint_of("blip-itm", root / "checkpoint")
+    return Bundle.load(bundle_of("blip-itm", root / "bundle"))
 
 
 def scores(bundle: Bundle) -> list[float]:
@@ -236,21 +236,14 @@ def graphs_mib(bundle: Bundle) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["float32", "int8", "int4"])
-def test_exported_text_encoder_and_fusion_share(
-    matcher: Bundle, tmp_path: Path, scheme: str
-) -> None:
-    bundle = matcher
-    if scheme != "float32":
-        recipe = Recipe(scheme, keep_slower=True)
-        bundle = quantize.quantize(matcher.path, recipe, tmp_path / "b", check=False)
+def test_exported_text_encoder_and_fusion_share(tmp_path: Path, scheme: str) -> None:
+    bundle = Bundle.load(bundle_of("blip-itm", tmp_path / "b", scheme))
     assert borrows(bundle.path, "fusion")
     assert len(scores(bundle)) == 2
 
 
 def test_budget_counts_what_is_shared_once(matcher: Bundle, tmp_path: Path) -> None:
-    small = quantize.quantize(
-        matcher.path, Recipe("int8", keep_slower=True), tmp_path / "small", check=False
-    )
+    small = Bundle.load(bundle_of("blip-itm", tmp_path / "small", "int8"))
     budget = graphs_mib(small) + 0.03
     recipe = Recipe("int8", keep_slower=True, budget_mib=budget)
     mixed = quantize.quantize(matcher.path, recipe, tmp_path / "mixed", check=False)

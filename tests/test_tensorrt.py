@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -25,15 +24,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from overflow import COMPONENT, overflowing
-from tiny import KINDS, tiny
+from kit.bundles import bundle_of, checkpoint_of
+from kit.overflow import COMPONENT, overflowing
+from kit.tiny import KINDS
 
 import vlmedge
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.cli import tables_build
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
-from vlmedge.make import export as exporting
 from vlmedge.parity import on_device as level4
 from vlmedge.parity.tolerances import compare
 from vlmedge.progress import SILENT
@@ -60,7 +59,7 @@ api, builder, cache, cuda, accelerators, graphs, profile, tactics = (
     )
 )
 judging = import_module(f"{package}._judge")
-STANDINS = Path(__file__).parent / "standins"
+STANDINS = Path(__file__).parent / "kit" / "standins"
 VERSIONS = {"trt86": "8.6.1", "trt103": "10.3.0", "trt110": "11.0.0"}
 EXACT = BuildOptions(precision="float32")
 
@@ -517,8 +516,8 @@ def test_longer_batch_goes_through_in_pieces(use: Use, clip: Bundle) -> None:
 
 
 def test_qformer_is_built_for_the_texts_that_its_own_tokenizer_may_give(tmp_path: Path) -> None:
-    tiny("instructblip-flan-t5", tmp_path)
-    spec = FAMILIES["instructblip"].open(tmp_path).spec
+    checkpoint = checkpoint_of("instructblip-flan-t5", tmp_path / "checkpoint")
+    spec = FAMILIES["instructblip"].open(checkpoint).spec
     most = {
         name: profile.profiles(spec, spec.component(name), {})[0]["tokens"].max
         for name in ("qformer", "text_encoder")
@@ -570,8 +569,7 @@ def test_every_kind_fits_its_profiles(
     case: str, use: Use, tmp_path: Path, pictures: list[Path]
 ) -> None:
     """Probing and writing stay in the ranges of the axes, and the texts are ONNX Runtime's."""
-    tiny(case, tmp_path / "checkpoint")
-    bundle = exporting.export(str(tmp_path / "checkpoint"), tmp_path / "bundle", check=False)
+    bundle = Bundle.load(bundle_of(case, tmp_path / "bundle"))
     use("trt103")
     build(bundle)
     writes_the_same(bundle, pictures)
@@ -645,11 +643,7 @@ def test_cross_cache_goes_up_once(use: Use, t5: Bundle, pictures: list[Path]) ->
 
 @pytest.fixture(scope="module")
 def t5_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("t5")
-    tiny("blip2-flan-t5", root / "checkpoint")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's and transformers' own
-        return exporting.export(str(root / "checkpoint"), root / "bundle", check=False).path
+    return bundle_of("blip2-flan-t5", tmp_path_factory.mktemp("t5") / "bundle")
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, export
+from conftest import Run
+from kit.bundles import bundle_of
 
 import vlmedge as toolkit
 from vlmedge.bundle import Bundle
@@ -65,7 +66,7 @@ def writer(
     request: pytest.FixtureRequest, scheme: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    return at(scheme, export(folder, request.param, check=False), folder)
+    return at(scheme, bundle_of(request.param, folder / request.param), folder)
 
 
 def at(scheme: str, source: Path, folder: Path) -> Path:

@@ -13,8 +13,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kit.tiny import KINDS
 from numpy.typing import NDArray
-from tiny import KINDS
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from overflow import COMPONENT, overflowing
+from kit.overflow import COMPONENT, overflowing
 from test_trt_lint import FLOAT, HALF, V10_3, _Draft
 
 from vlmedge.arrays import Array
@@ -31,7 +31,7 @@ build, plain, probes, repair = (
         "_tensorrt.half_repair",
     )
 )
-_spec = spec_from_file_location("rounding", Path(__file__).parent / "standins/rounding.py")
+_spec = spec_from_file_location("rounding", Path(__file__).parent / "kit/standins/rounding.py")
 assert _spec is not None and _spec.loader is not None
 rounding: Any = module_from_spec(_spec)
 _spec.loader.exec_module(rounding)

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
+from kit.bundles import bundle_of
 from msgspec import structs
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import tiny
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn, load_video
 
 import vlmedge as package
 from vlmedge.errors import InputError, MissingExtraError
-from vlmedge.make.export import export
 from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.video import Video, chosen, is_video, read_frames
 from vlmedge.spec import ImageFrontEnd, VideoFrontEnd
@@ -178,9 +177,7 @@ def test_frames_are_shrunk_as_video_chatgpt_does(size: tuple[int, int]) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("videos")
-    tiny("llava-next-video", root / "checkpoint")
-    return export(str(root / "checkpoint"), root / "bundle", check=False).path
+    return bundle_of("llava-next-video", tmp_path_factory.mktemp("videos") / "bundle")
 
 
 def test_commands_take_videos(vlmedge: Run, bundle: Path, tmp_path: Path) -> None:
