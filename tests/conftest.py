@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from kit.bundles import bundle_of, keep_in, once
+from kit.command import Ran, Run
 from kit.tiny import KINDS
 from PIL import Image
 
@@ -35,18 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = [] if call is None else call.params.values()
         for kind in (value for value in given if isinstance(value, str) and value in KINDS):
             item.add_marker(pytest.mark.xdist_group(kind))
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture(scope="session")

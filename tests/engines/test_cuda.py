@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
+from kit.shelf import module
 
 from vlmedge.errors import VlmEdgeError
-from vlmedge.shelves.registry import ENGINES
 
-package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
-cuda, rooms = (import_module(f"{package}.{name}") for name in ("_cuda", "_tensorrt.recorded_cache"))
+cuda, rooms = module("runtimes", "_cuda"), module("runtimes", "_tensorrt.recorded_cache")
 OUT_OF_MEMORY, INVALID = 2, 1
 TEXTS = {OUT_OF_MEMORY: b"out of memory", INVALID: b"invalid argument"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from kit.shelf import module
 from torch import Tensor, nn
 
 from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import Component, TensorSpec
 
-SHELF = type(FAMILIES["clip"]).__module__.rsplit(".", 1)[0]
-graph_of: Any = import_module(f"{SHELF}._trace.clean")
-pooled: Any = import_module(f"{SHELF}._trace.pool_early")
-traced: Any = import_module(f"{SHELF}._trace.trace")
+graph_of, pooled = module("export", "_trace.clean"), module("export", "_trace.pool_early")
+traced = module("export", "_trace.trace")
 
 WIDTH, HEADS = 8, 2
 Pool = Callable[[Tensor], Any]

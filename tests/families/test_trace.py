@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 import numpy as np
 import onnxruntime as ort
 import torch
+from kit.shelf import module
 
-from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec import Component, TensorSpec
 
-trace: Any = import_module(f"{type(FAMILIES['clip']).__module__.rsplit('.', 1)[0]}._trace.trace")
+trace = module("export", "_trace.trace")
 
 
 class Masks(torch.nn.Module):

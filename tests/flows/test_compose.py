@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-from conftest import Run
 from kit.bundles import bundle_of
+from kit.command import Run
 
 import vlmedge
 import vlmedge as package

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from kit import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kit.shelf import module
 from kit.tiny import tiny
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -26,7 +26,7 @@ from vlmedge.make.quantize import quantize
 from vlmedge.make.recipe import Recipe, read_recipe
 from vlmedge.parity.samples import calibration_folder
 from vlmedge.shelves.contracts import Stats
-from vlmedge.shelves.registry import ENGINES, SCHEMES
+from vlmedge.shelves.registry import SCHEMES
 from vlmedge.spec import Component, TensorSpec
 
 
@@ -193,7 +193,7 @@ def test_sum_of_squares_that_float16_cannot_hold_is_added_in_float32() -> None:
     assert [layer.layer for layer in kept] == ["mean"]
     assert "values reach 6.78e+04" in kept[0].reason
     expected = rows * np.linspace(0.5, 2, 128) / np.sqrt((rows**2).mean(1, keepdims=True) + 1e-5)
-    norms: Any = import_module(f"{type(ENGINES['ort']).__module__.rsplit('.', 1)[0]}._ort.rms_norm")
+    norms = module("runtimes", "_ort.rms_norm")
     assert norms.fuse_norms(model.graph) == 1
     session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
     (found,) = session.run(None, {"x": rows})
@@ -300,9 +300,7 @@ def test_smoothing_saves_a_model_with_outliers(outliers: Path, tmp_path: Path) -
     smoothed = {result.component: result.cosine for result in parity.components}
     assert all(result.passed for result in parity.components), parity.components
 
-    from importlib import import_module
-
-    static = import_module("vlmedge." + "quantize._static")
+    static = module("quantize", "_static")
     before = static.smooth
     static.smooth = lambda *args: None
     try:

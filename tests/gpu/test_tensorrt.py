@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
 from kit.bundles import bundle_of
+from kit.command import Run
+from kit.shelf import module
 
 import vlmedge as toolkit
 from vlmedge.bundle import Bundle
@@ -27,11 +27,8 @@ from vlmedge.progress import SILENT
 from vlmedge.shelves.build_options import BuildOptions, Precision
 from vlmedge.shelves.registry import ENGINES
 
-engine: Any = import_module(type(ENGINES["tensorrt"]).__module__)
-api, cuda, graphs = (
-    import_module(f"{engine.__package__}.{name}")
-    for name in ("_tensorrt.versions", "_cuda", "_tensorrt.graph")
-)
+api, cuda = module("runtimes", "_tensorrt.versions"), module("runtimes", "_cuda")
+graphs, engine = module("runtimes", "_tensorrt.graph"), module("runtimes", "tensorrt")
 IMAGES = [draw_scene(i, "heldout").image for i in range(3)]
 LABELS = ["a red circle", "a blue square", "a green triangle"]
 SCHEMES: dict[str, Precision] = {"float32": "float32", "fp16": "float16", "int8": "float16"}

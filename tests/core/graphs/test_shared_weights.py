@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import Run
 from kit.bundles import bundle_of, checkpoint_of
+from kit.command import Run
 
 import vlmedge as api
 from vlmedge.arrays import Array

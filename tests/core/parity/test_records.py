@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from kit.command import Run
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_shapes import LLAVA, benchmark_models
+from kit import ROOT
+from kit.shapes import LLAVA, benchmark_models
 
 from vlmedge.errors import InputError, UnknownNameError
 from vlmedge.plan.plan import Plan, PlanRequest, follow, make_plan, read_shape, refusal
@@ -102,8 +103,7 @@ def test_predicted_peak_is_the_measured_one_at_full_size(scheme: str, tmp_path: 
     """CLIP ViT-B/16 with random weights: 0.6 GB in float32."""
     from vlmedge.make import export as exporting
 
-    root = Path(__file__).parent.parent
-    maker = [sys.executable, str(root / "benchmarks" / "make_checkpoint.py"), "clip-vit-b-16"]
+    maker = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py"), "clip-vit-b-16"]
     subprocess.run([*maker, str(tmp_path / "clip")], check=True, capture_output=True)
     chosen = None if scheme == "float32" else scheme
     bundle = exporting.export(str(tmp_path / "clip"), tmp_path / "bundle", chosen, check=False)
@@ -211,7 +211,7 @@ def test_export_for_a_device_takes_its_scheme_or_is_refused(llava: Path) -> None
 
 
 def test_export_for_a_device_is_refused_before_any_work(vlmedge, tmp_path: Path) -> None:
-    folder = Path(__file__).parent.parent / "vlmedge" / "checkpoints" / "tiny-clip"
+    folder = ROOT / "vlmedge" / "checkpoints" / "tiny-clip"
     out = tmp_path / "out"
     ran = vlmedge("export", folder, "--fp8", "--device", "jetson-nano-4gb", "--out", out)
     assert ran.code == 1 and "jetson-nano-4gb has no units for it" in ran.err
@@ -228,7 +228,7 @@ def test_export_for_a_device_takes_the_recommended_scheme(vlmedge, tmp_path: Pat
 
 def test_board_that_could_run_but_not_build_is_refused() -> None:
     """A small model's engine takes more to build than to run."""
-    folder = Path(__file__).parent.parent / "vlmedge" / "checkpoints" / "tiny-clip"
+    folder = ROOT / "vlmedge" / "checkpoints" / "tiny-clip"
     shape = read_shape(folder)
     plan = planned(folder, "jetson-orin-nano-4gb", free_gib=1.2)
     found = plan.scheme("fp16")

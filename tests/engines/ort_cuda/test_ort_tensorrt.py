@@ -10,13 +10,13 @@ import dataclasses
 import shutil
 import sys
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
+from kit.shelf import module
 
 import vlmedge
 from vlmedge.bundle import Bundle
@@ -27,9 +27,9 @@ from vlmedge.run.tasks.graphs import Graphs
 from vlmedge.shelves.registry import ENGINES
 
 NAMES = ("ort_tensorrt", "ort_tensorrt_rtx")
-package = import_module(type(ENGINES["ort"]).__module__).__package__
 sessions, common = (
-    import_module(f"{package}.{n}") for n in ("_ort_cuda.session", "_ort_cuda.tensorrt_provider")
+    module("runtimes", "_ort_cuda.session"),
+    module("runtimes", "_ort_cuda.tensorrt_provider"),
 )
 IMAGES = [draw_scene(i, "heldout").image for i in range(3)]
 
@@ -97,7 +97,7 @@ def test_options_are_those_of_the_documentation(blip2_bundle: Path, tmp_path: Pa
     past = found["max"]["past_key_values.0.key"].split("x")
     assert tokens > 1 and int(past[0]) == 40  # 8 rows of 5 beams
     assert found["min"]["past_key_values.0.key"].split("x")[2] == "0"
-    first, second = (import_module(f"{package}.{name}").options(tmp_path, ranges) for name in NAMES)
+    first, second = (module("runtimes", name).options(tmp_path, ranges) for name in NAMES)
     assert first == {
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(tmp_path),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -13,64 +12,19 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kit import ROOT
+from kit.graphs import FLOAT, HALF, INT8, V10_3, V11, Draft
+from kit.shelf import module
 from kit.tiny import KINDS
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError
-from vlmedge.shelves.registry import ENGINES
 
-package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
-lint, lower, tables = (
-    import_module(f"{package}.{n}")
-    for n in ("_tensorrt.lint", "_tensorrt.lower", "_tensorrt.operators")
-)
+lint, lower = module("runtimes", "_tensorrt.lint"), module("runtimes", "_tensorrt.lower")
+tables = module("runtimes", "_tensorrt.operators")
 VERSIONS = ("8.6", "10.3", "10.13", "10.16", "11.x")
-FLOAT, HALF, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
-V10_3, V11 = (10, 3), (11, 0)
-
-
-class _Draft:
-    """A graph of a few nodes, x float32 [2, 8] in, y out."""
-
-    def __init__(self, opset: int = 20, dtype: ir.DataType = FLOAT) -> None:
-        self.x = ir.Value(name="x", type=ir.TensorType(dtype), shape=ir.Shape(["batch", 8]))
-        self.nodes: list[ir.Node] = []
-        self.constants: list[ir.Value] = []
-        self.opset = opset
-
-    def constant(self, array: Any, dtype: Any = None) -> ir.Value:
-        data = np.array(array, dtype)
-        name = f"c{len(self.constants)}"
-        tensor = ir.tensor(data, name=name)
-        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-        value.shape = ir.Shape(data.shape)
-        self.constants.append(value)
-        return value
-
-    def add(
-        self, kind: str, *inputs: ir.Value | None, dtype: ir.DataType = FLOAT, **attributes: Any
-    ) -> ir.Value:
-        domain = attributes.pop("domain", "")
-        node = ir.node(kind, list(inputs), attributes, domain=domain, name=f"n{len(self.nodes)}")
-        node.outputs[0].name = f"v{len(self.nodes)}"
-        node.outputs[0].type = ir.TensorType(dtype)
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def model(self, y: ir.Value, rank: int = 2) -> ir.Model:
-        y.name = "y"
-        y.shape = ir.Shape(["rows", "columns"][:rank])
-        graph = ir.Graph(
-            [self.x],
-            [y],
-            nodes=self.nodes,
-            initializers=self.constants,
-            opset_imports={"": self.opset},
-            name="draft",
-        )
-        return ir.Model(graph, ir_version=10)
 
 
 def problems(model: ir.Model, version: tuple[int, int] = V10_3, *, cached: bool = False) -> str:
@@ -117,7 +71,7 @@ def test_every_kind_passes_in_every_scheme(kind: str, tmp_path: Path) -> None:
 
 def table() -> Any:
     """Return benchmarks/lint_table.py, which makes docs/tensorrt_lint.md."""
-    file = Path(__file__).parent.parent / "benchmarks" / "lint_table.py"
+    file = ROOT / "benchmarks" / "lint_table.py"
     spec = spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -139,8 +93,8 @@ def test_portable_decoder_has_what_the_lowering_is_for(blip2_bundle: Path) -> No
 
 
 def test_findings_are_printed_and_counted(clip_int8: Path, vlmedge: Any, monkeypatch: Any) -> None:
-    engine = import_module(type(ENGINES["tensorrt"]).__module__)
-    draft = _Draft()
+    engine = module("runtimes", "tensorrt")
+    draft = Draft()
     finding = lint.lint("part", draft.model(draft.add("Det", draft.x)), V10_3, cached=False)
     monkeypatch.setattr(engine, "lowered", lambda *a, **k: (None, False, finding))
     ran = vlmedge("build", clip_int8, "--check-only", "--tensorrt", "10.3")
@@ -206,7 +160,7 @@ def test_opsets_are_those_of_the_tables() -> None:
 
 
 def test_unknown_operator_and_domain_are_named() -> None:
-    draft = _Draft()
+    draft = Draft()
     y = draft.add(
         "MatMulNBits", draft.add("DynamicQuantizeLinear", draft.x), domain="com.microsoft"
     )
@@ -217,17 +171,17 @@ def test_unknown_operator_and_domain_are_named() -> None:
 
 
 def test_types_are_those_of_the_table() -> None:
-    draft = _Draft(dtype=ir.DataType.DOUBLE)
+    draft = Draft(dtype=ir.DataType.DOUBLE)
     assert "Add: it does not take double" in problems(
         draft.model(draft.add("Add", draft.x, draft.x, dtype=ir.DataType.DOUBLE))
     )
-    draft = _Draft(dtype=ir.DataType.BOOL)
+    draft = Draft(dtype=ir.DataType.BOOL)
     found = problems(draft.model(draft.add("Equal", draft.x, draft.x, dtype=ir.DataType.BOOL)))
     assert found.startswith("Equal: it does not take bool")
 
 
 def test_pow_of_integers_came_with_10_12() -> None:
-    draft = _Draft(dtype=ir.DataType.INT64)
+    draft = Draft(dtype=ir.DataType.INT64)
     model = draft.model(draft.add("Pow", draft.x, draft.x, dtype=ir.DataType.INT64))
     assert "Pow: it does not take int64" in problems(model, (10, 11))
     assert problems(model, (10, 12)) == ""
@@ -238,7 +192,7 @@ def test_pow_of_integers_came_with_10_12() -> None:
     [("ReduceSum", 1, None), ("Unsqueeze", 1, (10, 7)), ("CumSum", 1, (10, 8))],
 )
 def test_axes_must_be_constant(kind: str, index: int, fine: tuple[int, int] | None) -> None:
-    draft = _Draft()
+    draft = Draft()
     axes = draft.add("Shape", draft.x, dtype=ir.DataType.INT64)
     model = draft.model(draft.add(kind, draft.x, axes))
     assert "must be constant" in problems(model)
@@ -249,7 +203,7 @@ def test_axes_must_be_constant(kind: str, index: int, fine: tuple[int, int] | No
 
 
 def test_second_output_of_layer_norm_is_refused() -> None:
-    draft = _Draft()
+    draft = Draft()
     scale = draft.constant(np.ones(8, np.float32))
     node = ir.node("LayerNormalization", [draft.x, scale], num_outputs=2, name="n")
     for value in node.outputs:
@@ -260,16 +214,16 @@ def test_second_output_of_layer_norm_is_refused() -> None:
 
 
 def test_resize_and_top_k_have_limits() -> None:
-    draft = _Draft()
+    draft = Draft()
     y = draft.add("Resize", draft.x, None, draft.constant([1.0, 2.0], np.float32), mode="cubic")
     assert "mode 'cubic' is not there" in problems(draft.model(y))
-    draft = _Draft()
+    draft = Draft()
     y = draft.add("TopK", draft.x, draft.constant([4000], np.int64))
     assert "K is 4000" in problems(draft.model(y))
 
 
 def test_causal_attention_with_a_cache_is_a_trap_before_11() -> None:
-    draft = _Draft(opset=23)
+    draft = Draft(opset=23)
     draft.x.shape = ir.Shape([1, 2, 4, 8])
     model = draft.model(draft.add("Attention", draft.x, draft.x, draft.x, is_causal=1))
     assert "would hide the newest keys" in problems(model, (10, 15), cached=True)
@@ -279,7 +233,7 @@ def test_causal_attention_with_a_cache_is_a_trap_before_11() -> None:
 
 
 def test_attention_with_past_is_refused() -> None:
-    draft = _Draft(opset=23)
+    draft = Draft(opset=23)
     draft.x.shape = ir.Shape([1, 2, 4, 8])
     inputs = [draft.x, draft.x, draft.x, None, draft.x, draft.x]
     assert "past, present" in problems(draft.model(draft.add("Attention", *inputs)), V11)
@@ -296,7 +250,7 @@ def quantized(
     last: str = "Relu",
 ) -> ir.Model:
     """X -> QuantizeLinear -> DequantizeLinear -> Relu."""
-    draft = _Draft()
+    draft = Draft()
     step, point = draft.constant(scale, scale_dtype), draft.constant(zero, dtype)
     stored = INT8 if dtype is np.int8 else ir.DataType.UINT8
     q = draft.add("QuantizeLinear", draft.x, step, point, dtype=stored)
@@ -308,7 +262,7 @@ def weighted(
     values: Any = ((1,) * 4,) * 8, scale: Any = (1.0,) * 4, axis: int = 1, dtype: Any = np.int8
 ) -> ir.Model:
     """W int8 -> DequantizeLinear -> MatMul <- x."""
-    draft = _Draft()
+    draft = Draft()
     w = draft.add(
         "DequantizeLinear",
         draft.constant(values, dtype),
@@ -344,7 +298,7 @@ def test_rules_of_quantization(model: Any, words: str) -> None:
 
 
 def test_scale_that_is_computed_is_refused() -> None:
-    draft = _Draft()
+    draft = Draft()
     step = draft.add("ReduceMax", draft.x, keepdims=0)
     assert "its scale is no constant" in problems(
         draft.model(draft.add("QuantizeLinear", draft.x, step, dtype=INT8))
@@ -352,7 +306,7 @@ def test_scale_that_is_computed_is_refused() -> None:
 
 
 def test_integers_that_go_elsewhere_are_refused() -> None:
-    draft = _Draft()
+    draft = Draft()
     step, zero = draft.constant(0.5, np.float32), draft.constant(0, np.int8)
     q = draft.add("QuantizeLinear", draft.x, step, zero, dtype=INT8)
     found = problems(draft.model(draft.add("Transpose", q, dtype=INT8)))
@@ -361,7 +315,7 @@ def test_integers_that_go_elsewhere_are_refused() -> None:
 
 
 def test_int4_came_with_10_3() -> None:
-    draft = _Draft(opset=21)
+    draft = Draft(opset=21)
     w = draft.constant(np.ones((8, 4), np.int8))
     w.const_value = ir.tensor(np.ones((8, 4), np.int8), dtype=ir.DataType.INT4, name=w.name)
     w.type = ir.TensorType(ir.DataType.INT4)
@@ -376,7 +330,7 @@ def test_int4_came_with_10_3() -> None:
 
 def test_graph_that_a_scheme_has_typed_keeps_its_types() -> None:
     """The scheme fp16 leaves layers in float32 that would overflow."""
-    draft = _Draft()
+    draft = Draft()
     half = draft.add("Cast", draft.x, dtype=HALF, to=int(HALF))
     h = draft.add("Relu", half, dtype=HALF)
     full = draft.add("Cast", h, to=int(FLOAT))
@@ -390,7 +344,7 @@ def test_graph_that_a_scheme_has_typed_keeps_its_types() -> None:
 
 @pytest.mark.parametrize("how", ["none", "tanh"])
 def test_gelu_is_written_out_exactly(how: str) -> None:
-    draft = _Draft()
+    draft = Draft()
     model = draft.model(draft.add("Gelu", draft.x, approximate=how))
     x = np.linspace(-6, 6, 16, dtype=np.float32).reshape(2, 8)
     (expected,) = run(model, x=x)
@@ -401,7 +355,7 @@ def test_gelu_is_written_out_exactly(how: str) -> None:
 
 
 def test_sum_of_integers_is_exact() -> None:
-    draft = _Draft(dtype=ir.DataType.INT64)
+    draft = Draft(dtype=ir.DataType.INT64)
     axis = draft.constant(1, np.int64)
     model = draft.model(draft.add("CumSum", draft.x, axis, dtype=ir.DataType.INT64))
     x = np.random.default_rng(0).integers(0, 2**20, (2, 8))
@@ -428,7 +382,7 @@ def test_sum_over_the_last_axis_is_no_loop_where_it_is_recorded(
     axis: int, dtype: Any, attributes: dict[str, int], version: tuple[int, int], record: bool
 ) -> None:
     kind = ir.DataType.from_numpy(np.dtype(dtype))
-    draft = _Draft(dtype=kind)
+    draft = Draft(dtype=kind)
     where = draft.constant(axis, np.int64)
     model = draft.model(draft.add("CumSum", draft.x, where, dtype=kind, **attributes))
     x = np.random.default_rng(0).integers(0, 2**20, (2, 8)).astype(dtype)
@@ -444,7 +398,7 @@ def test_sum_over_the_last_axis_is_no_loop_where_it_is_recorded(
 
 @pytest.mark.parametrize("bounds", [(-3, 5), (-3, None), (None, 5), (5, -3), (None, None)])
 def test_integers_are_clipped_exactly(bounds: tuple[int | None, int | None]) -> None:
-    draft = _Draft(dtype=ir.DataType.INT64)
+    draft = Draft(dtype=ir.DataType.INT64)
     ends = [None if b is None else draft.constant(b, np.int64) for b in bounds]
     model = draft.model(draft.add("Clip", draft.x, *ends, dtype=ir.DataType.INT64))
     assert "Clip: it does not take int64" in problems(model, V11)
@@ -461,7 +415,7 @@ def test_integers_are_clipped_exactly(bounds: tuple[int | None, int | None]) -> 
 )
 def test_part_of_a_shape_is_sliced_from_the_whole(bounds: dict[str, int]) -> None:
     """The parser of 8.6 gives the whole shape instead; seen on a GPU."""
-    draft = _Draft()
+    draft = Draft()
     model = draft.model(draft.add("Shape", draft.x, dtype=ir.DataType.INT64, **bounds), rank=1)
     assert "Shape: it may give all axes" in problems(model, (8, 6))
     x = np.zeros((2, 8), np.float32)
@@ -472,7 +426,7 @@ def test_part_of_a_shape_is_sliced_from_the_whole(bounds: dict[str, int]) -> Non
 
 
 def test_opset_17_has_axes_as_attributes() -> None:
-    draft = _Draft()
+    draft = Draft()
     axes = draft.constant([1], np.int64)
     model = draft.model(draft.add("ReduceMean", draft.x, axes, keepdims=0), rank=1)
     x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
@@ -494,7 +448,7 @@ def half_types(model: ir.Model) -> dict[str, str]:
 
 def test_products_are_half_and_squares_are_not() -> None:
     """RMSNorm written out: the mean of squares and the product with its root stay float32."""
-    draft = _Draft()
+    draft = Draft()
     h = draft.add("MatMul", draft.x, draft.constant(np.eye(8, dtype=np.float32) * 300))
     mean = draft.add("ReduceMean", draft.add("Pow", h, draft.constant(2.0, np.float32)), keepdims=1)
     root = draft.add("Sqrt", draft.add("Add", mean, draft.constant(1e-6, np.float32)))
@@ -519,7 +473,7 @@ def test_products_are_half_and_squares_are_not() -> None:
 
 
 def test_mask_of_the_least_float_stays_finite() -> None:
-    draft = _Draft()
+    draft = Draft()
     least = draft.constant(np.finfo(np.float32).min, np.float32)
     y = draft.add("Softmax", draft.add("Add", draft.add("Relu", draft.x), least), axis=-1)
     model = draft.model(y)
@@ -536,7 +490,7 @@ def test_number_that_float16_does_not_have_keeps_its_node_in_float32(
     kind: str, number: float
 ) -> None:
     """A mask's -3.4e38 may become -3e4; a factor may not, and neither may a bound that is none."""
-    draft = _Draft()
+    draft = Draft()
     small = draft.add("MatMul", draft.x, draft.constant(np.eye(8, dtype=np.float32) * 4e4))
     factor = draft.add(kind, small, draft.constant(number, np.float32))
     y = draft.add("Mul", factor, draft.constant(1e-6, np.float32))
@@ -550,7 +504,7 @@ def test_number_that_float16_does_not_have_keeps_its_node_in_float32(
 
 
 def test_mask_among_many_numbers_is_masked() -> None:
-    draft = _Draft()
+    draft = Draft()
     rows = np.zeros((2, 8), np.float32)
     rows[0, 3:] = np.finfo(np.float32).min
     scores = draft.add("Add", draft.add("Relu", draft.x), draft.constant(rows))
@@ -562,7 +516,7 @@ def test_mask_among_many_numbers_is_masked() -> None:
 
 
 def test_weight_beyond_float16_is_refused() -> None:
-    draft = _Draft()
+    draft = Draft()
     model = draft.model(draft.add("MatMul", draft.x, draft.constant(np.full((8, 8), 1e5, "f4"))))
     lower.lower(model, V10_3, "float16")
     value = model.graph.initializers["c0.float16"].const_value
@@ -595,7 +549,7 @@ def test_state_is_float16_and_the_rest_keeps_its_type(blip2_bundle: Path) -> Non
 
 @pytest.mark.parametrize("version", [(8, 6), V10_3, V11])
 def test_state_of_a_graph_that_a_scheme_has_typed_is_float16(version: tuple[int, int]) -> None:
-    draft = _Draft(dtype=FLOAT)
+    draft = Draft(dtype=FLOAT)
     narrow = draft.add("Cast", draft.x, dtype=HALF, to=int(HALF))
     longer = draft.add("Concat", narrow, narrow, dtype=HALF, axis=0)
     model = draft.model(draft.add("Cast", longer, to=int(FLOAT)))
@@ -612,7 +566,7 @@ def test_state_of_a_graph_that_a_scheme_has_typed_is_float16(version: tuple[int,
 @pytest.mark.parametrize("full", ["past", "present"])
 def test_state_that_a_scheme_keeps_in_float32_stays(full: str) -> None:
     """It may hold what float16 does not have."""
-    draft = _Draft(dtype=FLOAT)
+    draft = Draft(dtype=FLOAT)
     narrow = draft.add("Cast", draft.x, dtype=HALF, to=int(HALF))
     if full == "past":
         longer = draft.add("Concat", draft.x, draft.x, axis=0)

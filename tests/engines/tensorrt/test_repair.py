@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,29 +10,18 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kit.graphs import FLOAT, HALF, V10_3, Draft
 from kit.overflow import COMPONENT, overflowing
-from test_trt_lint import FLOAT, HALF, V10_3, _Draft
+from kit.shelf import module
+from kit.standins import rounding
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.parity.tolerances import compare
-from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component, TensorSpec
 
-package = import_module(type(ENGINES["tensorrt"]).__module__).__package__
-build, plain, probes, repair = (
-    import_module(name if name.startswith("vlmedge") else f"{package}.{name}")
-    for name in (
-        "_tensorrt.compile",
-        "_tensorrt.unquantize",
-        "vlmedge.parity.probe",
-        "_tensorrt.half_repair",
-    )
-)
-_spec = spec_from_file_location("rounding", Path(__file__).parent / "kit/standins/rounding.py")
-assert _spec is not None and _spec.loader is not None
-rounding: Any = module_from_spec(_spec)
-_spec.loader.exec_module(rounding)
+build, plain = module("runtimes", "_tensorrt.compile"), module("runtimes", "_tensorrt.unquantize")
+probes, repair = module("runtimes", "_probe"), module("runtimes", "_tensorrt.half_repair")
 
 
 @pytest.fixture
@@ -109,7 +96,7 @@ def part() -> Component:
     return Component("part", (x,), (y,))
 
 
-def beyond(draft: _Draft, y: ir.Value, x: Array, folder: Path) -> dict[str, float]:
+def beyond(draft: Draft, y: ir.Value, x: Array, folder: Path) -> dict[str, float]:
     """Return the nodes of a draft that go beyond, by operator, and how far."""
     model = draft.model(y)
     nodes = list(model.graph)
@@ -120,7 +107,7 @@ def beyond(draft: _Draft, y: ir.Value, x: Array, folder: Path) -> dict[str, floa
 
 
 def test_sum_of_squares_inside_of_a_norm_counts(tmp_path: Path) -> None:
-    draft = _Draft()
+    draft = Draft()
     scale = draft.constant(np.ones(8, np.float32))
     y = draft.add("Relu", draft.add("LayerNormalization", draft.x, scale, axis=-1))
     found = beyond(draft, y, np.full((2, 8), 200, np.float32), tmp_path)
@@ -128,7 +115,7 @@ def test_sum_of_squares_inside_of_a_norm_counts(tmp_path: Path) -> None:
 
 
 def test_reader_and_writer_of_a_value_count_and_the_rest_does_not(tmp_path: Path) -> None:
-    draft = _Draft()
+    draft = Draft()
     big = draft.add("Mul", draft.add("Relu", draft.x), draft.constant(6e4, np.float32))
     y = draft.add("Neg", draft.add("Tanh", big))
     found = beyond(draft, y, np.full((2, 8), 2, np.float32), tmp_path)
@@ -136,14 +123,14 @@ def test_reader_and_writer_of_a_value_count_and_the_rest_does_not(tmp_path: Path
 
 
 def test_mask_is_no_overflow(tmp_path: Path) -> None:
-    draft = _Draft()
+    draft = Draft()
     least = draft.constant(np.finfo(np.float32).min, np.float32)
     y = draft.add("Softmax", draft.add("Add", draft.add("Relu", draft.x), least), axis=-1)
     assert beyond(draft, y, np.ones((2, 8), np.float32), tmp_path) == {}
 
 
 def test_nan_counts_as_overflow(tmp_path: Path) -> None:
-    draft = _Draft()
+    draft = Draft()
     y = draft.add("Neg", draft.add("Log", draft.x))
     found = beyond(draft, y, np.full((2, 8), -1, np.float32), tmp_path)
     assert set(found) == {"Log", "Neg"}
@@ -170,7 +157,7 @@ def test_decoder_is_searched_with_its_cache(blip2_bundle: Path, tmp_path: Path) 
 @pytest.mark.parametrize("kind", ["whole", "axis", "block"])
 def test_weight_without_its_rounding_is_what_the_graph_computes(kind: str) -> None:
     random = np.random.default_rng(0)
-    draft = _Draft(opset=21)
+    draft = Draft(opset=21)
     weight = draft.constant(random.integers(-127, 128, (8, 4)), np.int8)
     shape, attributes = {
         "whole": ((), {}),

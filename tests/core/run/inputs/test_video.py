@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 from kit.bundles import bundle_of
+from kit.command import Run
 from msgspec import structs
 from numpy.typing import NDArray
 from PIL import Image

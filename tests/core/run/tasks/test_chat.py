@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from kit.bundles import bundle_of
+from kit.command import Run
 
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene

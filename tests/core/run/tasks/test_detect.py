@@ -13,8 +13,8 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from conftest import Run
 from kit.bundles import bundle_of, checkpoint_of, exported
+from kit.command import Run
 from kit.tiny import tiny
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 from kit.bundles import bundle_of, checkpoint_of
+from kit.command import Run
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import Run
 from kit.bundles import bundle_of
+from kit.command import Run
 from transformers import CLIPImageProcessor
 
 import vlmedge as package

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run
+from kit.command import Run
 
 import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
