@@ -2,11 +2,11 @@
 
     python benchmarks/families_table.py [results.xml]...
 
-Runs tests/test_families.py, slow schemes too, unless results are given (`pytest --junitxml`); of a
+Runs tests/families, every kind in every scheme, unless results are given (`pytest --junitxml`); of a
 test that is in several files the last counts. What the page has of a kind that no result is of
 stays, so a new kind costs its own tests alone:
 
-    pytest -o junit_family=xunit1 -m "not gpu" -k KIND --junitxml=KIND.xml tests/test_families.py
+    pytest -o junit_family=xunit1 -m "not gpu" -k KIND --junitxml=KIND.xml tests/families
     python benchmarks/families_table.py KIND.xml
 
 Runs on published weights are quoted from docs/real-weights.json, where
@@ -45,7 +45,7 @@ COLUMNS = (
 HEAD = """# Families
 
 Made by `python benchmarks/families_table.py` from the registry and the results of
-`tests/test_families.py`; not written by hand. Each kind is the smallest random checkpoint of an
+`tests/families`; not written by hand. Each kind is the smallest random checkpoint of an
 architecture: all its parameters are drawn anew, and what the bundle gives is held against
 transformers' own processor, model and generate. *Difference* is the largest of any component in
 float32, relative to the largest value of PyTorch's output; *cosine* is the worst of any
@@ -59,7 +59,7 @@ def run() -> Path:
     file = Path(tempfile.mkdtemp()) / "results.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", f"--junitxml={file}"]
     family = ("-o", "junit_family=xunit1")  # the newer form has no place for what a test records
-    subprocess.run([*command, *family, "tests/test_families.py"], cwd=ROOT, check=False)
+    subprocess.run([*command, *family, "tests/families"], cwd=ROOT, check=False)
     return file
 
 
@@ -101,7 +101,7 @@ def kinds(results: list[Path]) -> dict[str, Kind]:
         str(case.get("name")): case
         for file in results
         for case in ElementTree.parse(file).getroot().iter("testcase")
-        if str(case.get("classname")).endswith("test_families")
+        if ".families." in str(case.get("classname"))
     }
     found: dict[str, Kind] = defaultdict(Kind)
     for case in cases.values():

@@ -6,7 +6,7 @@ Makes bundles of random weights under WORK (ViT-L/14, BLIP base, BLIP-2 OPT-2.7b
 without the gate, and times in turns, batch 1, numpy arrays in and out on both sides: an image
 tower, and captions of 1 and of 25 tokens, greedy, whose difference is the decode step.
 PyTorch's models have the same shapes, their weights drawn on the GPU.
-The outputs of the towers are compared with the CPU engine's; texts are in tests/test_ort_cuda.py,
+The outputs of the towers are compared with the CPU engine's; texts are in tests/engines/ort_cuda,
 on trained checkpoints, for random weights say nothing that can be read.
 
 The CUDA engine is timed where onnxruntime-gpu is installed; TensorRT where $TENSORRT_PYTHON names

@@ -5,7 +5,7 @@
 Exports the smallest random checkpoint of every kind that the registry has, quantizes it to every
 scheme with nothing kept in float for speed, and asks of each bundle what
 `vlmedge build BUNDLE --check-only --tensorrt VERSION` asks, in both precisions. Where kinds are
-given, the page keeps its rows of the others. tests/test_trt_lint.py asks the same of each kind
+given, the page keeps its rows of the others. tests/engines/tensorrt/test_lint.py asks the same of each kind
 (`-m slow`).
 """
 
