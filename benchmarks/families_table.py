@@ -2,7 +2,7 @@
 
     python benchmarks/families_table.py [results.xml]...
 
-Runs tests/families, every kind in every scheme, unless results are given (`pytest --junitxml`); of a
+Runs tests/families, all kinds in all schemes, unless results are given (`pytest --junitxml`); of a
 test that is in several files the last counts. What the page has of a kind that no result is of
 stays, so a new kind costs its own tests alone:
 

@@ -5,8 +5,8 @@
 Exports the smallest random checkpoint of every kind that the registry has, quantizes it to every
 scheme with nothing kept in float for speed, and asks of each bundle what
 `vlmedge build BUNDLE --check-only --tensorrt VERSION` asks, in both precisions. Where kinds are
-given, the page keeps its rows of the others. tests/engines/tensorrt/test_lint.py asks the same of each kind
-(`-m slow`).
+given, the page keeps its rows of the others. tests/engines/tensorrt/test_lint.py asks the same of
+each kind (`-m slow`).
 """
 
 from __future__ import annotations
