@@ -17,11 +17,12 @@ from kit.standins import rounding
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
+from vlmedge.parity import probe as probes
 from vlmedge.parity.tolerances import compare
 from vlmedge.spec import Component, TensorSpec
 
 build, plain = module("runtimes", "_tensorrt.compile"), module("runtimes", "_tensorrt.unquantize")
-probes, repair = module("runtimes", "_probe"), module("runtimes", "_tensorrt.half_repair")
+repair = module("runtimes", "_tensorrt.half_repair")
 
 
 @pytest.fixture
