@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import SHELVES, House, circles, room_of
+from arrows.house import SHELVES, House, circles, room_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HOUSE = House(ROOT)
