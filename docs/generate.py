@@ -13,6 +13,7 @@ Nothing of it is kept in git: a page cannot say what the code no longer does.
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -70,7 +71,8 @@ def _spelled(param: Any) -> str:
     metavar = param.metavar or ""
     if param.param_type_name == "argument":
         return f"`{metavar}`"
-    return f"`{', '.join(param.opts)}{' ' + metavar if metavar else ''}`".replace("|", "\\|")
+    text = f"{', '.join(param.opts)} {metavar}".strip()
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"  # | would end the cell
 
 
 def _meaning(param: Any) -> str:
