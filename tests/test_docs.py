@@ -39,6 +39,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 TREE = re.compile(
     r"(?:vlmedge|export|quantize|runtimes|devices|benchmarks|tests|docs|examples)/\S+"
 )
+INSIDE = re.compile(r"(?:\w+/)+\w+\.py")  # of the core, as the architecture draws it
 EXAMPLE = re.compile(r"/(x|metaclip2)\.py|[<>*]")  # a file that the reader makes
 OWN = re.compile(r"--[a-z][a-z0-9-]*")
 
@@ -111,10 +112,12 @@ def test_options_that_stand_alone_are_some_commands(page: Path) -> None:
 )
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_files_exist(page: Path) -> None:
-    code = [word for text in blocks(page, "text") for word in text.split()]
-    for span in [*spans(page), *code]:
-        if TREE.fullmatch(span) and not EXAMPLE.search(span):
+    drawn = [word for text in blocks(page, "text") for word in text.split()]
+    for span in (span for span in [*spans(page), *drawn] if not EXAMPLE.search(span)):
+        if TREE.fullmatch(span):
             assert (ROOT / span).exists(), span
+        elif INSIDE.fullmatch(span):
+            assert (ROOT / "vlmedge" / span).exists(), span
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
