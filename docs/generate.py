@@ -46,7 +46,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def commands() -> str:
     """Describe every command as the command line itself knows it."""
-    from vlmedge.cli import app
+    from vlmedge.cli.app import app
 
     return "\n".join(_described("vlmedge", typer.main.get_command(app)))
 
@@ -87,7 +87,7 @@ def _meaning(param: Any) -> str:
 
 def names() -> str:
     """List what the shelves hold, as `vlmedge list` does."""
-    from vlmedge.registry import DEVICES, FAMILIES, SCHEMES
+    from vlmedge.shelves.registry import DEVICES, FAMILIES, SCHEMES
 
     lines = ["## Families", "", "| family | architectures | aliases |", "| --- | --- | --- |"]
     for family in FAMILIES.names():
@@ -136,7 +136,7 @@ def capfilt() -> str:
 
 def steps() -> str:
     """List each kind of step with its words."""
-    from vlmedge.tasks._steps import KINDS
+    from vlmedge.compositions.steps import KINDS
 
     lines = ["| task | does | words beside `name` and `inputs` |", "| --- | --- | --- |"]
     for task, kind in KINDS.items():
@@ -147,7 +147,7 @@ def steps() -> str:
 
 def unique() -> str:
     """Show the class of a step."""
-    from vlmedge.tasks._steps import KINDS
+    from vlmedge.compositions.steps import KINDS
 
     return f"```python\n{inspect.getsource(KINDS['unique'])}```"
 
