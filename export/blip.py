@@ -364,8 +364,12 @@ class Blip:
             family="blip",
             components=tuple(described[name] for name in GRAPHS[kind]),
             tasks=tasks(config),
-            image=read_image_front_end(folder, default),
-            text=TextFrontEnd(TOKENIZER, text.max_position_embeddings, text.pad_token_id, "right"),
+            front_ends={
+                "pixel_values": read_image_front_end(folder, default),
+                "input_ids": TextFrontEnd(
+                    TOKENIZER, text.max_position_embeddings, text.pad_token_id, "right"
+                ),
+            },
             generation=_generation(folder, text) if writes else None,
         )
         makers: Mapping[str, Callable[[], torch.nn.Module]] = {

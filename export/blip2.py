@@ -64,8 +64,10 @@ class Blip2:
                 "caption": writer.task,
                 "ask": msgspec.structs.replace(writer.task, prompt=question),
             },
-            image=read_image_front_end(folder, _qformer.default_image(config)),
-            text=TextFrontEnd(TOKENIZER, writer.room, generation.pad_id, "left"),
+            front_ends={
+                "pixel_values": read_image_front_end(folder, _qformer.default_image(config)),
+                "input_ids": TextFrontEnd(TOKENIZER, writer.room, generation.pad_id, "left"),
+            },
             generation=generation,
         )
         seeing = {name: partial(build, config) for name, build in _qformer.BUILDS.items()}

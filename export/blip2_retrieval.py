@@ -188,10 +188,12 @@ class Blip2Retrieval:
             family="blip2_retrieval",
             components=components(config),
             tasks=dict(TASKS),
-            image=read_image_front_end(folder, _qformer.default_image(config)),
-            text=TextFrontEnd(
-                TOKENIZER, text.max_position_embeddings, text.pad_token_id or 0, "right"
-            ),
+            front_ends={
+                "pixel_values": read_image_front_end(folder, _qformer.default_image(config)),
+                "input_ids": TextFrontEnd(
+                    TOKENIZER, text.max_position_embeddings, text.pad_token_id or 0, "right"
+                ),
+            },
         )
         builds = {name: partial(build, config) for name, build in BUILDS.items()}
         return HubExport(folder, spec, builds, weights, tokenizer)

@@ -108,13 +108,15 @@ def describe(config: Any, image: ImageFrontEnd, logit_scale: float) -> ModelSpec
             "embed_image": EmbedTask("image", ("vision_encoder",), "image_embeds"),
             "embed_text": EmbedTask("text", ("text_encoder",), "text_embeds"),
         },
-        image=image,
-        text=TextFrontEnd(
-            tokenizer=TOKENIZER,
-            max_tokens=text.max_position_embeddings,
-            pad_id=0 if pad is None else pad,
-            padding_side="right",
-        ),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": TextFrontEnd(
+                tokenizer=TOKENIZER,
+                max_tokens=text.max_position_embeddings,
+                pad_id=0 if pad is None else pad,
+                padding_side="right",
+            ),
+        },
     )
 
 

@@ -232,13 +232,15 @@ def describe(
             name: task(prompt, answer, shown, image_token_id, bos)
             for name, prompt in prompts.items()
         },
-        image=image,
-        text=TextFrontEnd(
-            tokenizer=TOKENIZER,
-            max_tokens=getattr(config, "max_position_embeddings", 2048),
-            pad_id=generation.pad_id,
-            padding_side="left",
-        ),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": TextFrontEnd(
+                tokenizer=TOKENIZER,
+                max_tokens=getattr(config, "max_position_embeddings", 2048),
+                pad_id=generation.pad_id,
+                padding_side="left",
+            ),
+        },
         generation=generation,
     )
 

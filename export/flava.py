@@ -185,8 +185,12 @@ def describe(
             "embed_image": EmbedTask("image", towers[0], "image_embeds"),
             "embed_text": EmbedTask("text", towers[1], "text_embeds"),
         },
-        image=image,
-        text=TextFrontEnd(TOKENIZER, text.max_position_embeddings, text.pad_token_id, "right"),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": TextFrontEnd(
+                TOKENIZER, text.max_position_embeddings, text.pad_token_id, "right"
+            ),
+        },
     )
 
 

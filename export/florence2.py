@@ -316,8 +316,10 @@ class Florence2:
             family="florence2",
             components=components(config, image),
             tasks=dict(tasks(config, _start(folder, text), *found)),
-            image=image,
-            text=TextFrontEnd(TOKENIZER, room, generation.pad_id, "right"),
+            front_ends={
+                "pixel_values": image,
+                "input_ids": TextFrontEnd(TOKENIZER, room, generation.pad_id, "right"),
+            },
             generation=generation,
         )
         return HubExport(

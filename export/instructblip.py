@@ -147,14 +147,16 @@ class InstructBlip:
             family="instructblip",
             components=(*components(config), *writer.components),
             tasks=tasks(writer.task),
-            image=read_image_front_end(folder, _qformer.default_image(config)),
-            text=TextFrontEnd(TOKENIZER, writer.room, generation.pad_id, "left"),
-            instruction=TextFrontEnd(
-                INSTRUCTION_TOKENIZER,
-                qformer.max_position_embeddings,
-                qformer.pad_token_id or 0,
-                "right",
-            ),
+            front_ends={
+                "pixel_values": read_image_front_end(folder, _qformer.default_image(config)),
+                "input_ids": TextFrontEnd(TOKENIZER, writer.room, generation.pad_id, "left"),
+                "qformer_input_ids": TextFrontEnd(
+                    INSTRUCTION_TOKENIZER,
+                    qformer.max_position_embeddings,
+                    qformer.pad_token_id or 0,
+                    "right",
+                ),
+            },
             generation=generation,
         )
         seeing = {name: partial(build, config) for name, build in BUILDS.items()}

@@ -57,8 +57,10 @@ def describe(
         family="llava",
         components=picture_components(config, soft),
         tasks=picture_tasks(config, ImageText(placeholder, placeholder), chat),
-        image=image,
-        text=text_front_end(config, generation),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": text_front_end(config, generation),
+        },
         generation=generation,
     )
 

@@ -63,8 +63,10 @@ def describe(
         family="llava_next",
         components=picture_components(config, soft),
         tasks=picture_tasks(config, ImageText(placeholder, placeholder, whole=placeholder), chat),
-        image=image,
-        text=text_front_end(config, generation),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": text_front_end(config, generation),
+        },
         generation=generation,
     )
 

@@ -284,8 +284,10 @@ def describe(
             name: task(prompt, f"{{text}}{END}", shown, image_token_id)
             for name, prompt in prompts.items()
         },
-        image=image,
-        text=TextFrontEnd(TOKENIZER, room, generation.pad_id, "left"),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": TextFrontEnd(TOKENIZER, room, generation.pad_id, "left"),
+        },
         generation=generation,
     )
 

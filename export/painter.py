@@ -231,7 +231,7 @@ def describe(config: Any, front: ImageFrontEnd, *, typed: bool, painter: bool) -
         outputs=(TensorSpec("pred_masks", "float32", ("batch", 3, *size)),),
     )
     tasks = painter_tasks() if painter else seggpt_tasks()
-    return ModelSpec("painter", (dense,), {**tasks}, image=front)
+    return ModelSpec("painter", (dense,), {**tasks}, front_ends={"pixel_values": front})
 
 
 def seggpt_tasks() -> dict[str, PaintTask]:

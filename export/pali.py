@@ -229,9 +229,11 @@ def describe(
             *_t5.components(text),
         ),
         tasks={name: task(prompt) for name, prompt in prompts.items()},
-        image=image,
-        # the patches take no room from it: at 588 px they alone are 1764, and T5 has no last place
-        text=TextFrontEnd(TOKENIZER, _t5.room(text, 0), generation.pad_id, "left"),
+        front_ends={
+            "pixel_values": image,
+            # the patches take no room: at 588 px they alone are 1764, and T5 has no last place
+            "input_ids": TextFrontEnd(TOKENIZER, _t5.room(text, 0), generation.pad_id, "left"),
+        },
         generation=generation,
     )
 

@@ -145,13 +145,15 @@ def describe(
             *([] if masks is None else [masks]),
         ),
         tasks={name: task(name) for name in REQUESTS},
-        image=image,
-        text=TextFrontEnd(
-            tokenizer=TOKENIZER,
-            max_tokens=text.max_position_embeddings,
-            pad_id=generation.pad_id,
-            padding_side="left",
-        ),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": TextFrontEnd(
+                tokenizer=TOKENIZER,
+                max_tokens=text.max_position_embeddings,
+                pad_id=generation.pad_id,
+                padding_side="left",
+            ),
+        },
         generation=generation,
     )
 

@@ -137,8 +137,10 @@ def describe(
         family="shikra",
         components=picture_components(config, TensorSpec("soft_prompt", "float32", shape)),
         tasks=tasks(patch, eos),
-        image=image,
-        text=text_front_end(config, generation),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": text_front_end(config, generation),
+        },
         generation=generation,
     )
 

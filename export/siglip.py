@@ -108,8 +108,10 @@ def describe(
             "embed_image": EmbedTask("image", ("vision_encoder",), "image_embeds"),
             "embed_text": EmbedTask("text", ("text_encoder",), "text_embeds"),
         },
-        image=image,
-        text=TextFrontEnd(TOKENIZER, positions, pad_id, side, pad_to=positions),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": TextFrontEnd(TOKENIZER, positions, pad_id, side, pad_to=positions),
+        },
     )
 
 

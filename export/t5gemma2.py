@@ -315,8 +315,12 @@ def describe(
             ),
         ),
         tasks={"caption": task(CAPTION), "ask": task(ASK)},
-        image=image,
-        text=TextFrontEnd(TOKENIZER, text.max_position_embeddings, generation.pad_id, "left"),
+        front_ends={
+            "pixel_values": image,
+            "input_ids": TextFrontEnd(
+                TOKENIZER, text.max_position_embeddings, generation.pad_id, "left"
+            ),
+        },
         generation=generation,
     )
 

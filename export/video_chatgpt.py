@@ -127,8 +127,10 @@ def describe(config: Any, frame: ImageFrontEnd, generation: Generation, patch: i
             describe_decoder(text),
         ),
         tasks={"caption_video": msgspec.structs.replace(ask, prompt=CAPTION), "ask_video": ask},
-        video=VideoFrontEnd(frame, FRAMES, rule="middle", limit=FRAMES),
-        text=text_front_end(config, generation),
+        front_ends={
+            "pixel_values_videos": VideoFrontEnd(frame, FRAMES, rule="middle", limit=FRAMES),
+            "input_ids": text_front_end(config, generation),
+        },
         generation=generation,
     )
 

@@ -89,9 +89,11 @@ def describe(
             **picture_tasks(config, image_text, chats[0]),
             **video_tasks(config, VIDEO_ENCODE, moving.name, placeholders[1], chats[1]),
         },
-        image=image,
-        video=video,
-        text=text_front_end(config, generation),
+        front_ends={
+            "pixel_values": image,
+            "pixel_values_videos": video,
+            "input_ids": text_front_end(config, generation),
+        },
         generation=generation,
     )
 

@@ -57,5 +57,5 @@ def describe(
             "classify": LabelTask(ENCODE, "logits", LABELS, "sigmoid" if several else "softmax"),
             "embed_image": EmbedTask("image", ENCODE, "image_embeds"),
         },
-        image=image,
+        front_ends={"pixel_values": image},
     )

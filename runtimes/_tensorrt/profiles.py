@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from vlmedge.errors import InputError
 from vlmedge.shelves.build_options import AxisRange
-from vlmedge.spec import Component, ModelSpec, TextFrontEnd
+from vlmedge.spec import INSTRUCTION_IDS, Component, ModelSpec, TextFrontEnd
 from vlmedge.spec.wiring import picture_rows, piece_rows, reads_text, writing
 
 Profile = Mapping[str, AxisRange]
@@ -159,7 +159,7 @@ def _text(spec: ModelSpec, component: Component) -> AxisRange:
 
 def _front(spec: ModelSpec, component: Component) -> TextFrontEnd | None:
     """Return the front end whose texts a component reads: a Q-Former has one of its own."""
-    instructed = any(tensor.name == "qformer_input_ids" for tensor in component.inputs)
+    instructed = any(tensor.name == INSTRUCTION_IDS for tensor in component.inputs)
     return spec.instruction if instructed else spec.text
 
 

@@ -19,7 +19,8 @@ import msgspec
 from vlmedge.bundle.embedding_table import EmbeddingRows, open_rows
 from vlmedge.errors import BundleError
 from vlmedge.files import digest, replace_file
-from vlmedge.spec import LabelTask, ModelSpec
+from vlmedge.manifest_v1 import upgraded
+from vlmedge.spec import LabelTask, ModelSpec, TextFrontEnd
 from vlmedge.spec.manifest import FORMAT, Manifest, Parity, StoredFile
 
 MANIFEST = "manifest.json"
@@ -114,10 +115,12 @@ def read_manifest(path: Path) -> Manifest:
         found = data["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(f"{file} cannot be read: export the model again") from None
-    if found != FORMAT:
+    if found == 1:
+        data = upgraded(data)
+    elif found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
         cure = "update vlmedge" if newer else "export the model again"
-        raise BundleError(f"{file} is of format {found}, this vlmedge reads {FORMAT}: {cure}")
+        raise BundleError(f"{file} is of format {found}, this vlmedge reads 1 to {FORMAT}: {cure}")
     try:
         return msgspec.convert(data, Manifest)
     except msgspec.ValidationError as error:
@@ -165,7 +168,8 @@ def _used(manifest: Manifest) -> Iterator[str]:
     """Name the files that the spec points at."""
     spec = manifest.spec
     yield from (graph_path(component.name) for component in spec.components)
-    yield from (front.tokenizer for front in (spec.text, spec.instruction) if front is not None)
+    fronts = spec.front_ends.values()
+    yield from (front.tokenizer for front in fronts if isinstance(front, TextFrontEnd))
     yield from (task.labels for task in spec.tasks.values() if isinstance(task, LabelTask))
     if manifest.embeddings is not None:
         yield manifest.embeddings.file

@@ -63,7 +63,7 @@ class Probe:
         spec, context = self._bundle.spec, self._context
         pool: dict[str, Array] = {}
         if spec.image is not None:
-            pool["pixel_values"] = context.pixels(drawn(1, "calibration", labelled=False).images)
+            pool[spec.pixels] = context.pixels(drawn(1, "calibration", labelled=False).images)
         if any(tensor.name == "input_ids" for c in spec.components for tensor in c.inputs):
             matches = [t for t in spec.tasks.values() if isinstance(t, MatchTask)]
             texts = fill(matches[0].template, _LABELS) if matches else [_QUESTION]

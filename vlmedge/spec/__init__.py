@@ -1,7 +1,20 @@
 """A model as data, free of any framework or engine: the structs of the manifest."""
 
-from vlmedge.spec.front_ends import AnyRes, ImageFrontEnd, TextFrontEnd, Tiling, VideoFrontEnd
-from vlmedge.spec.model import ModelSpec
+from vlmedge.spec.front_ends import (
+    AnyRes,
+    ImageFrontEnd,
+    TextFrontEnd,
+    Tiling,
+    VideoFrontEnd,
+)
+from vlmedge.spec.model import (
+    INPUT_IDS,
+    INSTRUCTION_IDS,
+    PIXELS,
+    FrontEnd,
+    ModelSpec,
+    T,
+)
 from vlmedge.spec.tasks import (
     MASK_CODE_KINDS,
     MASK_CODES,
@@ -18,17 +31,26 @@ from vlmedge.spec.tasks import (
     ScoreTask,
     Task,
 )
-from vlmedge.spec.tensors import AdapterSlot, Component, EmbeddingTable, TensorSpec
+from vlmedge.spec.tensors import (
+    AdapterSlot,
+    Component,
+    EmbeddingTable,
+    TensorSpec,
+)
 
 __all__ = [
+    "INPUT_IDS",
+    "INSTRUCTION_IDS",
     "MASK_CODES",
     "MASK_CODE_KINDS",
+    "PIXELS",
     "AdapterSlot",
     "AnyRes",
     "ChatTask",
     "Component",
     "EmbedTask",
     "EmbeddingTable",
+    "FrontEnd",
     "GenerateTask",
     "Generation",
     "ImageFrontEnd",
@@ -40,6 +62,7 @@ __all__ = [
     "ModelSpec",
     "PaintTask",
     "ScoreTask",
+    "T",
     "Task",
     "TensorSpec",
     "TextFrontEnd",

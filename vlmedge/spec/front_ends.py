@@ -40,7 +40,7 @@ class AnyRes(Data, frozen=True, tag="anyres", tag_field="kind"):
     patches: int
 
 
-class ImageFrontEnd(Data, frozen=True):
+class ImageFrontEnd(Data, frozen=True, tag="image", tag_field="kind"):
     """How a picture becomes pixel_values, float32 [batch, 3, height, width].
 
     Attributes:
@@ -67,8 +67,12 @@ class ImageFrontEnd(Data, frozen=True):
     square: tuple[int, int, int] | None = None
 
 
-class VideoFrontEnd(Data, frozen=True):
+class VideoFrontEnd(Data, frozen=True, tag="video", tag_field="kind"):
     """Which frames of a video a model looks at; each becomes pixel_values like a picture.
+
+    The table of front ends has it under pixel_values_videos, which is transformers' name. No graph
+    has an input of that name: an encoder takes frames at the input where it takes pictures
+    (`ModelSpec.pixels`), as rows of a batch, or as one clip where the first axis is `frames`.
 
     Attributes:
         frame: How a frame becomes pixels.
@@ -86,8 +90,10 @@ class VideoFrontEnd(Data, frozen=True):
     limit: int | None = None
 
 
-class TextFrontEnd(Data, frozen=True):
+class TextFrontEnd(Data, frozen=True, tag="text", tag_field="kind"):
     """How a text becomes input_ids and attention_mask, int64 [batch, tokens].
+
+    The mask's name goes with that of the ids: qformer_attention_mask with qformer_input_ids.
 
     Special tokens are tokenizer.json's own business (its post-processor).
 

@@ -10,7 +10,7 @@ from vlmedge.spec.base import Data
 from vlmedge.spec.model import ModelSpec
 from vlmedge.spec.tensors import EmbeddingTable
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointId(Data, frozen=True):

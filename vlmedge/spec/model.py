@@ -7,6 +7,9 @@ inputs from what the ones before it gave, by tensor name, so no wire needs namin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 from msgspec import structs
 
 from vlmedge.errors import UnknownNameError
@@ -14,6 +17,15 @@ from vlmedge.spec.base import Data
 from vlmedge.spec.front_ends import ImageFrontEnd, TextFrontEnd, VideoFrontEnd
 from vlmedge.spec.tasks import Generation, Task
 from vlmedge.spec.tensors import Component
+
+T = TypeVar("T")
+
+
+FrontEnd = ImageFrontEnd | VideoFrontEnd | TextFrontEnd
+"""What turns something that a user has into one tensor; each modality adds a class of its own."""
+
+PIXELS = "pixel_values"
+INPUT_IDS, INSTRUCTION_IDS = "input_ids", "qformer_input_ids"
 
 
 class ModelSpec(Data, frozen=True):
@@ -23,21 +35,48 @@ class ModelSpec(Data, frozen=True):
         family: The file in export/ that made it.
         components: The graphs.
         tasks: By name: caption, ask, classify, embed_image, embed_text; caption_video, ask_video.
-        image: The image front end, or none.
-        video: The video front end, or none.
-        text: The text front end, or none.
-        instruction: That of components which read a text before the language model does, or none.
+        front_ends: By the tensor that each makes: pixel_values, pixel_values_videos, input_ids;
+            qformer_input_ids, for components that read a text before the language model does.
         generation: Defaults of the decode loop, or none.
     """
 
     family: str
     components: tuple[Component, ...]
     tasks: dict[str, Task]
-    image: ImageFrontEnd | None = None
-    video: VideoFrontEnd | None = None
-    text: TextFrontEnd | None = None
-    instruction: TextFrontEnd | None = None
+    front_ends: dict[str, FrontEnd] = {}
     generation: Generation | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a table in which ids are made of anything but texts."""
+        for name in (INPUT_IDS, INSTRUCTION_IDS):
+            if not isinstance(self.front_ends.get(name), TextFrontEnd | None):
+                raise ValueError(f"front end of {name!r}: its kind must be 'text'")
+
+    @property
+    def image(self) -> ImageFrontEnd | None:
+        """The front end of pictures, or none."""
+        return _first(ImageFrontEnd, self.front_ends.values())
+
+    @property
+    def video(self) -> VideoFrontEnd | None:
+        """The front end of videos, or none."""
+        return _first(VideoFrontEnd, self.front_ends.values())
+
+    @property
+    def text(self) -> TextFrontEnd | None:
+        """The front end of texts, or none."""
+        return _first(TextFrontEnd, [self.front_ends.get(INPUT_IDS)])
+
+    @property
+    def instruction(self) -> TextFrontEnd | None:
+        """The front end of texts that are read before the language model reads, or none."""
+        return _first(TextFrontEnd, [self.front_ends.get(INSTRUCTION_IDS)])
+
+    @property
+    def pixels(self) -> str:
+        """The tensor that pictures become; frames too, where there are videos alone."""
+        made = (name for name, front in self.front_ends.items() if isinstance(front, ImageFrontEnd))
+        return next(made, PIXELS)
 
     def bare(self) -> tuple[Component, ...]:
         """Return the components without slots: what the checkpoint itself has."""
@@ -50,3 +89,8 @@ class ModelSpec(Data, frozen=True):
                 return component
         known = ", ".join(c.name for c in self.components)
         raise UnknownNameError(f"no component {name!r}: choose from {known}")
+
+
+def _first(kind: type[T], found: Iterable[object]) -> T | None:
+    """Return the first of `found` that is of one kind."""
+    return next((one for one in found if isinstance(one, kind)), None)

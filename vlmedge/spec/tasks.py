@@ -126,7 +126,7 @@ class GenerateTask(Data, frozen=True, tag="generate", tag_field="kind"):
         special_tokens: Whether a text of the decoder's gets the tokenizer's own special tokens.
         first_id: Takes the place of the first id of a text that `read` reads, or none.
         instruct: Components from the last output of `encode`, qformer_input_ids and
-            qformer_attention_mask (the text, by the spec's `instruction`) to `soft_prompt`.
+            qformer_attention_mask (the text, by the front end of that name) to `soft_prompt`.
         source: "video": `encode` gets the frames of one, and `{image}` is its place; all their rows
             in a row are its soft prompt.
     """
@@ -252,12 +252,12 @@ class EmbedTask(Data, frozen=True, tag="embed", tag_field="kind"):
     """One image or text in, one vector of length 1 out; or several of an image.
 
     Attributes:
-        modality: What goes in.
+        modality: What goes in: the kind of a front end.
         encode: Components from the front end's tensors to `output`.
         output: The tensor [batch, width], or [batch, vectors, width].
     """
 
-    modality: Literal["image", "text"]
+    modality: str
     encode: tuple[str, ...]
     output: str
 

@@ -33,7 +33,9 @@ def make(folder: Path) -> Path:
         spec = ModelSpec("clip", (Component("x", (tensor,), ()),), tasks={})
         identity = CheckpointId("tiny", None, "0" * 64)
         files = stored_files(partial)
-        write_manifest(partial, Manifest(1, "0", identity, "float32", spec, (), files, {}))
+        write_manifest(
+            partial, Manifest(words.FORMAT, "0", identity, "float32", spec, (), files, {})
+        )
     return folder
 
 
@@ -57,12 +59,13 @@ def test_bundle_loads_what_was_written(folder: Path) -> None:
 def test_file_that_is_used_and_not_named_is_refused(folder: Path) -> None:
     """Whatever lies outside has no digest, and no place in a bundle."""
     spec = json.loads((folder / "manifest.json").read_text())["spec"]
-    text = {"tokenizer": "../../secret.json", "max_tokens": 8, "pad_id": 0, "padding_side": "right"}
+    text = {"kind": "text", "tokenizer": "../../secret.json"}
+    text |= {"max_tokens": 8, "pad_id": 0, "padding_side": "right"}
     table = {"file": "../table.bin", "offset_bytes": 0, "dtype": "float32", "shape": [1, 1]}
     labels = {"kind": "label", "encode": ["x"], "output": "y", "labels": "/etc/hostname"}
     renamed = [{**spec["components"][0], "name": "../x"}]
     for fields, name in (
-        ({"spec": {**spec, "text": text}}, "../../secret.json"),
+        ({"spec": {**spec, "front_ends": {"input_ids": text}}}, "../../secret.json"),
         ({"spec": {**spec, "tasks": {"classify": labels}}}, "/etc/hostname"),
         ({"spec": {**spec, "components": renamed}}, "graphs/../x.onnx"),
         ({"embeddings": table}, "../table.bin"),
@@ -133,8 +136,8 @@ def test_broken_manifest_is_refused(folder: Path) -> None:
 
 
 def test_newer_format_is_refused(folder: Path) -> None:
-    edit(folder, format=2)
-    with pytest.raises(BundleError, match="is of format 2, this vlmedge reads 1: update vlmedge"):
+    edit(folder, format=3)
+    with pytest.raises(BundleError, match="of format 3, this vlmedge reads 1 to 2: update vlmedge"):
         Bundle.load(folder)
 
 

@@ -34,7 +34,7 @@ def embed_pixels(
     context: TaskContext, components: Sequence[str], output: str, pixel_values: Vectors
 ) -> Vectors:
     """Return unit vectors of pixel_values, float32 [images, 3, height, width]: as above."""
-    return unit(context.chain(components, {"pixel_values": pixel_values})[output])
+    return unit(context.chain(components, {context.bundle.spec.pixels: pixel_values})[output])
 
 
 def embed_texts(

@@ -30,7 +30,7 @@ def encode(
     Returns:
         float32 [pieces, n, width].
     """
-    known: dict[str, Array] = {"pixel_values": pixel_values}
+    known: dict[str, Array] = {context.bundle.spec.pixels: pixel_values}
     for name in task.encode:
         graph = context.graphs[name]
         takes = {spec.name: known[spec.name] for spec in graph.component.inputs}

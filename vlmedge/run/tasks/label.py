@@ -42,5 +42,5 @@ def probabilities(
     context: TaskContext, task: LabelTask, pixel_values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return the probability of each label, float32 [images, labels]."""
-    found = context.chain(task.encode, {"pixel_values": pixel_values})
+    found = context.chain(task.encode, {context.bundle.spec.pixels: pixel_values})
     return activate(found[task.output], task.activation)

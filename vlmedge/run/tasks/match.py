@@ -28,7 +28,7 @@ def score(
     found = np.empty((len(images), len(texts)), np.float32)
     row = 0
     for pixels in context.batches(images):
-        seen = context.chain(task.image, {"pixel_values": pixels})
+        seen = context.chain(task.image, {context.bundle.spec.pixels: pixels})
         for i in range(len(pixels)):
             for start in range(0, len(texts), TEXTS_PER_BATCH):
                 some = slice(start, start + TEXTS_PER_BATCH)
@@ -54,7 +54,7 @@ def infill(
         raise InputError(
             f"text {text!r} has no gap: write {task.mask_text} where a word is missing"
         )
-    seen = context.chain(task.image, {"pixel_values": context.pixels([image])})
+    seen = context.chain(task.image, {context.bundle.spec.pixels: context.pixels([image])})
     logits = _together(context, task, seen, 0, ids, mask)[0, gaps]
     return [
         [

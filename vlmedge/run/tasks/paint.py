@@ -67,7 +67,7 @@ def paint(
     each = max(1, IMAGES_PER_BATCH // len(examples))
     for start in range(0, len(images), each):
         opened = [load_image(image) for image in images[start : start + each]]
-        rows = feeds(task, preprocess(opened, context.image_front), shown)
+        rows = feeds(context, task, preprocess(opened, context.image_front), shown)
         painted = context.chain(task.paint, rows)[task.output][:: len(examples)]
         for image, row in zip(opened, painted, strict=True):
             size = image.height, image.width
@@ -94,13 +94,15 @@ def show(
     }
 
 
-def feeds(task: PaintTask, pixels: NDArray[np.float32], shown: Arrays) -> dict[str, Array]:
+def feeds(
+    context: TaskContext, task: PaintTask, pixels: NDArray[np.float32], shown: Arrays
+) -> dict[str, Array]:
     """Make a row of each picture with each example, the examples of one picture together."""
     pictures, examples = len(pixels), len(shown["prompt_masks"])
     rows = {name: np.tile(array, (pictures, 1, 1, 1)) for name, array in shown.items()}
     return {
         **rows,
-        "pixel_values": np.repeat(pixels, examples, axis=0),
+        context.bundle.spec.pixels: np.repeat(pixels, examples, axis=0),
         "group": np.repeat(np.arange(pictures), examples),
         "instance": np.full(pictures * examples, task.instance),
     }
@@ -188,7 +190,7 @@ def trial(context: TaskContext, images: Sequence[ImageSource], i: int) -> dict[s
     gray = np.asarray(before.convert("L"))
     white = np.where(gray > gray.mean(), 255, 0).astype(np.uint8)
     shown = show(context, task, [(before, np.stack([white] * 3, axis=-1))])
-    rows = feeds(task, preprocess([load_image(images[i])], context.image_front), shown)
+    rows = feeds(context, task, preprocess([load_image(images[i])], context.image_front), shown)
     return {**rows, "group": np.array([i])}
 
 
