@@ -16,7 +16,6 @@ from vlmedge.spec import (
     EmbedTask,
     GenerateTask,
     Generation,
-    ImageFrontEnd,
     MatchTask,
     ModelSpec,
     ScoreTask,
@@ -25,9 +24,8 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import (
-    CLIP_MEAN,
-    CLIP_STD,
     TOKENIZER,
     read_config,
     read_generation,
@@ -348,16 +346,7 @@ class Blip:
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         text, kind = config.text_config, config.architectures[0]
-        size = (config.vision_config.image_size,) * 2
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=size,
-            resample="bicubic",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=CLIP_MEAN,
-            image_std=CLIP_STD,
-        )
+        default = _presets.clip_stretched(config.vision_config.image_size)
         writes = "decoder" in GRAPHS[kind]
         described = components(config)
         spec = ModelSpec(

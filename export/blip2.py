@@ -12,6 +12,7 @@ import transformers
 
 from vlmedge.spec import ModelSpec, TextFrontEnd
 
+from . import _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -57,6 +58,7 @@ class Blip2:
         kind = config.text_config.model_type
         writer, question = WRITERS[kind](config, weights), QUESTIONS[kind]
         generation = read_generation(folder, config.text_config)
+        image = _presets.clip_stretched(config.vision_config.image_size)
         spec = ModelSpec(
             family="blip2",
             components=(*_qformer.components(config), *writer.components),
@@ -65,7 +67,7 @@ class Blip2:
                 "ask": msgspec.structs.replace(writer.task, prompt=question),
             },
             front_ends={
-                "pixel_values": read_image_front_end(folder, _qformer.default_image(config)),
+                "pixel_values": read_image_front_end(folder, image),
                 "input_ids": TextFrontEnd(TOKENIZER, writer.room, generation.pad_id, "left"),
             },
             generation=generation,

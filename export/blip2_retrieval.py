@@ -31,6 +31,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import open_weights
 from ._parts import qformer as _qformer
@@ -184,12 +185,13 @@ class Blip2Retrieval:
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
+        image = _presets.clip_stretched(config.vision_config.image_size)
         spec = ModelSpec(
             family="blip2_retrieval",
             components=components(config),
             tasks=dict(TASKS),
             front_ends={
-                "pixel_values": read_image_front_end(folder, _qformer.default_image(config)),
+                "pixel_values": read_image_front_end(folder, image),
                 "input_ids": TextFrontEnd(
                     TOKENIZER, text.max_position_embeddings, text.pad_token_id or 0, "right"
                 ),

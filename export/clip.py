@@ -19,14 +19,8 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint.folder import (
-    CLIP_MEAN,
-    CLIP_STD,
-    TOKENIZER,
-    read_config,
-    read_image_front_end,
-    read_tokenizer,
-)
+from . import _presets
+from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import open_weights
 from ._tiny import VOCABULARY, save
 from ._trace.hub_export import HubExport, causal_mask
@@ -128,16 +122,7 @@ class Clip:
         config = read_config(folder, needed=("text_config", "vision_config"))
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        size = config.vision_config.image_size
-        default = ImageFrontEnd(
-            resize="shortest_edge",
-            resize_size=(size, size),
-            resample="bicubic",
-            crop_size=(size, size),
-            rescale_factor=1 / 255,
-            image_mean=CLIP_MEAN,
-            image_std=CLIP_STD,
-        )
+        default = _presets.clip(config.vision_config.image_size)
         scale = np.exp(weights.read("logit_scale")) if "logit_scale" in weights.shapes() else 1.0
         spec = describe(config, read_image_front_end(folder, default), float(scale))
         builds = {

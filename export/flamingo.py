@@ -15,9 +15,8 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
+from . import _presets
 from ._checkpoint.folder import (
-    CLIP_MEAN,
-    CLIP_STD,
     TOKENIZER,
     bare,
     read_config,
@@ -267,8 +266,8 @@ class Flamingo:
             {
                 "size": {"height": side, "width": side},
                 "resample": 3,
-                "image_mean": CLIP_MEAN,
-                "image_std": CLIP_STD,
+                "image_mean": _presets.CLIP_MEAN,
+                "image_std": _presets.CLIP_STD,
                 **raw,
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import transformers
@@ -23,9 +24,8 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import (
-    CLIP_MEAN,
-    CLIP_STD,
     TOKENIZER,
     read_config,
     read_image_front_end,
@@ -208,15 +208,7 @@ class Flava:
         if mask_id is None:
             raise CheckpointError(f"{folder}: its tokenizer has no mask token {written!r}")
         size = (config.image_config.image_size,) * 2
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=size,
-            resample="bicubic",
-            crop_size=size,
-            rescale_factor=1 / 255,
-            image_mean=CLIP_MEAN,
-            image_std=CLIP_STD,
-        )
+        default = msgspec.structs.replace(_presets.clip_stretched(size), crop_size=size)
         scale = float(np.exp(weights.read("flava.logit_scale")))
         front = read_image_front_end(folder, default)
         builds = {

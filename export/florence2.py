@@ -31,6 +31,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import (
     LOCATED_TOKENS,
     TOKENIZER,
@@ -62,7 +63,6 @@ COPIES = (f"{ENCODER}.embed_tokens.weight", f"{DECODER}.embed_tokens.weight")
 TIED = {"lm_head.weight": EMBED_TOKENS}
 CROSS = DECODER + ".layers.{}.encoder_attn.{}_proj"
 TEMPORAL = f"{PROJECTOR}.visual_temporal_embed."  # a table of sines, of which one row is read
-STD, MEAN = (0.229, 0.224, 0.225), (0.485, 0.456, 0.406)
 OFFSET = 2  # of BART's positions
 # What its processor makes of <CAPTION>, <DETAILED_CAPTION> and so on: the model reads the words.
 WORDS = {
@@ -278,15 +278,7 @@ class Florence2:
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = bare(read_tokenizer(folder))  # before any work: it may be refused
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=(768, 768),
-            resample="bicubic",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=MEAN,
-            image_std=STD,
-        )
+        default = _presets.imagenet(768)
         image = read_image_front_end(folder, default)
         most = config.vision_config.max_position_embeddings
         rows, columns = (_cells(config.vision_config, side) for side in image.resize_size)
@@ -378,8 +370,8 @@ class Florence2:
         images = transformers.CLIPImageProcessor(
             size={"height": 32, "width": 32},
             do_center_crop=False,
-            image_mean=MEAN,
-            image_std=STD,
+            image_mean=_presets.IMAGENET_MEAN,
+            image_std=_presets.IMAGENET_STD,
             image_seq_length=1 + 4 * 4,
         )
 

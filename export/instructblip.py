@@ -21,6 +21,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, GenerateTask, ModelSpec, Task, TensorSpec, TextFrontEnd
 
+from . import _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -143,12 +144,13 @@ class InstructBlip:
         writer = WRITERS[config.text_config.model_type](config, weights)
         generation = read_generation(folder, config.text_config)
         qformer = config.qformer_config
+        image = _presets.clip_stretched(config.vision_config.image_size)
         spec = ModelSpec(
             family="instructblip",
             components=(*components(config), *writer.components),
             tasks=tasks(writer.task),
             front_ends={
-                "pixel_values": read_image_front_end(folder, _qformer.default_image(config)),
+                "pixel_values": read_image_front_end(folder, image),
                 "input_ids": TextFrontEnd(TOKENIZER, writer.room, generation.pad_id, "left"),
                 "qformer_input_ids": TextFrontEnd(
                     INSTRUCTION_TOKENIZER,

@@ -10,6 +10,7 @@ import transformers
 
 from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec, TensorSpec
 
+from . import _presets
 from ._checkpoint.chat_template import read_chat, write_template
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import Renamed, Weights, open_weights
@@ -20,7 +21,6 @@ from ._parts.llava import (
     PREFIXES,
     Projector,
     VisionEncoder,
-    default_front_end,
     opened,
     picture_components,
     picture_tasks,
@@ -73,7 +73,7 @@ class Llava:
         config = read_checked_config(folder)
         weights: Weights = Renamed(open_weights(folder, allow_pickle=allow_pickle), PREFIXES)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        front = read_image_front_end(folder, default_front_end(config.vision_config.image_size))
+        front = read_image_front_end(folder, _presets.clip(config.vision_config.image_size))
         generation = read_generation(folder, config.text_config)
         token = config.image_token_id
         placeholder = read_placeholder(folder, tokenizer, "image_token_index", token)

@@ -23,6 +23,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.chat_template import write_template
 from ._checkpoint.folder import read_generation, read_tokenizer
 from ._checkpoint.weights import Renamed, Weights, open_weights
@@ -40,7 +41,6 @@ from ._parts.llava import (
     ENCODE,
     PREFIXES,
     VisionEncoder,
-    default_front_end,
     opened,
     picture_components,
     picture_tasks,
@@ -142,7 +142,7 @@ class LlavaNextVideo:
         )
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         front = read_anyres_front_end(folder, config)
-        default = default_front_end(config.vision_config.image_size)
+        default = _presets.clip(config.vision_config.image_size)
         video = read_video_front_end(folder, default, FRAMES)
         generation = read_generation(folder, config.text_config)
         placeholders = read_placeholders(folder, config, tokenizer)

@@ -34,6 +34,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
+from . import _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_generation,
@@ -43,7 +44,7 @@ from ._checkpoint.folder import (
 )
 from ._checkpoint.weights import Renamed, Together, Weights, open_weights
 from ._parts.gated_media import components, describe_decoder, task, visible
-from ._parts.llava import VisionEncoder, default_front_end, seen_patches, unused_layers
+from ._parts.llava import VisionEncoder, seen_patches, unused_layers
 from ._parts.llava_v1 import tower_prefixes
 from ._parts.openflamingo import (
     END,
@@ -326,7 +327,7 @@ class OpenFlamingoFamily:
         generation = msgspec.structs.replace(read_generation(lm, text), eos_ids=(end,))
         has_its_own = (folder / "preprocessor_config.json").is_file()
         size = seeing.vision_config.image_size
-        image = read_image_front_end(folder if has_its_own else clip, default_front_end(size))
+        image = read_image_front_end(folder if has_its_own else clip, _presets.clip(size))
         width, seen_width = text.hidden_size, seeing.vision_config.hidden_size
         return HubExport(
             folder,

@@ -26,6 +26,7 @@ from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, ImageFrontEnd, ModelSpec, PaintTask, TensorSpec
 
+from . import _presets
 from ._checkpoint.folder import read_config, read_image_front_end, read_json
 from ._checkpoint.weights import Weights, open_saved, open_weights
 from ._tiny import save
@@ -37,8 +38,6 @@ ARCHITECTURES = ("SegGptForImageSegmentation", "Painter", "SegGPT")
 ALIASES = {"seggpt": "BAAI/seggpt-vit-large"}
 TINY = ("seggpt", "painter")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 POSITIONS = "model.embeddings.position_embeddings"
 TYPES = ("type_token_semantic", "type_token_instance")
 
@@ -276,15 +275,7 @@ class Painter:
             config = _config(folder, raw)
         height, width = config.image_size
         size = (height // 2, width)
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=size,
-            resample="bicubic",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=IMAGENET_MEAN,
-            image_std=IMAGENET_STD,
-        )
+        default = _presets.imagenet(size)
         front = read_image_front_end(folder, default)
         if front.resize_size != size or front.crop_size or front.rescale_factor != 1 / 255:
             raise CheckpointError(

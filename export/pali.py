@@ -45,6 +45,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     eager_float32,
@@ -238,20 +239,6 @@ def describe(
     )
 
 
-def default_image(size: tuple[int, int]) -> ImageFrontEnd:
-    """Return the image front end where no part has one: values from -1 to 1."""
-    half = (0.5, 0.5, 0.5)
-    return ImageFrontEnd(
-        resize="exact",
-        resize_size=size,
-        resample="bicubic",
-        crop_size=None,
-        rescale_factor=1 / 255,
-        image_mean=half,
-        image_std=half,
-    )
-
-
 class Pali:
     """PaLI out of a checkpoint of its own, or of a ViT's and an mT5's."""
 
@@ -272,7 +259,7 @@ class Pali:
         check_widths(folder, weights, vision, text)
         shown = seeing.holder(folder, "preprocessor_config.json", "processor_config.json")
         generation = read_generation(writing.holder(folder, "generation_config.json"), text)
-        image = read_image_front_end(shown, default_image(pair(vision.image_size)))
+        image = read_image_front_end(shown, _presets.half(pair(vision.image_size)))
         builds: dict[str, Build] = {
             "vision_encoder": partial(Tower, vision),
             "projector": partial(Projector, vision.hidden_size, text.d_model),

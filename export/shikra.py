@@ -32,8 +32,8 @@ from vlmedge.spec import (
     TensorSpec,
 )
 
+from . import _presets
 from ._checkpoint.folder import (
-    CLIP_STD,
     LOCATED_TOKENS,
     read_generation,
     read_image_front_end,
@@ -44,7 +44,6 @@ from ._parts.decoder import EMBED_TOKENS, TIED, Decoder
 from ._parts.llava import (
     ENCODE,
     VisionEncoder,
-    default_front_end,
     picture_components,
     seen_patches,
     text_front_end,
@@ -186,7 +185,7 @@ class Shikra:
                 "download both again"
             )
         size = config.vision_config.image_size
-        front = read_image_front_end(folder / TOWER, default_front_end(size))
+        front = read_image_front_end(folder / TOWER, _presets.clip(size))
         front = msgspec.structs.replace(front, square=WHITE)
         builds = {
             "vision_encoder": lambda: VisionEncoder(config),
@@ -221,7 +220,7 @@ class Shikra:
             "size": {"shortest_edge": 32},
             "crop_size": {"height": 32, "width": 32},
             "image_mean": (1.0, 1.0, 1.0),
-            "image_std": CLIP_STD,
+            "image_std": _presets.CLIP_STD,
         }
         images = transformers.LlavaImageProcessor(**white, do_pad=True)
         save(

@@ -19,6 +19,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_padded_tokenizer
 from ._checkpoint.weights import open_weights
 from ._tiny import VOCABULARY, save
@@ -31,7 +32,6 @@ ALIASES = {
 }
 TINY = ("siglip",)
 
-HALF = (0.5, 0.5, 0.5)
 TEMPLATE = "This is a photo of {}."  # as transformers' documentation of SigLIP has it
 
 
@@ -123,16 +123,7 @@ class Siglip:
         config = read_config(folder, needed=("text_config", "vision_config"))
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer, pad_id, side = read_padded_tokenizer(folder)  # first: it may be refused
-        size = (config.vision_config.image_size,) * 2
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=size,
-            resample="bicubic",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=HALF,
-            image_std=HALF,
-        )
+        default = _presets.half(config.vision_config.image_size)
         names = tuple(n for n in ("logit_scale", "logit_bias") if n in weights.shapes())
         found = {name: float(np.ravel(weights.read(name))[0]) for name in names}
         logits = float(np.exp(found.get("logit_scale", 0.0))), found.get("logit_bias", 0.0)

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from vlmedge.arrays import Array
-from vlmedge.spec import ImageFrontEnd
 
+from . import _presets
 from ._checkpoint.folder import read_config, read_image_front_end
 from ._checkpoint.labels import describe, label_file, read_labels
 from ._checkpoint.weights import Weights, open_weights
@@ -28,8 +28,6 @@ ALIASES = {
 }
 TINY = ("swin", "swinv2")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 RULES = (  # transformers.conversion_mapping 5.23, "swin"
     (r"attention\.self\.query", "attention.q_proj"),
     (r"attention\.self\.key", "attention.k_proj"),
@@ -136,15 +134,7 @@ class Swin:
         config = read_config(folder, needed=("embed_dim", "depths", "window_size", "image_size"))
         labels = read_labels(config)
         size = (config.image_size, config.image_size)
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=size,
-            resample="bicubic",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=IMAGENET_MEAN,
-            image_std=IMAGENET_STD,
-        )
+        default = _presets.imagenet(size)
         width = config.embed_dim * 2 ** (len(config.depths) - 1)
         spec = describe("swin", config, read_image_front_end(folder, default), size, width)
         builds = {"vision_encoder": lambda: VisionEncoder(config)}
@@ -172,8 +162,8 @@ class Swin:
         images = transformers.ViTImageProcessor(
             size={"height": 32, "width": 32},
             resample=3,
-            image_mean=IMAGENET_MEAN,
-            image_std=IMAGENET_STD,
+            image_mean=_presets.IMAGENET_MEAN,
+            image_std=_presets.IMAGENET_STD,
         )
         save(model, folder, image_processor=images)
         return model

@@ -32,6 +32,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -349,17 +350,7 @@ class T5Gemma2:
             )
         generation = read_generation(folder, config.decoder)
         start = (read_json(folder, "generation_config.json") or {}).get("decoder_start_token_id")
-        side = config.encoder.vision_config.image_size
-        half = (0.5, 0.5, 0.5)
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=(side, side),
-            resample="bilinear",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=half,
-            image_std=half,
-        )
+        default = _presets.half(config.encoder.vision_config.image_size, "bilinear")
         spec = describe(
             config,
             read_image_front_end(folder, default),

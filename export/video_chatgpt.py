@@ -33,6 +33,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import (
     Padded,
@@ -47,7 +48,6 @@ from ._parts.llava import (
     ENCODE,
     VIDEO_REQUEST,
     VisionEncoder,
-    default_front_end,
     seen_patches,
     text_front_end,
     tiny_configs,
@@ -137,7 +137,7 @@ def describe(config: Any, frame: ImageFrontEnd, generation: Generation, patch: i
 
 def read_frame_front_end(folder: Path, size: int) -> ImageFrontEnd:
     """Say how a frame becomes pixels: the authors shrink it by the simplest rule of all first."""
-    front = read_image_front_end(folder / TOWER, default_front_end(size))
+    front = read_image_front_end(folder / TOWER, _presets.clip(size))
     return msgspec.structs.replace(
         front, resize="exact", resize_size=(size, size), resample="floor", crop_size=None
     )

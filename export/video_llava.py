@@ -18,6 +18,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
+from . import _presets
 from ._checkpoint.chat_template import write_template
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import Renamed, Weights, open_weights
@@ -27,7 +28,6 @@ from ._parts.llava import (
     PREFIXES,
     Projector,
     VisionEncoder,
-    default_front_end,
     opened,
     picture_tasks,
     read_chats,
@@ -108,7 +108,7 @@ class VideoLlava:
             open_weights(folder, allow_pickle=allow_pickle), {**PREFIXES, **TOWERS}
         )
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        default = default_front_end(config.vision_config.image_size)
+        default = _presets.clip(config.vision_config.image_size)
         front = read_image_front_end(folder, default)
         video = read_video_front_end(folder, default, FRAMES)
         generation = read_generation(folder, config.text_config)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlmedge.spec import ImageFrontEnd
-
+from . import _presets
 from ._checkpoint.folder import read_config, read_image_front_end
 from ._checkpoint.labels import describe, label_file, read_labels
 from ._checkpoint.weights import open_weights
@@ -27,8 +26,6 @@ ALIASES = {
     "deit": "facebook/deit-base-distilled-patch16-224",
 }
 TINY = ("vit", "deit", "deit-teacher")
-
-HALF = (0.5, 0.5, 0.5)
 
 
 class VisionEncoder(torch.nn.Module):
@@ -57,15 +54,7 @@ class Vit:
         config = read_config(folder, needed=("hidden_size", "image_size"))
         labels = read_labels(config)
         size = _pair(config.image_size)
-        default = ImageFrontEnd(
-            resize="exact",
-            resize_size=size,
-            resample="bilinear",
-            crop_size=None,
-            rescale_factor=1 / 255,
-            image_mean=HALF,
-            image_std=HALF,
-        )
+        default = _presets.half(size, "bilinear")
         front = read_image_front_end(folder, default)
         spec = describe("vit", config, front, size, config.hidden_size)
         builds = {"vision_encoder": lambda: VisionEncoder(config)}

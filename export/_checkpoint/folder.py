@@ -18,10 +18,6 @@ from .preprocessor import front_end
 
 TOKENIZER = "assets/tokenizer.json"
 
-# CLIP's statistics (Radford et al. 2021), which most of its descendants keep
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 # Tokenized by both sides at export: what breaks tokenizers is rarely plain English.
 GOLDENS = (
     "",

@@ -12,7 +12,8 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import AnyRes, ImageFrontEnd, TensorSpec
 
-from .._checkpoint.folder import CLIP_MEAN, CLIP_STD, read_json
+from .. import _presets
+from .._checkpoint.folder import read_json
 from .._checkpoint.preprocessor import front_end
 from .llava import Projector, save_tiny, seen_patches
 
@@ -72,8 +73,8 @@ def read_anyres_front_end(folder: Path, config: Any) -> ImageFrontEnd:
         "crop_size": {"height": side, "width": side},
         "do_center_crop": True,
         "resample": 3,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
+        "image_mean": _presets.CLIP_MEAN,
+        "image_std": _presets.CLIP_STD,
     }
     plain = {name: value for name, value in found.items() if name != "do_pad"}
     front = front_end({**defaults, **plain})

@@ -28,8 +28,9 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
+from .. import _presets
 from .._checkpoint.chat_template import ask_template, caption_template, read_chat
-from .._checkpoint.folder import CLIP_MEAN, CLIP_STD, TOKENIZER, read_config, read_json
+from .._checkpoint.folder import TOKENIZER, read_config, read_json
 from .._checkpoint.preprocessor import front_end
 from .._checkpoint.weights import Weights
 from .._tiny import VOCABULARY, save
@@ -169,19 +170,6 @@ def read_checked_config(folder: Path) -> Any:
     return config
 
 
-def default_front_end(size: int) -> ImageFrontEnd:
-    """Return CLIP's own way with pictures, for a tower of this side, pixels."""
-    return ImageFrontEnd(
-        resize="shortest_edge",
-        resize_size=(size, size),
-        resample="bicubic",
-        crop_size=(size, size),
-        rescale_factor=1 / 255,
-        image_mean=CLIP_MEAN,
-        image_std=CLIP_STD,
-    )
-
-
 def read_placeholder(folder: Path, tokenizer: tokenizers.Tokenizer, field: str, token: int) -> str:
     """Return the text of the token that config.json names in `field`."""
     found = tokenizer.id_to_token(token)
@@ -305,8 +293,8 @@ def read_video_front_end(folder: Path, default: ImageFrontEnd, frames: int) -> V
         "crop_size": {"height": side, "width": side},
         "do_center_crop": True,
         "resample": 3,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
+        "image_mean": _presets.CLIP_MEAN,
+        "image_std": _presets.CLIP_STD,
     }
     other = ("do_pad", "do_sample_frames")  # how a batch is filled up, and what comes here
     plain = {name: value for name, value in found.items() if name not in other}

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlmedge.spec import Component, ImageFrontEnd, TensorSpec
-
-from .._checkpoint.folder import CLIP_MEAN, CLIP_STD
+from vlmedge.spec import Component, TensorSpec
 
 ENCODE = ("vision_encoder", "qformer", "projector")
 
@@ -85,20 +83,6 @@ def components(config: Any) -> tuple[Component, ...]:
         looks,
         Component("qformer", inputs=looks.outputs, outputs=(queries,)),
         Component("projector", inputs=(queries,), outputs=(soft,)),
-    )
-
-
-def default_image(config: Any) -> ImageFrontEnd:
-    """Return the image front end of a checkpoint that does not say it."""
-    size = config.vision_config.image_size
-    return ImageFrontEnd(
-        resize="exact",
-        resize_size=(size, size),
-        resample="bicubic",
-        crop_size=None,
-        rescale_factor=1 / 255,
-        image_mean=CLIP_MEAN,
-        image_std=CLIP_STD,
     )
 
 
