@@ -28,7 +28,7 @@ from vlmedge.spec import Component, ImageFrontEnd, ModelSpec, PaintTask, TensorS
 
 from . import _presets
 from ._checkpoint.folder import read_config, read_image_front_end, read_json
-from ._checkpoint.weights import Weights, open_saved, open_weights
+from ._checkpoint.weights import Weights, WeightsView, open_saved, open_weights
 from ._tiny import save
 from ._trace.hub_export import HubExport
 from ._trace.rename import respell
@@ -174,7 +174,7 @@ class Dense(torch.nn.Module):
         return mixed.reshape(below.shape)
 
 
-class Placed:
+class Placed(WeightsView):
     """Weights whose position embeddings have the graph's grid: resized once, at export."""
 
     def __init__(self, weights: Weights, grid: tuple[int, int]) -> None:
@@ -184,10 +184,12 @@ class Placed:
             weights: Under transformers' names.
             grid: Rows and columns of patches.
         """
-        self._weights, self._grid = weights, grid
+        super().__init__(weights)
+        self._grid = grid
         self._stored = weights.shapes().get(POSITIONS, ())
         count = self._stored[1] - 1 if len(self._stored) == 3 else 0
         self._side = math.isqrt(count) if count > 0 and math.isqrt(count) ** 2 == count else 0
+        self.made = (POSITIONS,) if self._side else ()
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""
@@ -196,15 +198,9 @@ class Placed:
             shapes[POSITIONS] = (1, *self._grid, self._stored[2])
         return shapes
 
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._weights.dtype(name)
-
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32 and refuse NaN."""
+    def make(self, name: str) -> Array:
+        """Resize the positions' square to the grid; the class token's goes."""
         found = self._weights.read(name)
-        if name != POSITIONS or not self._side:
-            return found
         square = torch.from_numpy(found[:, 1:]).reshape(1, self._side, self._side, -1)
         planes = square.permute(0, 3, 1, 2)
         if self._grid != (self._side, self._side):

@@ -15,7 +15,7 @@ from vlmedge.arrays import Array
 from . import _presets
 from ._checkpoint.folder import read_config, read_image_front_end
 from ._checkpoint.labels import describe, label_file, read_labels
-from ._checkpoint.weights import Weights, open_weights
+from ._checkpoint.weights import Weights, WeightsView, open_weights
 from ._tiny import save
 from ._trace.hub_export import HubExport
 from ._trace.rename import respell
@@ -59,12 +59,12 @@ class PositionTable(torch.nn.Module):
         return self.table
 
 
-class PositionTables:
+class PositionTables(WeightsView):
     """Weights in which each such network has become its table."""
 
     def __init__(self, weights: Weights, model: torch.nn.Module) -> None:
-        self._weights = weights
-        self._coordinates = {
+        super().__init__(weights)
+        self.made = self._coordinates = {
             f"{name}.table": module.coordinates
             for name, module in model.named_modules()
             if isinstance(module, PositionTable)
@@ -82,12 +82,10 @@ class PositionTables:
 
     def dtype(self, name: str) -> str:
         """Return the dtype on disk; a table's is what it is computed in."""
-        return "float32" if name in self._coordinates else self._weights.dtype(name)
+        return "float32" if name in self.made else super().dtype(name)
 
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32, or compute a table: Linear, ReLU, Linear."""
-        if name not in self._coordinates:
-            return self._weights.read(name)
+    def make(self, name: str) -> Array:
+        """Compute a table: Linear, ReLU, Linear."""
         into, bias, out = (self._weights.read(part) for part in _network(name))
         hidden = np.maximum(self._coordinates[name] @ into.T + bias, 0)
         table: Array = hidden @ out.T

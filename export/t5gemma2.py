@@ -41,7 +41,7 @@ from ._checkpoint.folder import (
     read_json,
     read_tokenizer,
 )
-from ._checkpoint.weights import Renamed, RowReader, Weights, open_weights, row_reader
+from ._checkpoint.weights import Renamed, RowReader, Weights, WeightsView, open_weights, row_reader
 from ._parts.cross_attention import encoder_decoder, filled_cache, nest, padding_mask, split_heads
 from ._tiny import VOCABULARY, free_id, save
 from ._trace.hub_export import HubExport, cache_argument, cached, positions
@@ -72,8 +72,10 @@ CAPTION = "{image} in this image, there is{prompt}"  # as its documentation begi
 ASK = "{image}Question: {question} Answer:"
 
 
-class WithEndRow:
+class WithEndRow(WeightsView):
     """Weights, and the table of embeddings with the row that ends a picture in its place."""
+
+    made = (EMBED_TOKENS,)
 
     def __init__(self, weights: Weights, row: int, scale: float) -> None:
         """Name the table `EMBED_TOKENS`.
@@ -83,7 +85,8 @@ class WithEndRow:
             row: The id of the token that ends a picture.
             scale: What the table is multiplied by later, and that row is not.
         """
-        self._weights, self._row, self._scale = weights, row, scale
+        super().__init__(weights)
+        self._row, self._scale = row, scale
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""
@@ -92,14 +95,12 @@ class WithEndRow:
             shapes[EMBED_TOKENS] = shapes[TABLE]
         return shapes
 
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._weights.dtype(TABLE if name == EMBED_TOKENS else name)
+    def source(self, name: str) -> tuple[Weights, str]:
+        """Return where a tensor lies; the table is the one on disk but for a row."""
+        return self._weights, TABLE if name == EMBED_TOKENS else name
 
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32 and refuse NaN."""
-        if name != EMBED_TOKENS:
-            return self._weights.read(name)
+    def make(self, name: str) -> Array:
+        """Read the table, and put the row in."""
         table = self._weights.read(TABLE)
         table[self._row] = self._end_row()
         return table
@@ -107,7 +108,7 @@ class WithEndRow:
     def row_reader(self, name: str) -> RowReader:
         """Return what reads rows of one tensor."""
         if name != EMBED_TOKENS:
-            return row_reader(self._weights, name)
+            return super().row_reader(name)
         read, end = row_reader(self._weights, TABLE), self._end_row()
 
         def rows(start: int, stop: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,74 @@ class PickleWeights:
         return lambda start, stop: finite(name, tensor[start:stop].float().numpy())
 
 
-class Renamed:
+class WeightsView:
+    """Weights seen through others: a tensor is one of theirs, as it is, or is made of theirs.
+
+    A subclass says what differs: which tensors there are (`shapes`), where they lie (`source`), and
+    which of them it makes (`made`), and how (`make`).
+    """
+
+    made: Collection[str] = ()
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by name."""
+        return self._weights.shapes()
+
+    def source(self, name: str) -> tuple[Weights, str]:
+        """Return the weights where a tensor lies, and its name there; a made one has its dtype."""
+        return self._weights, name
+
+    def make(self, name: str) -> Array:
+        """Make one of the tensors that are `made`, as float32."""
+        raise NotImplementedError(name)
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype on disk."""
+        weights, stored = self.source(name)
+        return weights.dtype(stored)
+
+    def read(self, name: str) -> Array:
+        """Read one tensor as float32 and refuse NaN."""
+        if name in self.made:
+            return self.make(name)
+        weights, stored = self.source(name)
+        return weights.read(stored)
+
+    def row_reader(self, name: str) -> RowReader:
+        """Return what reads rows of one tensor; those of a made one come out of the whole."""
+        if name not in self.made:
+            return row_reader(*self.source(name))
+        whole = self.make(name)
+        return lambda start, stop: whole[start:stop]
+
+
+class Named(WeightsView):
+    """Weights under other names than they have on disk."""
+
+    def __init__(self, weights: Weights, sources: Mapping[str, str]) -> None:
+        """Rename.
+
+        Args:
+            weights: As they lie on disk.
+            sources: New name -> the one on disk, of every tensor.
+        """
+        super().__init__(weights)
+        self._sources = sources
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by its new name."""
+        shapes = self._weights.shapes()
+        return {name: shapes[source] for name, source in self._sources.items()}
+
+    def source(self, name: str) -> tuple[Weights, str]:
+        """Return the weights on disk and a tensor's name there, which is known here too."""
+        return self._weights, self._sources.get(name, name)
+
+
+class Renamed(Named):
     """Weights of an older layout, under the names of the newer one."""
 
     def __init__(self, weights: Weights, prefixes: Mapping[str, str]) -> None:
@@ -74,64 +141,43 @@ class Renamed:
             weights: As they lie on disk.
             prefixes: Old beginning -> new one.
         """
-        self._weights = weights
-        self._sources = {_renamed(name, prefixes): name for name in weights.shapes()}
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every tensor, by name."""
-        shapes = self._weights.shapes()
-        return {name: shapes[source] for name, source in self._sources.items()}
-
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._weights.dtype(self._sources.get(name, name))
-
-    def read(self, name: str) -> Array:
-        """Read one tensor, under its new name or its old one, as float32 and refuse NaN."""
-        return self._weights.read(self._sources.get(name, name))
-
-    def row_reader(self, name: str) -> RowReader:
-        """Return what reads rows of one tensor, under its new name or its old one."""
-        return row_reader(self._weights, self._sources.get(name, name))
+        super().__init__(weights, {_renamed(name, prefixes): name for name in weights.shapes()})
 
 
-class Joined:
+class Joined(WeightsView):
     """Weights, some of which are there as one more: their rows one after the other."""
 
     def __init__(self, weights: Weights, joined: Mapping[str, tuple[str, ...]]) -> None:
-        """Join weights where all of the parts are there.
+        """Join those of the parts that are there.
 
         Args:
             weights: As they lie on disk.
             joined: New name -> its parts, in order.
         """
-        self._weights = weights
-        self._parts = {
-            name: tuple(part for part in parts if part in weights.shapes())
-            for name, parts in joined.items()
-        }
+        super().__init__(weights)
+        shapes = weights.shapes()
+        there = {name: [part for part in parts if part in shapes] for name, parts in joined.items()}
+        self.made = self._parts = {name: parts for name, parts in there.items() if parts}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""
         shapes = dict(self._weights.shapes())
         for name, parts in self._parts.items():
-            if parts:
-                rows = sum(shapes[part][0] for part in parts)
-                shapes[name] = (rows, *shapes[parts[0]][1:])
+            rows = sum(shapes[part][0] for part in parts)
+            shapes[name] = (rows, *shapes[parts[0]][1:])
         return shapes
 
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._weights.dtype(self._parts.get(name, (name,))[0])
+    def source(self, name: str) -> tuple[Weights, str]:
+        """Return where a tensor lies, or the first part of a joined one."""
+        return self._weights, self._parts.get(name, [name])[0]
 
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32 and refuse NaN."""
-        parts = self._parts.get(name, (name,))
-        found = [self._weights.read(part) for part in parts]
+    def make(self, name: str) -> Array:
+        """Read the parts, one after the other."""
+        found = [self._weights.read(part) for part in self._parts[name]]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class Together:
+class Together(WeightsView):
     """Weights from several places, under their own names; of two with one name the later counts."""
 
     def __init__(self, *places: Weights) -> None:
@@ -142,20 +188,12 @@ class Together:
         shapes = {id(place): place.shapes() for place in self._owners.values()}
         return {name: shapes[id(place)][name] for name, place in self._owners.items()}
 
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._owners[name].dtype(name)
-
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32 and refuse NaN."""
-        return self._owners[name].read(name)
-
-    def row_reader(self, name: str) -> RowReader:
-        """Return what reads rows of one tensor."""
-        return row_reader(self._owners[name], name)
+    def source(self, name: str) -> tuple[Weights, str]:
+        """Return the place that has a tensor."""
+        return self._owners[name], name
 
 
-class Summed:
+class Summed(WeightsView):
     """Weights that were published as what they have more than others: a delta, and its base."""
 
     def __init__(self, delta: Weights, base: Weights, apart: Iterable[str] = ()) -> None:
@@ -166,7 +204,8 @@ class Summed:
             base: What it is added to. A tensor may have fewer rows: those beyond are the delta's.
             apart: How names begin that only the delta has.
         """
-        self._delta, self._base = delta, base
+        super().__init__(delta)
+        self._base = base
         theirs, beginnings = base.shapes(), tuple(apart)
         for name, shape in delta.shapes().items():
             if name not in theirs and not name.startswith(beginnings):
@@ -177,28 +216,18 @@ class Summed:
                     f"weight {name!r} is {list(shape)} in the delta and {list(other)} in its base: "
                     "it belongs to another base"
                 )
+        self.made = theirs.keys() & delta.shapes().keys()
 
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every tensor, by name."""
-        return self._delta.shapes()
-
-    def dtype(self, name: str) -> str:
-        """Return the dtype of the delta on disk."""
-        return self._delta.dtype(name)
-
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32 and refuse NaN; a half-precision sum is rounded to half."""
-        found = self._delta.read(name)
-        if name not in self._base.shapes():
-            return found
-        base = self._base.read(name)
+    def make(self, name: str) -> Array:
+        """Add a tensor's base to its delta; a half-precision sum is rounded to half."""
+        found, base = self._weights.read(name), self._base.read(name)
         found = np.concatenate([found[: len(base)] + base, found[len(base) :]])
         if self.dtype(name) == "float16":  # as those who published it do
             found = finite(name, found.astype(np.float16).astype(np.float32))
         return found
 
 
-class Padded:
+class Padded(WeightsView):
     """Weights, some of which get rows of zeros until they have as many as they need."""
 
     def __init__(self, weights: Weights, rows: Mapping[str, int]) -> None:
@@ -208,7 +237,8 @@ class Padded:
             weights: As they lie on disk.
             rows: How many a tensor must have at least, by name.
         """
-        self._weights, self._rows = weights, rows
+        super().__init__(weights)
+        self.made = self._rows = rows
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""
@@ -217,18 +247,14 @@ class Padded:
             for name, shape in self._weights.shapes().items()
         }
 
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._weights.dtype(name)
-
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32 and refuse NaN."""
+    def make(self, name: str) -> Array:
+        """Read a tensor, and put the rows behind it that it lacks."""
         found = self._weights.read(name)
-        short = max(0, self._rows.get(name, 0) - len(found)) if found.ndim else 0
+        short = max(0, self._rows[name] - len(found))
         return np.pad(found, [(0, short), *[(0, 0)] * (found.ndim - 1)]) if short else found
 
 
-class Cut:
+class Cut(WeightsView):
     """Weights, some of which lose the rows behind those that are needed."""
 
     def __init__(self, weights: Weights, rows: Mapping[str, int]) -> None:
@@ -238,7 +264,8 @@ class Cut:
             weights: As they lie on disk.
             rows: How many a tensor has at most, by name.
         """
-        self._weights, self._rows = weights, rows
+        super().__init__(weights)
+        self._rows = rows
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""
@@ -247,10 +274,6 @@ class Cut:
             for name, shape in self._weights.shapes().items()
         }
 
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._weights.dtype(name)
-
     def read(self, name: str) -> Array:
         """Read one tensor as float32 and refuse NaN."""
         found = self._weights.read(name)
@@ -258,7 +281,8 @@ class Cut:
 
     def row_reader(self, name: str) -> RowReader:
         """Return what reads rows of one tensor, which are the first of those on disk."""
-        return row_reader(self._weights, name)
+        read = row_reader(self._weights, name)
+        return lambda start, stop: read(start, min(stop, self._rows.get(name, stop)))
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

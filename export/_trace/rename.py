@@ -8,11 +8,9 @@ models are renamed differs between its releases.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from vlmedge.arrays import Array
-
-from .._checkpoint.weights import RowReader, Weights, row_reader
+from .._checkpoint.weights import Named, Weights
 from .torch_modules import Build, build_on_meta
 
 Rules = Sequence[tuple[str, str]]
@@ -29,47 +27,16 @@ VIT: Rules = (  # transformers.conversion_mapping 5.23, "ViT-style vision models
 )
 
 
-class Respelled:
-    """Tensors on disk under the names of the modules that need them."""
-
-    def __init__(self, weights: Weights, rules: Rules, needed: Collection[str]) -> None:
-        """Rename what `needed` does not know as it is.
-
-        Args:
-            weights: As they lie on disk.
-            rules: From the disk's names to the modules'.
-            needed: The modules' names.
-        """
-        self._weights = weights
-        self._sources = {
-            name if name in needed else _respell(name, rules): name for name in weights.shapes()
-        }
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every tensor, by name."""
-        shapes = self._weights.shapes()
-        return {name: shapes[source] for name, source in self._sources.items()}
-
-    def dtype(self, name: str) -> str:
-        """Return the dtype on disk."""
-        return self._weights.dtype(self._sources[name])
-
-    def read(self, name: str) -> Array:
-        """Read one tensor as float32 and refuse NaN."""
-        return self._weights.read(self._sources[name])
-
-    def row_reader(self, name: str) -> RowReader:
-        """Return what reads rows of one tensor."""
-        return row_reader(self._weights, self._sources[name])
-
-
-def respell(weights: Weights, rules: Rules, builds: Mapping[str, Build]) -> Respelled:
-    """Rename weights to what the modules of `builds` call them."""
+def respell(weights: Weights, rules: Rules, builds: Mapping[str, Build]) -> Named:
+    """Rename weights to what the modules of `builds` call them, where those do not know them so."""
     needed: set[str] = set()
     for build in builds.values():
         module, _ = build_on_meta(build)
         needed |= {name for name, _ in module.named_parameters()}
-    return Respelled(weights, rules, needed)
+    return Named(
+        weights,
+        {name if name in needed else _respell(name, rules): name for name in weights.shapes()},
+    )
 
 
 def _respell(name: str, rules: Rules) -> str:
