@@ -41,6 +41,7 @@ from ._checkpoint.folder import (
     read_image_front_end,
     read_json,
     read_tokenizer,
+    token_text,
 )
 from ._checkpoint.weights import Weights, open_weights
 from ._parts.cross_attention import CrossKV, encoder_decoder, filled_cache, nest, padding_mask
@@ -294,15 +295,7 @@ class Florence2:
             "bos_token_id": generation.bos_id,
             "eos_token_id": generation.eos_ids[0] if generation.eos_ids else None,
         }
-        found: list[str] = []
-        for field, number in words.items():
-            token = None if number is None else tokenizer.id_to_token(number)
-            if token is None:
-                raise CheckpointError(
-                    f"{folder}: {field} is {number}, which its tokenizer does not have: "
-                    "download both again"
-                )
-            found.append(token)
+        found = [token_text(folder, tokenizer, *named) for named in words.items()]
         _check_copies(weights)
         spec = ModelSpec(
             family="florence2",

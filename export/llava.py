@@ -12,20 +12,18 @@ from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSp
 
 from . import _presets
 from ._checkpoint.chat_template import read_chat, write_template
-from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
+from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer, token_text
 from ._checkpoint.weights import Renamed, Weights, open_weights
-from ._parts.decoder import Decoder
 from ._parts.llava import (
     CHAT,
     LANGUAGE_MODELS,
     PREFIXES,
     Projector,
-    VisionEncoder,
     opened,
+    picture_builds,
     picture_components,
     picture_tasks,
     read_checked_config,
-    read_placeholder,
     save_tiny,
     seen_patches,
     text_front_end,
@@ -75,16 +73,11 @@ class Llava:
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         front = read_image_front_end(folder, _presets.clip(config.vision_config.image_size))
         generation = read_generation(folder, config.text_config)
-        token = config.image_token_id
-        placeholder = read_placeholder(folder, tokenizer, "image_token_index", token)
+        placeholder = token_text(folder, tokenizer, "image_token_index", config.image_token_id)
         chat = read_chat(folder, "ask", placeholder)
         spec = describe(config, front, generation, placeholder, chat)
         single = SECOND not in weights.shapes()
-        builds = {
-            "vision_encoder": lambda: VisionEncoder(config),
-            "projector": lambda: Projector(config, single),
-            "decoder": lambda: Decoder(config.text_config),
-        }
+        builds = picture_builds(config, lambda: Projector(config, single))
         return opened(folder, config, spec, builds, weights, tokenizer)
 
     def tiny(self, name: str, folder: Path) -> transformers.LlavaForConditionalGeneration:

@@ -13,7 +13,7 @@ import transformers
 from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec
 
 from ._checkpoint.chat_template import read_chat, write_template
-from ._checkpoint.folder import read_generation, read_tokenizer
+from ._checkpoint.folder import read_generation, read_tokenizer, token_text
 from ._checkpoint.weights import Renamed, Weights, open_weights
 from ._parts.anyres import (
     SIZES,
@@ -23,16 +23,14 @@ from ._parts.anyres import (
     read_anyres_front_end,
     save_tiny_anyres,
 )
-from ._parts.decoder import Decoder
 from ._parts.llava import (
     CHAT,
     PREFIXES,
-    VisionEncoder,
     opened,
+    picture_builds,
     picture_components,
     picture_tasks,
     read_checked_config,
-    read_placeholder,
     text_front_end,
     tiny_configs,
 )
@@ -85,15 +83,10 @@ class LlavaNext:
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         front = read_anyres_front_end(folder, config)
         generation = read_generation(folder, config.text_config)
-        token = config.image_token_id
-        placeholder = read_placeholder(folder, tokenizer, "image_token_index", token)
+        placeholder = token_text(folder, tokenizer, "image_token_index", config.image_token_id)
         chat = read_chat(folder, "ask", placeholder)
         spec = describe(config, front, generation, placeholder, chat)
-        builds = {
-            "vision_encoder": lambda: VisionEncoder(config),
-            "projector": lambda: LineProjector(config),
-            "decoder": lambda: Decoder(config.text_config),
-        }
+        builds = picture_builds(config, lambda: LineProjector(config))
         return opened(folder, config, spec, builds, weights, tokenizer)
 
     def tiny(self, name: str, folder: Path) -> transformers.LlavaNextForConditionalGeneration:

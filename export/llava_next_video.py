@@ -35,13 +35,12 @@ from ._parts.anyres import (
     read_anyres_front_end,
     save_tiny_anyres,
 )
-from ._parts.decoder import Decoder
 from ._parts.llava import (
     CHAT,
     ENCODE,
     PREFIXES,
-    VisionEncoder,
     opened,
+    picture_builds,
     picture_components,
     picture_tasks,
     read_chats,
@@ -148,11 +147,7 @@ class LlavaNextVideo:
         placeholders = read_placeholders(folder, config, tokenizer)
         chats = read_chats(folder, placeholders)
         spec = describe(config, front, video, generation, placeholders, chats)
-        builds = {
-            "vision_encoder": lambda: VisionEncoder(config),
-            "projector": lambda: VideoProjector(config),
-            "decoder": lambda: Decoder(config.text_config),
-        }
+        builds = picture_builds(config, lambda: VideoProjector(config))
         return opened(folder, config, spec, builds, weights, tokenizer)
 
     def tiny(self, name: str, folder: Path) -> transformers.LlavaNextVideoForConditionalGeneration:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 
-from vlmedge.errors import CheckpointError
 from vlmedge.spec import (
     Component,
     GenerateTask,
@@ -34,6 +33,7 @@ from ._checkpoint.folder import (
     read_generation,
     read_image_front_end,
     read_tokenizer,
+    token_text,
 )
 from ._checkpoint.weights import Renamed, Together, Weights, open_weights
 from ._parts import mask_decoder as _mask_decoder
@@ -173,15 +173,7 @@ class PaliGemma:
         answer_tokens = min(LOCATED_TOKENS, text.max_position_embeddings // 2)
         generation = read_generation(folder, text, answer_tokens)
         words = {"image_token_index": config.image_token_id, "bos_token_id": generation.bos_id}
-        found: list[str] = []
-        for field, number in words.items():
-            token = None if number is None else tokenizer.id_to_token(number)
-            if token is None:
-                raise CheckpointError(
-                    f"{folder}: {field} is {number}, which its tokenizer does not have: "
-                    "download both again"
-                )
-            found.append(token)
+        found = [token_text(folder, tokenizer, *named) for named in words.items()]
         front = read_image_front_end(folder, default)
         masks = _mask_decoder.find(folder)
         described = None if masks is None else _mask_decoder.COMPONENT

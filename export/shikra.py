@@ -40,16 +40,16 @@ from ._checkpoint.folder import (
     read_tokenizer,
 )
 from ._checkpoint.weights import Renamed, Summed, Together, Weights, open_weights
-from ._parts.decoder import EMBED_TOKENS, TIED, Decoder
 from ._parts.llava import (
     ENCODE,
-    VisionEncoder,
+    opened,
+    picture_builds,
     picture_components,
     seen_patches,
     text_front_end,
     tiny_configs,
 )
-from ._parts.llava_v1 import PREFIXES, TOWER, add_marks, open_tower, read_configs, unused
+from ._parts.llava_v1 import PREFIXES, SPARE, TOWER, add_marks, open_tower, read_configs
 from ._tiny import free_id, save
 from ._trace.hub_export import HubExport
 
@@ -187,21 +187,9 @@ class Shikra:
         size = config.vision_config.image_size
         front = read_image_front_end(folder / TOWER, _presets.clip(size))
         front = msgspec.structs.replace(front, square=WHITE)
-        builds = {
-            "vision_encoder": lambda: VisionEncoder(config),
-            "projector": lambda: Projector(config),
-            "decoder": lambda: Decoder(config.text_config),
-        }
-        return HubExport(
-            folder,
-            describe(config, front, generation, patch, eos),
-            builds,
-            weights,
-            tokenizer,
-            TIED,
-            EMBED_TOKENS,
-            unused=unused(config),
-        )
+        builds = picture_builds(config, lambda: Projector(config))
+        spec = describe(config, front, generation, patch, eos)
+        return opened(folder, config, spec, builds, weights, tokenizer, spare=SPARE)
 
     def tiny(self, name: str, folder: Path) -> transformers.LlavaForConditionalGeneration:
         """Write a random one of 3 and 2 layers.

@@ -25,7 +25,14 @@ from vlmedge.spec import (
 )
 
 from ._checkpoint.chat_template import ask_template, caption_template, read_chat, write_template
-from ._checkpoint.folder import TOKENIZER, read_config, read_generation, read_json, read_tokenizer
+from ._checkpoint.folder import (
+    TOKENIZER,
+    read_config,
+    read_generation,
+    read_json,
+    read_tokenizer,
+    token_text,
+)
 from ._checkpoint.preprocessor import front_end
 from ._checkpoint.weights import Renamed, Weights, open_weights
 from ._parts.decoder import EMBED_TOKENS, TIED, Decoder, check_language_model, describe_decoder
@@ -201,12 +208,7 @@ class SmolVlm:
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         front = read_tiled_front_end(folder, config.vision_config.image_size)
         generation = read_generation(folder, config.text_config)
-        placeholder = tokenizer.id_to_token(config.image_token_id)
-        if placeholder is None:
-            raise CheckpointError(
-                f"{folder}: image_token_id is {config.image_token_id}, which its tokenizer "
-                "does not have: download both again"
-            )
+        placeholder = token_text(folder, tokenizer, "image_token_id", config.image_token_id)
         chat = read_chat(folder, "ask", placeholder)
         spec = describe(config, front, generation, placeholder, chat)
         builds = {

@@ -43,16 +43,17 @@ from ._checkpoint.weights import (
     open_weights,
     open_weights_named,
 )
-from ._parts.decoder import EMBED_TOKENS, LM_HEAD, TIED, Decoder, describe_decoder
+from ._parts.decoder import LM_HEAD, describe_decoder
 from ._parts.llava import (
     ENCODE,
     VIDEO_REQUEST,
-    VisionEncoder,
+    opened,
+    picture_builds,
     seen_patches,
     text_front_end,
     tiny_configs,
 )
-from ._parts.llava_v1 import PREFIXES, TOWER, add_marks, open_tower, read_configs, unused
+from ._parts.llava_v1 import PREFIXES, SPARE, TOWER, add_marks, open_tower, read_configs
 from ._tiny import save
 from ._trace.hub_export import HubExport
 
@@ -164,21 +165,8 @@ class VideoChatGpt:
         spec = describe(config, frame, generation, patch)
         deep = SECOND in weights.shapes()
         widths = config.vision_config.hidden_size, config.text_config.hidden_size
-        builds = {
-            "vision_encoder": lambda: VisionEncoder(config),
-            "projector": lambda: Projector(*widths, deep),
-            "decoder": lambda: Decoder(config.text_config),
-        }
-        return HubExport(
-            folder,
-            spec,
-            builds,
-            weights,
-            tokenizer,
-            TIED,
-            EMBED_TOKENS,
-            unused=unused(config),
-        )
+        builds = picture_builds(config, lambda: Projector(*widths, deep))
+        return opened(folder, config, spec, builds, weights, tokenizer, spare=SPARE)
 
     def tiny(self, name: str, folder: Path) -> Reference:
         """Write a random one of 3 and 2 layers; PG-Video-LLaVA's projector has two Linears."""

@@ -189,6 +189,18 @@ def read_padded_tokenizer(
     return fast, 0 if pad is None else pad, "left" if full.padding_side == "left" else "right"
 
 
+def token_text(
+    folder: Path, tokenizer: tokenizers.Tokenizer, field: str, number: int | None
+) -> str:
+    """Return the text of the token that a config names in `field`."""
+    found = None if number is None else tokenizer.id_to_token(number)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: {field} is {number}, which its tokenizer does not have: download both again"
+        )
+    return found
+
+
 def bare(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """Take a tokenizer's special tokens off, for prompts that have their own written out."""
     written = json.loads(tokenizer.to_str())

@@ -30,13 +30,13 @@ from vlmedge.spec import (
 
 from .. import _presets
 from .._checkpoint.chat_template import ask_template, caption_template, read_chat
-from .._checkpoint.folder import TOKENIZER, read_config, read_json
+from .._checkpoint.folder import TOKENIZER, read_config, read_json, token_text
 from .._checkpoint.preprocessor import front_end
 from .._checkpoint.weights import Weights
 from .._tiny import VOCABULARY, save
 from .._trace.hub_export import HubExport
 from .._trace.torch_modules import Build
-from .decoder import EMBED_TOKENS, TIED, check_language_model, describe_decoder
+from .decoder import EMBED_TOKENS, TIED, Decoder, check_language_model, describe_decoder
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
@@ -170,23 +170,13 @@ def read_checked_config(folder: Path) -> Any:
     return config
 
 
-def read_placeholder(folder: Path, tokenizer: tokenizers.Tokenizer, field: str, token: int) -> str:
-    """Return the text of the token that config.json names in `field`."""
-    found = tokenizer.id_to_token(token)
-    if found is None:
-        raise CheckpointError(
-            f"{folder}: {field} is {token}, which its tokenizer does not have: download both again"
-        )
-    return found
-
-
 def read_placeholders(
     folder: Path, config: Any, tokenizer: tokenizers.Tokenizer
 ) -> tuple[str, str]:
     """Return the texts of the image token and of the video token."""
     return (
-        read_placeholder(folder, tokenizer, "image_token_index", config.image_token_id),
-        read_placeholder(folder, tokenizer, "video_token_index", config.video_token_id),
+        token_text(folder, tokenizer, "image_token_index", config.image_token_id),
+        token_text(folder, tokenizer, "video_token_index", config.video_token_id),
     )
 
 
@@ -200,6 +190,15 @@ def read_chats(
     )
 
 
+def picture_builds(config: Any, projector: Build) -> dict[str, Build]:
+    """Say what makes the modules of `picture_components`."""
+    return {
+        "vision_encoder": lambda: VisionEncoder(config),
+        "projector": projector,
+        "decoder": lambda: Decoder(config.text_config),
+    }
+
+
 def opened(
     folder: Path,
     config: Any,
@@ -208,10 +207,24 @@ def opened(
     weights: Weights,
     tokenizer: tokenizers.Tokenizer,
     towers: Sequence[str] = ("vision_tower",),
+    spare: tuple[str, ...] = (),
 ) -> HubExport:
-    """Put an export together; what its towers have above the last layer looked at is unused."""
-    unused = tuple(name for tower in towers for name in unused_layers(config, tower))
-    return HubExport(folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=unused)
+    """Put an export together; what its towers have above the last layer looked at is unused.
+
+    Args:
+        folder: The checkpoint.
+        config: As transformers has it.
+        spec: What the runtime will know.
+        builds: Makes each component's module.
+        weights: The tensors on disk.
+        tokenizer: Of the language model.
+        towers: How the names of each tower's weights begin.
+        spare: How names begin that no component needs either.
+    """
+    layers = (name for tower in towers for name in unused_layers(config, tower))
+    return HubExport(
+        folder, spec, builds, weights, tokenizer, TIED, EMBED_TOKENS, unused=(*spare, *layers)
+    )
 
 
 def text_front_end(config: Any, generation: Generation) -> TextFrontEnd:

@@ -21,9 +21,9 @@ from vlmedge.errors import CheckpointError
 from .._checkpoint.folder import eager_float32, read_config, read_json
 from .._checkpoint.weights import Renamed, Weights, open_weights
 from .decoder import EMBED_TOKENS
-from .llava import unused_layers
 
 TOWER = "vision_tower"
+SPARE = ("clip.", f"language_model.model.{TOWER}.")  # which no component needs
 PREFIXES = {
     "model.mm_projector.": "mm_projector.",
     "model.": "language_model.model.",
@@ -60,11 +60,6 @@ def open_tower(folder: Path, *, allow_pickle: bool) -> Weights:
     """Find the tower's weights; what is not the tower's, of a whole CLIP, is called "clip."."""
     found = open_weights(folder / TOWER, allow_pickle=allow_pickle)
     return Renamed(found, tower_prefixes(TOWER))
-
-
-def unused(config: Any) -> tuple[str, ...]:
-    """Name what these checkpoints have and no component needs, by how it begins."""
-    return ("clip.", f"language_model.model.{TOWER}.", *unused_layers(config))
 
 
 def add_marks(
