@@ -1,19 +1,18 @@
 """A model as data, free of any framework or engine: the structs of the manifest."""
 
 from vlmedge.spec.front_ends import (
+    INPUT_IDS,
+    INSTRUCTION_IDS,
+    PIXELS,
     AnyRes,
+    FrontEnd,
     ImageFrontEnd,
     TextFrontEnd,
     Tiling,
     VideoFrontEnd,
 )
 from vlmedge.spec.model import (
-    INPUT_IDS,
-    INSTRUCTION_IDS,
-    PIXELS,
-    FrontEnd,
     ModelSpec,
-    T,
 )
 from vlmedge.spec.tasks import (
     MASK_CODE_KINDS,
@@ -62,7 +61,6 @@ __all__ = [
     "ModelSpec",
     "PaintTask",
     "ScoreTask",
-    "T",
     "Task",
     "TensorSpec",
     "TextFrontEnd",

@@ -110,3 +110,10 @@ class TextFrontEnd(Data, frozen=True, tag="text", tag_field="kind"):
     pad_id: int
     padding_side: Literal["left", "right"]
     pad_to: int | None = None
+
+
+FrontEnd = ImageFrontEnd | VideoFrontEnd | TextFrontEnd
+"""Turns what a user has into one tensor; a modality is one class more, in this file."""
+
+PIXELS = "pixel_values"
+INPUT_IDS, INSTRUCTION_IDS = "input_ids", "qformer_input_ids"

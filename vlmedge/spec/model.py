@@ -10,22 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from msgspec import structs
+from msgspec import field, structs
 
 from vlmedge.errors import UnknownNameError
 from vlmedge.spec.base import Data
-from vlmedge.spec.front_ends import ImageFrontEnd, TextFrontEnd, VideoFrontEnd
+from vlmedge.spec.front_ends import (
+    INPUT_IDS,
+    INSTRUCTION_IDS,
+    PIXELS,
+    FrontEnd,
+    ImageFrontEnd,
+    TextFrontEnd,
+    VideoFrontEnd,
+)
 from vlmedge.spec.tasks import Generation, Task
 from vlmedge.spec.tensors import Component
 
-T = TypeVar("T")
-
-
-FrontEnd = ImageFrontEnd | VideoFrontEnd | TextFrontEnd
-"""What turns something that a user has into one tensor; each modality adds a class of its own."""
-
-PIXELS = "pixel_values"
-INPUT_IDS, INSTRUCTION_IDS = "input_ids", "qformer_input_ids"
+_T = TypeVar("_T")
 
 
 class ModelSpec(Data, frozen=True):
@@ -43,7 +44,7 @@ class ModelSpec(Data, frozen=True):
     family: str
     components: tuple[Component, ...]
     tasks: dict[str, Task]
-    front_ends: dict[str, FrontEnd] = {}
+    front_ends: dict[str, FrontEnd] = field(default_factory=dict)
     generation: Generation | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +92,6 @@ class ModelSpec(Data, frozen=True):
         raise UnknownNameError(f"no component {name!r}: choose from {known}")
 
 
-def _first(kind: type[T], found: Iterable[object]) -> T | None:
+def _first(kind: type[_T], found: Iterable[object]) -> _T | None:
     """Return the first of `found` that is of one kind."""
     return next((one for one in found if isinstance(one, kind)), None)
