@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from vlmedge.host.hardware import Machine
+from vlmedge.json_schema import json_schema
 from vlmedge.spec.base import Data
 
 FORMAT = 1
@@ -136,5 +136,5 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"vlmedge benchmark, format {FORMAT}",
-        **msgspec.json.schema(BenchResult),
+        **json_schema(BenchResult),
     }

@@ -23,6 +23,7 @@ import msgspec
 
 from vlmedge.compositions.steps import KINDS, ModelStep, Step
 from vlmedge.errors import InputError, UnknownNameError
+from vlmedge.json_schema import json_schema
 from vlmedge.shelves.registry import unknown
 
 BUILT_INS = Path(__file__).parent
@@ -63,8 +64,8 @@ def built_ins() -> list[str]:
 
 def schema() -> dict[str, Any]:
     """Make the JSON Schema that is published as vlmedge/composition.schema.json."""
-    made: dict[str, Any] = msgspec.json.schema(_File)
-    steps = msgspec.json.schema(reduce(or_, KINDS.values()))
+    made = json_schema(_File)
+    steps = json_schema(reduce(or_, KINDS.values()))
     words = made["$defs"]["_File"]["properties"]
     words["steps"] = {"type": "array", "minItems": 1, "items": {"anyOf": steps["anyOf"]}}
     return {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from vlmedge.json_schema import json_schema
 from vlmedge.spec.base import Data
 from vlmedge.spec.model import ModelSpec
 from vlmedge.spec.tensors import EmbeddingTable
@@ -145,7 +144,7 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"vlmedge bundle manifest, format {FORMAT}",
-        **msgspec.json.schema(Manifest),
+        **json_schema(Manifest),
     }
 
 
