@@ -53,7 +53,7 @@ def test_wordings_of_msgspec_become_one(version: str, monkeypatch: pytest.Monkey
 def test_property_of_the_name_description_is_left() -> None:
     class Told(msgspec.Struct):
         description: str
-        anyOf: int  # noqa: N815
+        anyOf: int
 
     words = json_schema(Told)["$defs"]["Told"]["properties"]
     assert words == {"description": {"type": "string"}, "anyOf": {"type": "integer"}}
