@@ -48,7 +48,7 @@ TURN = b"turn.0.row"  # in a lowered graph: the kernel counts positions by itsel
 # What a graph holds that can be lowered: quantized weights, fp16's, attention.
 MARKS = (b"DequantizeLinear", b".float16", b"Softmax")
 CAPACITY_MIN = 64  # positions of a new cache
-LOWERING = 9  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
+LOWERING = 10  # count it up when _ort_lower.py writes something else: cached engines are rebuilt
 
 # What ONNX Runtime fuses to kernels that are slower than what they replace: at [197, 768] Add and
 # LayerNormalization take 0.16 ms, SkipLayerNormalization 0.76.
@@ -335,7 +335,7 @@ def _session(file: Path, root: Path, spin: bool = True) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if _overflows():  # have uint8 weights there, which are right and slower
+    if _overflows():  # what was not lowered gets uint8 weights too, right and slower
         options.add_session_config_entry("session.x64quantprecision", "1")
     folder = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(folder, str(root.resolve()))
@@ -353,7 +353,8 @@ def _session(file: Path, root: Path, spin: bool = True) -> ort.InferenceSession:
 def _overflows() -> bool:
     """Tell whether products of uint8 and int8 are added up in 16 bits here.
 
-    So it is on x86 before AVX512-VNNI and AVX-VNNI, and assumed where the CPU does not say.
+    So it is on x86 before AVX512-VNNI and AVX-VNNI, and assumed where the CPU does not say. Tests
+    replace this function to have the engines of such a processor on any other.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
@@ -374,6 +375,7 @@ def _identity(component: str) -> dict[str, Any]:
         "onnxruntime": ort.__version__,
         "machine": platform.machine(),
         "cpu": cpu_features(),
+        "overflows": _overflows(),
         "lowering": LOWERING,
     }
 
@@ -401,7 +403,7 @@ def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:
 
     spec = bundle.spec.component(component)
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    lowered, weights = lower(spec, model, version), f"{component}.bin"
+    lowered, weights = lower(spec, model, version, overflows=_overflows()), f"{component}.bin"
     if folder.is_relative_to(bundle.path):
         place = folder.relative_to(bundle.path)
         kept, repacked, location = external(model), lowered.packed, (place / weights).as_posix()

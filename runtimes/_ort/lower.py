@@ -11,7 +11,8 @@ The integer forms that the schemes write become one contrib node each:
 The static step of x is dropped: the kernel takes x's own range at each call, which is as close or
 closer, and one kernel that quantizes, multiplies and restores is faster than three nodes. Left
 alone, ONNX Runtime fuses only some of the MatMuls and restores the others' weights to float32.
-What several of them read is quantized once (_ort_integer.py).
+What several of them read is quantized once; where int8 weights would overflow, they are stored as
+uint8 (_ort_integer.py).
 
 What has no state gets its attentions as one node (_ort_bidirectional.py), and its float Linears
 with their biases (_ort_gemm.py); activations between Linears scale nothing (_ort_gate.py).
@@ -42,7 +43,7 @@ from .fusion import Fusion
 from .gated_activation import gates, unscale
 from .last_logits import choose_tokens
 from .nbits import bits_of, block_of, pack, promise, read, size
-from .quantize_once import multiply, quantize_once
+from .quantize_once import multiply, quantize_once, unsigned
 from .rms_norm import fuse_norms
 
 CONTRIB = "com.microsoft"
@@ -81,18 +82,22 @@ class _Linear:
     total: ir.Node | None
     x: ir.Value
     rounded: bool  # x came through Q/DQ
-    weight: ir.Value  # int8 or int4 [in, out]
+    weight: ir.Value  # int8 or int4 [in, out], or uint8 with a zero point
     scale: ir.Value  # float32 [out], or [in / block, out] for int4
     bias: ir.Value | None  # float32 [out]
+    zero: ir.Value | None = None  # uint8 []
 
 
-def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lowered:
+def lower(
+    component: Component, model: ir.Model, version: tuple[int, ...], *, overflows: bool = False
+) -> Lowered:
     """Replace quantized MatMuls and attentions, widen float16; no big weight is read yet.
 
     Args:
         component: Its spec.
         model: The portable graph, changed in place.
         version: Of ONNX Runtime.
+        overflows: Whether products of uint8 and int8 are added up in 16 bits on this processor.
     """
     graph = model.graph
     _widen(graph)
@@ -109,6 +114,8 @@ def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lo
         floats, others = fuse_linears(model)
         done, total = unscaled + others.done, unscaled + others.total
         fusions += [floats, Fusion("gates", done, total, others.left)]
+    if overflows:
+        linears = [_unsigned(graph, one) if one.rounded else one for one in linears]
     groups = [group for group in _groups(linears) if len(group) > 1]
     for group in groups:
         joined = _join(graph, [pack(graph, linear.weight, linear.scale) for linear in group])
@@ -123,7 +130,7 @@ def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lo
         if linear.rounded and sharing[id(linear.x)] > 1:
             if id(linear.x) not in once:
                 once[id(linear.x)] = quantize_once(graph, linear.x, linear.product)
-            parts = once[id(linear.x)], linear.weight, linear.scale, linear.bias
+            parts = once[id(linear.x)], linear.weight, linear.zero, linear.scale, linear.bias
             _replace(graph, linear, multiply(*parts, str(linear.product.name)))
         elif linear.rounded:
             _replace(graph, linear, _dynamic(linear))
@@ -142,10 +149,11 @@ def lower(component: Component, model: ir.Model, version: tuple[int, ...]) -> Lo
     for name in [name for name, value in graph.initializers.items() if value not in used]:
         del graph.initializers[name]
     dynamic = sum(linear.rounded for linear in linears)
-    both = tuple(value for pair in packed.values() for value in pair)
+    moved = dict.fromkeys(linear.weight for linear in linears if linear.zero is not None)
+    made = (*(value for pair in packed.values() for value in pair), *moved)
     weight_only = len(linears) - dynamic
     told = tuple(fusion for fusion in fusions if fusion.total)
-    return Lowered(dynamic, weight_only, attentions, both, len(groups), norms, told)
+    return Lowered(dynamic, weight_only, attentions, made, len(groups), norms, told)
 
 
 def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
@@ -255,6 +263,11 @@ def _scaled(graph: ir.Graph, vector: ir.Value, factor: float) -> ir.Value:
     return value
 
 
+def _unsigned(graph: ir.Graph, linear: _Linear) -> _Linear:
+    weight, zero = unsigned(graph, linear.weight)
+    return replace(linear, weight=weight, zero=zero)
+
+
 def _last(linear: _Linear) -> ir.Node:
     return linear.total or linear.product
 
@@ -283,8 +296,8 @@ def _bias(product: ir.Node, columns: int) -> tuple[ir.Node | None, ir.Value | No
 
 
 def _dynamic(linear: _Linear) -> ir.Node:
-    """Quantize x by its own range at every call; the weight's bytes stay where they are."""
-    inputs = [linear.x, linear.weight, linear.scale, None, linear.bias]
+    """Quantize x by its own range at every call; an int8 weight's bytes stay where they are."""
+    inputs = [linear.x, linear.weight, linear.scale, linear.zero, linear.bias]
     return ir.Node(CONTRIB, "DynamicQuantizeMatMul", inputs, name=linear.product.name)
 
 

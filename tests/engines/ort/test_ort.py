@@ -34,6 +34,7 @@ from vlmedge.spec import Component, ModelSpec, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 
 ort: Any = import_module(type(ENGINES["ort"]).__module__)
+OVERFLOWS = ort._overflows()  # on this processor
 Feeds = dict[str, Array]
 
 
@@ -90,6 +91,14 @@ def lowered(folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(file).graph)
 
 
+def stored(folder: Path) -> dict[str, int]:
+    """Count the weights of an engine by their kind."""
+    (file,) = folder.glob("engines/ort-*/*.onnx")
+    initializers = ir.load(file).graph.initializers.values()
+    kinds = [v.const_value.dtype.name for v in initializers if v.const_value.size > 1]
+    return {kind: kinds.count(kind) for kind in ("INT8", "UINT8")}
+
+
 def feed(width: int = 256) -> dict[str, Array]:
     x = np.random.default_rng(1).standard_normal((2, 5, width)).astype(np.float32)
     return {"x": x.clip(-4, 4)}
@@ -131,7 +140,10 @@ def test_every_quantized_matmul_is_lowered(
     assert lowered(tmp_path) == {**kernels, "Add": 2, "Tanh": 2}
 
 
-def test_dynamic_engine_points_to_the_weights_of_the_bundle(tmp_path: Path) -> None:
+def test_dynamic_engine_points_to_the_weights_of_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "_overflows", lambda: False)
     open_encoder(tiny(tmp_path))
     assert engine_files(tmp_path) == ["encoder.onnx", "engine.json"]
 
@@ -182,6 +194,41 @@ def test_cpu_without_vnni_multiplies_in_uint8(
     expected = portable(bundle, feed())
     monkeypatch.setattr(ort, "_overflows", lambda: True)
     found = open_encoder(bundle).run(feed())["y"]
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+    assert lowered(tmp_path) == {**INTEGER, "Add": 2, "Tanh": 2}
+    assert stored(tmp_path) == {"INT8": 0, "UINT8": 4}
+    assert engine_files(tmp_path) == ["encoder.bin", "encoder.onnx", "engine.json"]
+
+
+def test_engine_is_not_opened_as_that_of_the_other_sort_of_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny(tmp_path)
+    for overflows, kinds in ((True, {"INT8": 0, "UINT8": 4}), (False, {"INT8": 4, "UINT8": 0})):
+        monkeypatch.setattr(ort, "_overflows", lambda told=overflows: told)
+        open_encoder(bundle)
+        assert stored(tmp_path) == kinds
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("overflows", [True, False])
+def test_weight_of_two_linears_is_stored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overflows: bool, together: bool
+) -> None:
+    """Both kernels have it: those that quantize x, and those that share what is quantized."""
+    monkeypatch.setattr(ort, "_overflows", lambda: overflows)
+    made = Writer(("x", FLOAT, ["batch", "tokens", 256]))
+    x = made.inputs["x"]
+    first = made.linear(made.rounded(x), 256, 40, bias=True, zero=False)
+    x = x if together else made.add("Neg", x)
+    scale, weight = made.constants[3], made.constants[2]
+    again = made.add("DequantizeLinear", weight, scale, axis=1)
+    second = made.add("MatMul", made.rounded(x), again)
+    bundle = bundle_of(tmp_path, made.model(y=(made.add("Add", first, second), FLOAT)), encoder())
+    found, expected = open_encoder(bundle).run(feed())["y"], portable(bundle, feed())
+    assert stored(tmp_path) == ({"INT8": 0, "UINT8": 1} if overflows else {"INT8": 1, "UINT8": 0})
+    if not overflows and OVERFLOWS:
+        return  # its sums are wrong there, which is why it is not what such a processor gets
     assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
 
 
