@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOUSE = House(ROOT)
 CORE = [file for file in HOUSE.files if file.startswith("vlmedge/")]
 
-GROUND = {"arrays", "errors", "files", "progress", "units", "version"}
+GROUND = {"arrays", "errors", "files", "json_schema", "progress", "units", "version"}
 ORDER: list[set[str]] = [  # a room imports only from sets before its own
     GROUND,
     {"spec"},

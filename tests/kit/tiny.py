@@ -27,9 +27,14 @@ def kinds() -> list[Any]:
     return [_param(kind, kind in FIRST) for kind in KINDS]
 
 
-def schemes() -> list[Any]:
-    """List every scheme as a parameter; the quick tier has the one that is used most."""
-    return [_param(scheme, scheme == QUICK_SCHEME) for scheme in SCHEMES.names()]
+def schemes(prefix: str = "") -> list[Any]:
+    """List schemes as a parameter; the quick tier has the one that is used most.
+
+    Args:
+        prefix: Of the schemes' names: "int" gives int8 and int4.
+    """
+    names = [scheme for scheme in SCHEMES.names() if scheme.startswith(prefix)]
+    return [_param(scheme, scheme == QUICK_SCHEME) for scheme in names]
 
 
 def _param(value: str, first: bool) -> Any:
