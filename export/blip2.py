@@ -12,7 +12,7 @@ import transformers
 
 from vlmedge.spec import ModelSpec, TextFrontEnd
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,

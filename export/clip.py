@@ -19,7 +19,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import open_weights
 from ._tiny import VOCABULARY, save

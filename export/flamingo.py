@@ -15,7 +15,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     bare,

@@ -21,7 +21,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, GenerateTask, ModelSpec, Task, TensorSpec, TextFrontEnd
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,

@@ -10,7 +10,7 @@ import transformers
 
 from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec, TensorSpec
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.chat_template import read_chat, write_template
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer, token_text
 from ._checkpoint.weights import Renamed, Weights, open_weights

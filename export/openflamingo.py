@@ -34,7 +34,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_generation,

@@ -26,7 +26,7 @@ from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, ImageFrontEnd, ModelSpec, PaintTask, TensorSpec
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import read_config, read_image_front_end, read_json
 from ._checkpoint.weights import Weights, WeightsView, open_saved, open_weights
 from ._tiny import save

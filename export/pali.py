@@ -45,7 +45,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import (
     TOKENIZER,
     eager_float32,

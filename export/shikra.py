@@ -32,7 +32,7 @@ from vlmedge.spec import (
     TensorSpec,
 )
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import (
     LOCATED_TOKENS,
     read_generation,

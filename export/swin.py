@@ -12,7 +12,7 @@ import transformers
 
 from vlmedge.arrays import Array
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import read_config, read_image_front_end
 from ._checkpoint.labels import describe, label_file, read_labels
 from ._checkpoint.weights import Weights, WeightsView, open_weights

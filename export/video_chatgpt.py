@@ -33,7 +33,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import (
     Padded,

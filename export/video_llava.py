@@ -18,7 +18,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.chat_template import write_template
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import Renamed, Weights, open_weights

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from . import _presets
+from ._checkpoint import presets as _presets
 from ._checkpoint.folder import read_config, read_image_front_end
 from ._checkpoint.labels import describe, label_file, read_labels
 from ._checkpoint.weights import open_weights

@@ -8,12 +8,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, vision_tow
 
 from . import _bert
 
-ARCHITECTURES = (
-    "BlipForConditionalGeneration",
-    "BlipForQuestionAnswering",
-    "BlipForImageTextRetrieval",
-)
-
 # What transformers' BlipVisionConfig takes for a field that is not there
 VISION = {
     "hidden_size": 768,
@@ -32,7 +26,11 @@ def count(config: Fields) -> Shape:
     text = config.part("text_config").filled(_bert.TEXT)
     vision = config.part("vision_config").filled(VISION)
     tower = vision_tower(vision, "vision_encoder", conv_bias=True, norms=1)
-    kinds = dict(zip(ARCHITECTURES, (_captions, _answers, _matches), strict=True))
+    kinds = {
+        "BlipForConditionalGeneration": _captions,
+        "BlipForQuestionAnswering": _answers,
+        "BlipForImageTextRetrieval": _matches,
+    }
     known = next(name for name in config.names("architectures") if name in kinds)
     return kinds[known](config, text, tower)
 

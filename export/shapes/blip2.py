@@ -6,8 +6,6 @@ from vlmedge.plan.shape import Fields, Shape
 
 from . import _qformer, _t5, _writers
 
-ARCHITECTURES = ("Blip2ForConditionalGeneration",)
-
 LANGUAGE_MODELS = ("opt", *_t5.DEFAULTS)
 
 

@@ -9,8 +9,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transforme
 
 from . import _qformer
 
-ARCHITECTURES = ("Blip2ForImageTextRetrieval",)
-
 EMBEDS = 256  # image_text_hidden_size
 MATCHES = 2  # whether picture and text belong together, or not
 

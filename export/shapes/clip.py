@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from vlmedge.plan.shape import Fields, Part, Shape, transformer, vision_tower
 
-ARCHITECTURES = ("CLIPModel",)
-
 # What transformers' CLIPVisionConfig and CLIPTextConfig take for a field that is not there
 VISION = {
     "hidden_size": 768,

@@ -8,8 +8,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, followed, vision_tower
 
 from . import _language
 
-ARCHITECTURES = ("IdeficsForVisionText2Text",)
-
 # What transformers' IdeficsVisionConfig and IdeficsPerceiverConfig take for a gap
 VISION = {
     "embed_dim": 768,

@@ -8,8 +8,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transforme
 
 from . import _bert, _siglip
 
-ARCHITECTURES = ("FlavaForPreTraining",)
-
 # What transformers' FlavaTextConfig and FlavaMultimodalConfig take for a field that is not there;
 # FlavaImageConfig has the numbers of SiglipVisionConfig
 TEXT = {**_bert.TEXT, "num_attention_heads": 12, "vocab_size": 30522, "type_vocab_size": 2}

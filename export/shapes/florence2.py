@@ -10,8 +10,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, followed, transformer
 
 from ._t5 import TEXT_ROWS
 
-ARCHITECTURES = ("Florence2ForConditionalGeneration",)
-
 # What transformers' Florence2VisionConfig takes for a field that is not there
 STAGES = {
     "depths": (1, 1, 9, 1),

@@ -7,8 +7,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, linear, vision_tower
 
 from . import _language, _siglip, clip
 
-ARCHITECTURES = ("LlavaForConditionalGeneration",)
-
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 TOWERS = {"clip_vision_model": clip.VISION, "siglip_vision_model": _siglip.VISION}
 LAYER = -2  # of the tower, that is looked at

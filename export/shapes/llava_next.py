@@ -8,8 +8,6 @@ from vlmedge.plan.shape import Fields, Part, Shape
 
 from . import llava
 
-ARCHITECTURES = ("LlavaNextForConditionalGeneration",)
-
 # What transformers' LlavaNextConfig takes for image_grid_pinpoints
 SIZES = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 

@@ -6,8 +6,6 @@ from vlmedge.plan.shape import Fields, Shape, followed
 
 from . import llava, llava_next
 
-ARCHITECTURES = ("LlavaNextVideoForConditionalGeneration",)
-
 STRIDE = 2
 
 

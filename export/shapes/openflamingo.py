@@ -9,8 +9,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, linear, transformer, vision_
 
 from .clip import VISION
 
-ARCHITECTURES = ("OpenFlamingo",)
-
 # Fixed in the authors' code; depth and latents are what all released checkpoints have
 HEADS, HEAD_WIDTH, MLP_RATIO = 8, 64, 4
 DEPTH, LATENTS = 6, 64

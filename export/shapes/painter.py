@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transformer
 
-ARCHITECTURES = ("SegGptForImageSegmentation", "Painter")
-
 # What transformers' SegGptConfig takes for a field that is not there
 SEGGPT = {
     "hidden_size": 1024,

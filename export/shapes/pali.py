@@ -11,8 +11,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, linear, vision_tower
 from . import _t5
 from ._siglip import VISION  # the same as transformers' ViTConfig
 
-ARCHITECTURES = ("PaLIForConditionalGeneration",)
-
 # The kinds of a part, and how many tokens a ViT has before its patches
 CLASS_TOKENS = {"siglip_vision_model": 0, "vit": 1}
 LANGUAGE_MODELS = ("mt5",)

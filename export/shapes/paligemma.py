@@ -8,8 +8,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, linear
 
 from . import _language, _siglip
 
-ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)
-
 LANGUAGE_MODELS = ("gemma", "gemma2")
 
 # What a checkpoint may have beside it, and the tensors that count in there

@@ -6,8 +6,6 @@ from vlmedge.plan.shape import Fields, Part, Shape, followed, linear, transforme
 
 from . import _siglip
 
-ARCHITECTURES = ("SiglipModel",)
-
 # What transformers' SiglipTextConfig takes for a field that is not there
 TEXT = {
     "hidden_size": 768,

@@ -8,8 +8,6 @@ from vlmedge.plan.shape import Fields, Part, Shape
 
 from . import _language, _siglip
 
-ARCHITECTURES = ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration")
-
 # What transformers' Idefics3VisionConfig and SmolVLMVisionConfig take for a gap
 VISION = {
     **_siglip.VISION,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from vlmedge.plan.shape import Fields, Part, Shape, linear, transformer
 
-ARCHITECTURES = ("SwinForImageClassification", "Swinv2ForImageClassification")
-
 # What transformers' SwinConfig and Swinv2Config take for a field that is not there
 DEPTHS, HEADS = (2, 2, 6, 2), (3, 6, 12, 24)
 EMBED, PATCH, IMAGE, WINDOW = 96, 4, 224, 7

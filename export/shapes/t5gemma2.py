@@ -9,8 +9,6 @@ from vlmedge.plan.shape import Fields, Part, Shape
 from . import _siglip
 from ._t5 import TEXT_ROWS
 
-ARCHITECTURES = ("T5Gemma2ForConditionalGeneration",)
-
 # What transformers' T5Gemma2TextConfig and T5Gemma2DecoderConfig take for a gap
 TEXT = {
     "hidden_size": 2304,

@@ -8,8 +8,6 @@ from vlmedge.plan.shape import Fields, Shape
 
 from . import llava
 
-ARCHITECTURES = ("VideoLlavaForConditionalGeneration",)
-
 FRAMES = 8  # that it was trained with
 
 

@@ -6,11 +6,6 @@ from vlmedge.plan.shape import Fields, Shape, followed, linear, vision_tower
 
 from ._siglip import VISION  # the same as transformers' ViTConfig and DeiTConfig
 
-ARCHITECTURES = (
-    "ViTForImageClassification",
-    "DeiTForImageClassification",
-    "DeiTForImageClassificationWithTeacher",
-)
 LABELS = 2  # transformers' own, where there are no names
 
 

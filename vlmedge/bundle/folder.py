@@ -19,9 +19,9 @@ import msgspec
 from vlmedge.bundle.embedding_table import EmbeddingRows, open_rows
 from vlmedge.errors import BundleError
 from vlmedge.files import digest, replace_file
-from vlmedge.manifest_v1 import upgraded
 from vlmedge.spec import LabelTask, ModelSpec, TextFrontEnd
 from vlmedge.spec.manifest import FORMAT, Manifest, Parity, StoredFile
+from vlmedge.spec.manifest_v1 import upgraded
 
 MANIFEST = "manifest.json"
 ENGINES = "engines"

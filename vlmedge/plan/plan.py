@@ -18,7 +18,7 @@ from vlmedge.plan.shape import Fields, Shape
 from vlmedge.progress import Progress
 from vlmedge.shelves import registry
 from vlmedge.shelves.contracts import Device
-from vlmedge.shelves.registry import Registry, unknown
+from vlmedge.shelves.registry import FAMILIES, Registry, unknown
 from vlmedge.units import GIB, MIB
 
 TOKENS = 64  # of a question, and of an answer
@@ -434,4 +434,6 @@ def _smallest_device(plan: Plan, shape: Shape, scheme: str) -> str | None:
     return min(found)[2] if found else None
 
 
-SHAPES: Registry[Callable[[Fields], Shape]] = Registry("export.shapes", "SHAPE", "shape", "cpu")
+SHAPES: Registry[Callable[[Fields], Shape]] = Registry(
+    "export.shapes", "SHAPE", "shape", "cpu", FAMILIES
+)

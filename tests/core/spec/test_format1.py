@@ -21,9 +21,9 @@ from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import BundleError
 from vlmedge.make.check import check
 from vlmedge.make.quantize import quantize
-from vlmedge.manifest_v1 import upgraded
 from vlmedge.spec import FrontEnd, ImageFrontEnd, ModelSpec, TextFrontEnd, VideoFrontEnd
 from vlmedge.spec.manifest import FORMAT
+from vlmedge.spec.manifest_v1 import upgraded
 
 KEPT = Path(__file__).with_name("format1")
 ANSWERS = json.loads((KEPT / "answers.json").read_text())
