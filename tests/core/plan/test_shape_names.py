@@ -11,7 +11,7 @@ from vlmedge.errors import UnknownNameError
 from vlmedge.plan.plan import SHAPES, read_shape
 from vlmedge.shelves.registry import FAMILIES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 ARCHITECTURES = [
     (name, architecture)
     for name in SHAPES.names()
