@@ -24,7 +24,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -346,7 +346,7 @@ class Blip:
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         text, kind = config.text_config, config.architectures[0]
-        default = _presets.clip_stretched(config.vision_config.image_size)
+        default = presets.clip_stretched(config.vision_config.image_size)
         writes = "decoder" in GRAPHS[kind]
         described = components(config)
         spec = ModelSpec(

@@ -12,7 +12,7 @@ import transformers
 
 from vlmedge.spec import ModelSpec, TextFrontEnd
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -58,7 +58,7 @@ class Blip2:
         kind = config.text_config.model_type
         writer, question = WRITERS[kind](config, weights), QUESTIONS[kind]
         generation = read_generation(folder, config.text_config)
-        image = _presets.clip_stretched(config.vision_config.image_size)
+        image = presets.clip_stretched(config.vision_config.image_size)
         spec = ModelSpec(
             family="blip2",
             components=(*_qformer.components(config), *writer.components),

@@ -31,7 +31,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import open_weights
 from ._parts import qformer as _qformer
@@ -185,7 +185,7 @@ class Blip2Retrieval:
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        image = _presets.clip_stretched(config.vision_config.image_size)
+        image = presets.clip_stretched(config.vision_config.image_size)
         spec = ModelSpec(
             family="blip2_retrieval",
             components=components(config),

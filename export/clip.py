@@ -19,7 +19,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import open_weights
 from ._tiny import VOCABULARY, save
@@ -122,7 +122,7 @@ class Clip:
         config = read_config(folder, needed=("text_config", "vision_config"))
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        default = _presets.clip(config.vision_config.image_size)
+        default = presets.clip(config.vision_config.image_size)
         scale = np.exp(weights.read("logit_scale")) if "logit_scale" in weights.shapes() else 1.0
         spec = describe(config, read_image_front_end(folder, default), float(scale))
         builds = {

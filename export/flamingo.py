@@ -15,7 +15,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     bare,
@@ -266,8 +266,8 @@ class Flamingo:
             {
                 "size": {"height": side, "width": side},
                 "resample": 3,
-                "image_mean": _presets.CLIP_MEAN,
-                "image_std": _presets.CLIP_STD,
+                "image_mean": presets.CLIP_MEAN,
+                "image_std": presets.CLIP_STD,
                 **raw,
             }
         )

@@ -24,7 +24,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -208,7 +208,7 @@ class Flava:
         if mask_id is None:
             raise CheckpointError(f"{folder}: its tokenizer has no mask token {written!r}")
         size = (config.image_config.image_size,) * 2
-        default = msgspec.structs.replace(_presets.clip_stretched(size), crop_size=size)
+        default = msgspec.structs.replace(presets.clip_stretched(size), crop_size=size)
         scale = float(np.exp(weights.read("flava.logit_scale")))
         front = read_image_front_end(folder, default)
         builds = {

@@ -31,7 +31,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     LOCATED_TOKENS,
     TOKENIZER,
@@ -279,7 +279,7 @@ class Florence2:
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = bare(read_tokenizer(folder))  # before any work: it may be refused
-        default = _presets.imagenet(768)
+        default = presets.imagenet(768)
         image = read_image_front_end(folder, default)
         most = config.vision_config.max_position_embeddings
         rows, columns = (_cells(config.vision_config, side) for side in image.resize_size)
@@ -363,8 +363,8 @@ class Florence2:
         images = transformers.CLIPImageProcessor(
             size={"height": 32, "width": 32},
             do_center_crop=False,
-            image_mean=_presets.IMAGENET_MEAN,
-            image_std=_presets.IMAGENET_STD,
+            image_mean=presets.IMAGENET_MEAN,
+            image_std=presets.IMAGENET_STD,
             image_seq_length=1 + 4 * 4,
         )
 

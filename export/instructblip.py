@@ -21,7 +21,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, GenerateTask, ModelSpec, Task, TensorSpec, TextFrontEnd
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -144,7 +144,7 @@ class InstructBlip:
         writer = WRITERS[config.text_config.model_type](config, weights)
         generation = read_generation(folder, config.text_config)
         qformer = config.qformer_config
-        image = _presets.clip_stretched(config.vision_config.image_size)
+        image = presets.clip_stretched(config.vision_config.image_size)
         spec = ModelSpec(
             family="instructblip",
             components=(*components(config), *writer.components),

@@ -10,7 +10,7 @@ import transformers
 
 from vlmedge.spec import ChatTask, Generation, ImageFrontEnd, ImageText, ModelSpec, TensorSpec
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.chat_template import read_chat, write_template
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer, token_text
 from ._checkpoint.weights import Renamed, Weights, open_weights
@@ -71,7 +71,7 @@ class Llava:
         config = read_checked_config(folder)
         weights: Weights = Renamed(open_weights(folder, allow_pickle=allow_pickle), PREFIXES)
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        front = read_image_front_end(folder, _presets.clip(config.vision_config.image_size))
+        front = read_image_front_end(folder, presets.clip(config.vision_config.image_size))
         generation = read_generation(folder, config.text_config)
         placeholder = token_text(folder, tokenizer, "image_token_index", config.image_token_id)
         chat = read_chat(folder, "ask", placeholder)

@@ -23,7 +23,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.chat_template import write_template
 from ._checkpoint.folder import read_generation, read_tokenizer
 from ._checkpoint.weights import Renamed, Weights, open_weights
@@ -141,7 +141,7 @@ class LlavaNextVideo:
         )
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
         front = read_anyres_front_end(folder, config)
-        default = _presets.clip(config.vision_config.image_size)
+        default = presets.clip(config.vision_config.image_size)
         video = read_video_front_end(folder, default, FRAMES)
         generation = read_generation(folder, config.text_config)
         placeholders = read_placeholders(folder, config, tokenizer)

@@ -34,7 +34,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from vlmedge.spec import Generation, ImageFrontEnd, ImageText, ModelSpec, TextFrontEnd
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_generation,
@@ -327,7 +327,7 @@ class OpenFlamingoFamily:
         generation = msgspec.structs.replace(read_generation(lm, text), eos_ids=(end,))
         has_its_own = (folder / "preprocessor_config.json").is_file()
         size = seeing.vision_config.image_size
-        image = read_image_front_end(folder if has_its_own else clip, _presets.clip(size))
+        image = read_image_front_end(folder if has_its_own else clip, presets.clip(size))
         width, seen_width = text.hidden_size, seeing.vision_config.hidden_size
         return HubExport(
             folder,

@@ -26,7 +26,7 @@ from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import Component, ImageFrontEnd, ModelSpec, PaintTask, TensorSpec
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import read_config, read_image_front_end, read_json
 from ._checkpoint.weights import Weights, WeightsView, open_saved, open_weights
 from ._tiny import save
@@ -271,7 +271,7 @@ class Painter:
             config = _config(folder, raw)
         height, width = config.image_size
         size = (height // 2, width)
-        default = _presets.imagenet(size)
+        default = presets.imagenet(size)
         front = read_image_front_end(folder, default)
         if front.resize_size != size or front.crop_size or front.rescale_factor != 1 / 255:
             raise CheckpointError(

@@ -45,7 +45,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     eager_float32,
@@ -259,7 +259,7 @@ class Pali:
         check_widths(folder, weights, vision, text)
         shown = seeing.holder(folder, "preprocessor_config.json", "processor_config.json")
         generation = read_generation(writing.holder(folder, "generation_config.json"), text)
-        image = read_image_front_end(shown, _presets.half(pair(vision.image_size)))
+        image = read_image_front_end(shown, presets.half(pair(vision.image_size)))
         builds: dict[str, Build] = {
             "vision_encoder": partial(Tower, vision),
             "projector": partial(Projector, vision.hidden_size, text.d_model),

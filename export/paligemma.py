@@ -24,7 +24,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     LOCATED_TOKENS,
     TOKENIZER,
@@ -169,7 +169,7 @@ class PaliGemma:
         check_language_model(folder, text, LANGUAGE_MODELS)
         weights: Weights = Renamed(open_weights(folder, allow_pickle=allow_pickle), PREFIXES)
         tokenizer = bare(read_tokenizer(folder))  # before any work: it may be refused
-        default = _presets.half(config.vision_config.image_size)
+        default = presets.half(config.vision_config.image_size)
         answer_tokens = min(LOCATED_TOKENS, text.max_position_embeddings // 2)
         generation = read_generation(folder, text, answer_tokens)
         words = {"image_token_index": config.image_token_id, "bos_token_id": generation.bos_id}

@@ -32,7 +32,7 @@ from vlmedge.spec import (
     TensorSpec,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     LOCATED_TOKENS,
     read_generation,
@@ -185,7 +185,7 @@ class Shikra:
                 "download both again"
             )
         size = config.vision_config.image_size
-        front = read_image_front_end(folder / TOWER, _presets.clip(size))
+        front = read_image_front_end(folder / TOWER, presets.clip(size))
         front = msgspec.structs.replace(front, square=WHITE)
         builds = picture_builds(config, lambda: Projector(config))
         spec = describe(config, front, generation, patch, eos)
@@ -208,7 +208,7 @@ class Shikra:
             "size": {"shortest_edge": 32},
             "crop_size": {"height": 32, "width": 32},
             "image_mean": (1.0, 1.0, 1.0),
-            "image_std": _presets.CLIP_STD,
+            "image_std": presets.CLIP_STD,
         }
         images = transformers.LlavaImageProcessor(**white, do_pad=True)
         save(

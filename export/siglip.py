@@ -19,7 +19,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import TOKENIZER, read_config, read_image_front_end, read_padded_tokenizer
 from ._checkpoint.weights import open_weights
 from ._tiny import VOCABULARY, save
@@ -123,7 +123,7 @@ class Siglip:
         config = read_config(folder, needed=("text_config", "vision_config"))
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer, pad_id, side = read_padded_tokenizer(folder)  # first: it may be refused
-        default = _presets.half(config.vision_config.image_size)
+        default = presets.half(config.vision_config.image_size)
         names = tuple(n for n in ("logit_scale", "logit_bias") if n in weights.shapes())
         found = {name: float(np.ravel(weights.read(name))[0]) for name in names}
         logits = float(np.exp(found.get("logit_scale", 0.0))), found.get("logit_bias", 0.0)

@@ -12,7 +12,7 @@ import transformers
 
 from vlmedge.arrays import Array
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import read_config, read_image_front_end
 from ._checkpoint.labels import describe, label_file, read_labels
 from ._checkpoint.weights import Weights, WeightsView, open_weights
@@ -132,7 +132,7 @@ class Swin:
         config = read_config(folder, needed=("embed_dim", "depths", "window_size", "image_size"))
         labels = read_labels(config)
         size = (config.image_size, config.image_size)
-        default = _presets.imagenet(size)
+        default = presets.imagenet(size)
         width = config.embed_dim * 2 ** (len(config.depths) - 1)
         spec = describe("swin", config, read_image_front_end(folder, default), size, width)
         builds = {"vision_encoder": lambda: VisionEncoder(config)}
@@ -160,8 +160,8 @@ class Swin:
         images = transformers.ViTImageProcessor(
             size={"height": 32, "width": 32},
             resample=3,
-            image_mean=_presets.IMAGENET_MEAN,
-            image_std=_presets.IMAGENET_STD,
+            image_mean=presets.IMAGENET_MEAN,
+            image_std=presets.IMAGENET_STD,
         )
         save(model, folder, image_processor=images)
         return model

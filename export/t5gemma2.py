@@ -32,7 +32,7 @@ from vlmedge.spec import (
     TextFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
@@ -351,7 +351,7 @@ class T5Gemma2:
             )
         generation = read_generation(folder, config.decoder)
         start = (read_json(folder, "generation_config.json") or {}).get("decoder_start_token_id")
-        default = _presets.half(config.encoder.vision_config.image_size, "bilinear")
+        default = presets.half(config.encoder.vision_config.image_size, "bilinear")
         spec = describe(
             config,
             read_image_front_end(folder, default),

@@ -33,7 +33,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import (
     Padded,
@@ -138,7 +138,7 @@ def describe(config: Any, frame: ImageFrontEnd, generation: Generation, patch: i
 
 def read_frame_front_end(folder: Path, size: int) -> ImageFrontEnd:
     """Say how a frame becomes pixels: the authors shrink it by the simplest rule of all first."""
-    front = read_image_front_end(folder / TOWER, _presets.clip(size))
+    front = read_image_front_end(folder / TOWER, presets.clip(size))
     return msgspec.structs.replace(
         front, resize="exact", resize_size=(size, size), resample="floor", crop_size=None
     )

@@ -18,7 +18,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.chat_template import write_template
 from ._checkpoint.folder import read_generation, read_image_front_end, read_tokenizer
 from ._checkpoint.weights import Renamed, Weights, open_weights
@@ -108,7 +108,7 @@ class VideoLlava:
             open_weights(folder, allow_pickle=allow_pickle), {**PREFIXES, **TOWERS}
         )
         tokenizer = read_tokenizer(folder)  # before any work: it may be refused
-        default = _presets.clip(config.vision_config.image_size)
+        default = presets.clip(config.vision_config.image_size)
         front = read_image_front_end(folder, default)
         video = read_video_front_end(folder, default, FRAMES)
         generation = read_generation(folder, config.text_config)

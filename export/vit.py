@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from ._checkpoint import presets as _presets
+from ._checkpoint import presets
 from ._checkpoint.folder import read_config, read_image_front_end
 from ._checkpoint.labels import describe, label_file, read_labels
 from ._checkpoint.weights import open_weights
@@ -54,7 +54,7 @@ class Vit:
         config = read_config(folder, needed=("hidden_size", "image_size"))
         labels = read_labels(config)
         size = _pair(config.image_size)
-        default = _presets.half(size, "bilinear")
+        default = presets.half(size, "bilinear")
         front = read_image_front_end(folder, default)
         spec = describe("vit", config, front, size, config.hidden_size)
         builds = {"vision_encoder": lambda: VisionEncoder(config)}

@@ -73,8 +73,8 @@ def read_anyres_front_end(folder: Path, config: Any) -> ImageFrontEnd:
         "crop_size": {"height": side, "width": side},
         "do_center_crop": True,
         "resample": 3,
-        "image_mean": _presets.CLIP_MEAN,
-        "image_std": _presets.CLIP_STD,
+        "image_mean": presets.CLIP_MEAN,
+        "image_std": presets.CLIP_STD,
     }
     plain = {name: value for name, value in found.items() if name != "do_pad"}
     front = front_end({**defaults, **plain})

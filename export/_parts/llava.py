@@ -306,8 +306,8 @@ def read_video_front_end(folder: Path, default: ImageFrontEnd, frames: int) -> V
         "crop_size": {"height": side, "width": side},
         "do_center_crop": True,
         "resample": 3,
-        "image_mean": _presets.CLIP_MEAN,
-        "image_std": _presets.CLIP_STD,
+        "image_mean": presets.CLIP_MEAN,
+        "image_std": presets.CLIP_STD,
     }
     other = ("do_pad", "do_sample_frames")  # how a batch is filled up, and what comes here
     plain = {name: value for name, value in found.items() if name not in other}
