@@ -12,7 +12,7 @@ import transformers
 from vlmedge.errors import CheckpointError
 from vlmedge.spec import AnyRes, ImageFrontEnd, TensorSpec
 
-from .._checkpoint import presets as _presets
+from .._checkpoint import presets
 from .._checkpoint.folder import read_json
 from .._checkpoint.preprocessor import front_end
 from .llava import Projector, save_tiny, seen_patches

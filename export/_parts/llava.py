@@ -28,7 +28,7 @@ from vlmedge.spec import (
     VideoFrontEnd,
 )
 
-from .._checkpoint import presets as _presets
+from .._checkpoint import presets
 from .._checkpoint.chat_template import ask_template, caption_template, read_chat
 from .._checkpoint.folder import TOKENIZER, read_config, read_json, token_text
 from .._checkpoint.preprocessor import front_end
