@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -181,17 +180,6 @@ def test_bundle_that_cannot_be_copied_has_a_warm_start_alone(
     result = bench(Bundle.load(clip_int8), None, SILENT)
     assert str(result.no_cold_start).endswith("cannot be copied: No space left on device")
     assert result.sides[0].start_cold is None and result.sides[0].start_warm is not None
-
-
-def test_worker_of_a_bundle_needs_no_torch(clip_int8: Path) -> None:
-    code = (
-        "import io, json, sys; from vlmedge import bench_worker as w;"
-        f"sys.argv = ['', json.dumps(dict(bundle={str(clip_int8)!r}, checkpoint=None, how='ort'))];"
-        "sys.stdin = io.StringIO('round\\n'); w.main();"
-        "assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["components_ms"]["vision_encoder"]
 
 
 def test_error_of_a_side_is_told(clip_int8: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -303,21 +302,3 @@ def test_blip2_speed_is_near_what_was_measured(tmp_path: Path) -> None:
     assert found.first_token_ms == pytest.approx(1279, rel=0.15)
     assert found.tokens_per_s == pytest.approx(12.0, rel=0.15)
     assert found.total_bytes / GIB == pytest.approx(4.0, rel=TOLERANCE)
-
-
-def test_plan_takes_under_two_seconds_without_torch(llava: Path) -> None:
-    code = (
-        "import sys\n"
-        "for n in ('torch', 'transformers', 'onnxruntime', 'onnx_ir'): sys.modules[n] = None\n"
-        "from vlmedge.cli.app import main\n"
-        f"main(['plan', {str(llava)!r}, '--device', 'jetson-orin-nano-4gb'])"
-    )
-    before = _children_s()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "fits on jetson-" in done.stderr
-    assert _children_s() - before < 2  # of processor time: other programs may be busy
-
-
-def _children_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
