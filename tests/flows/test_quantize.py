@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kit.bundles import bundle_of, exported
 from kit.shelf import module
 from kit.tiny import tiny
 from PIL import Image
@@ -294,7 +295,9 @@ def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_smoothing_saves_a_model_with_outliers(outliers: Path, tmp_path: Path) -> None:
     """Per-tensor rounding fails on it; what was moved into the weights passes."""
-    bundle = export(str(outliers), tmp_path / "smooth", Recipe("int8", keep_slower=True))
+    float32 = exported(outliers, tmp_path / "float32")
+    recipe = Recipe("int8", keep_slower=True)
+    bundle = quantize(float32, recipe, tmp_path / "smooth", against=str(outliers))
     parity = bundle.manifest.parity
     assert parity is not None
     smoothed = {result.component: result.cosine for result in parity.components}
@@ -304,7 +307,7 @@ def test_smoothing_saves_a_model_with_outliers(outliers: Path, tmp_path: Path) -
     before = static.smooth
     static.smooth = lambda *args: None
     try:
-        plain = export(str(outliers), tmp_path / "plain", Recipe("int8", keep_slower=True))
+        plain = quantize(float32, recipe, tmp_path / "plain", against=str(outliers))
     finally:
         static.smooth = before
     parity = plain.manifest.parity
@@ -400,11 +403,10 @@ def test_budget_is_filled_with_the_most_harmful_layers(blip2_bundle: Path, tmp_p
     assert not (tmp_path / "no").exists()
 
 
-def test_target_drop_gives_layers_back_or_refuses(outliers: Path, tmp_path: Path) -> None:
+def test_target_drop_gives_layers_back_or_refuses(clip_bundle: Path, tmp_path: Path) -> None:
     """No mix of a random CLIP meets 0 points and every cosine but one that is float32 again."""
-    bundle = export(
-        "tiny-clip", tmp_path / "clip", Recipe("int8", target_drop=0.5, keep_slower=True)
-    )
+    recipe = Recipe("int8", target_drop=0.5, keep_slower=True)
+    bundle = quantize(clip_bundle, recipe, tmp_path / "clip")
     assert bundle.verified
     report = json.loads((bundle.path / "reports" / "quantize.json").read_text())
     assert report["components"]["vision_encoder"]["harms"]
@@ -453,7 +455,7 @@ def test_a_huge_decoder_is_watched_in_pieces(
     """What the prompts make of a decoder is the same, whole and in pieces."""
     from vlmedge.make import calibrate as calibrating
 
-    tiny(kind, tmp_path / kind)
+    bundle_of(kind, tmp_path / "float32")
     monkeypatch.setattr(calibrating, "NEW_TOKENS", 1)
     found = []
     observe = calibrating.Calibration.observe
@@ -476,7 +478,7 @@ def test_a_huge_decoder_is_watched_in_pieces(
         found.append({})
         pieces.clear()
         recipe = Recipe("int4", keep_slower=True)
-        export(str(tmp_path / kind), tmp_path / f"{huge_bytes}", recipe, check=False)
+        quantize(tmp_path / "float32", recipe, tmp_path / f"{huge_bytes}", check=False)
     assert pieces.count("decoder") > 5
     whole, cut = (part["decoder"] for part in found)
     assert len(whole) > 5

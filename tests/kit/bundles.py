@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[2]
 # the exporter in the house and is edited most: test_kit.py holds that no export imports it.
 ABOVE = ("bench", "cli", "console", "doctor", "tables")
 SOURCES = {"float32": ("export", "vlmedge"), "other": ("quantize", "runtimes")}
-LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors")
+LIBRARIES = (
+    *("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", "peft"),
+)
 ENGINES = ("onnxruntime",)  # calibration runs graphs
 FLOAT = "float32"
 
@@ -74,6 +76,23 @@ def exported(checkpoint: Path, folder: Path) -> Path:
     place = _place(FLOAT, "changed") / total.hexdigest()[:16]
     once(place, lambda half: export(str(checkpoint), half, check=False))
     return Path(shutil.copytree(place, folder))
+
+
+def kept(name: str, by: str, folder: Path, make: Callable[[Path], object]) -> Path:
+    """Copy to `folder` what `make` writes: what a test file traces for itself.
+
+    Args:
+        name: Of no other test file's.
+        by: The test file, `__file__`: if it changes, all is made again.
+        folder: Where to; it must not be there yet.
+        make: Writes a folder that is not there yet.
+    """
+    mark = hashlib.sha256(Path(by).read_bytes()).hexdigest()[:16]
+    place = _place(FLOAT, "kept") / f"{name}-{mark}"
+    if not place.exists():
+        for old in place.parent.glob(f"{name}-{'?' * len(mark)}"):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(shutil.copytree(once(place, make), folder))
 
 
 def once(place: Path, make: Callable[[Path], object]) -> Path:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from kit.bundles import checkpoint_of
+from kit.bundles import bundle_of, checkpoint_of, kept
 from kit.tiny import KINDS, tiny
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vlmedge as library
+from vlmedge.bundle import Bundle
 from vlmedge.bundle.weights import SafeWeights
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import AdapterError, CheckpointError, InputError
@@ -303,20 +304,24 @@ def test_conv1d_is_merged_the_other_way_round(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clip_adapter(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "style"
-    train(
-        load(checkpoints, "clip"),
-        folder,
-        r=4,
-        target_modules=["q_proj", "fc1", "visual_projection"],
-    )
-    return folder
+    def make(folder: Path) -> None:
+        targets = ["q_proj", "fc1", "visual_projection"]
+        train(load(checkpoints, "clip"), folder, r=4, target_modules=targets)
+
+    return kept("style", __file__, tmp_path_factory.mktemp("adapters") / "style", make)
 
 
 @pytest.fixture(scope="module")
 def clip_merged(checkpoints: Path, clip_adapter: Path, tmp_path_factory: Any) -> Path:
-    out = tmp_path_factory.mktemp("merged") / "clip"
-    return export(str(checkpoints / "clip"), out, lora=[f"{clip_adapter}=0.5"]).path
+    """Merge the adapter into CLIP; the gate compares with the same."""
+    lora = [f"{clip_adapter}=0.5"]
+
+    def make(folder: Path) -> None:
+        export(str(checkpoints / "clip"), folder, lora=lora, check=False)
+
+    bundle = kept("clip", __file__, tmp_path_factory.mktemp("merged") / "clip", make)
+    check(bundle, str(checkpoints / "clip"), lora=lora)
+    return bundle
 
 
 def test_merged_bundle_passes_its_gate_and_is_pefts_model(
@@ -388,20 +393,36 @@ class Slotted:
 
 @pytest.fixture(scope="module")
 def slotted(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Slotted:
-    root = tmp_path_factory.mktemp("slotted")
-    targets = ["qkv", "query", "dense", "q_proj", "v_proj", "fc1", "fc2"]
-    train(load(checkpoints, "blip2"), root / "one", r=4, lora_alpha=9, target_modules=targets)
-    train(
-        load(checkpoints, "blip2").language_model,  # a part, smaller and with other modules
-        root / "two",
-        seed=1,
-        r=6,
-        use_rslora=True,
-        target_modules=["k_proj", "fc2"],
-        rank_pattern={"fc2": RANK},
-    )
-    bundle = export(str(checkpoints / "blip2"), root / "bundle", lora_slots=RANK)
-    return Slotted(checkpoints / "blip2", bundle.path, root / "one", root / "two")
+    source = checkpoints / "blip2"
+
+    def make(folder: Path) -> None:
+        targets = ["qkv", "query", "dense", "q_proj", "v_proj", "fc1", "fc2"]
+        options = {"r": 4, "lora_alpha": 9, "target_modules": targets}
+        train(load(checkpoints, "blip2"), folder / "one", **options)
+        train(
+            load(checkpoints, "blip2").language_model,  # a part, smaller and with other modules
+            folder / "two",
+            seed=1,
+            r=6,
+            use_rslora=True,
+            target_modules=["k_proj", "fc2"],
+            rank_pattern={"fc2": RANK},
+        )
+        export(str(source), folder / "bundle", lora_slots=RANK, check=False)
+
+    root = kept("slotted", __file__, tmp_path_factory.mktemp("slotted") / "it", make)
+    check(root / "bundle", str(source))
+    return Slotted(source, root / "bundle", root / "one", root / "two")
+
+
+def merged_into(slotted: Slotted, name: str, folder: Path, weight: str = "") -> Path:
+    """Take the bundle of BLIP-2 into which one of the adapters was merged at export."""
+
+    def make(half: Path) -> None:
+        lora = [f"{getattr(slotted, name)}{weight}"]
+        export(str(slotted.checkpoint), half, lora=lora, check=False)
+
+    return kept(f"blip2-{name}{weight}", __file__, folder, make)
 
 
 def outputs(model: library.Model, rows: list[int]) -> dict[str, NDArray[np.float32]]:
@@ -453,7 +474,7 @@ def test_bundle_with_slots_passes_its_gate(slotted: Slotted) -> None:
 
 
 def test_empty_slots_are_the_model_without(slotted: Slotted, tmp_path: Path) -> None:
-    plain = export(str(slotted.checkpoint), tmp_path / "plain", check=False)
+    plain = Bundle.load(bundle_of("blip2", tmp_path / "plain"))
     assert not any(component.slots for component in plain.spec.components)
     close(
         outputs(library.load(slotted.bundle), [0, 1]),
@@ -470,16 +491,15 @@ def test_adapter_in_slots_is_the_merged_model(slotted: Slotted, tmp_path: Path, 
     model.set_adapter(folder)
     got = outputs(model, [0, 1])
     assert np.abs(got["logits 0"] - base["logits 0"]).max() > 0.1
-    whole = export(str(slotted.checkpoint), tmp_path / "m", lora=[str(folder)], check=False)
-    close(got, outputs(library.load(whole.path), [0, 1]))
+    whole = merged_into(slotted, name, tmp_path / "m")
+    close(got, outputs(library.load(whole), [0, 1]))
 
 
 def test_weight_of_an_adapter_is_pefts_scale(slotted: Slotted, tmp_path: Path) -> None:
     model = library.load(slotted.bundle)
     model.set_adapter(slotted.two, weight=0.3)
-    lora = [f"{slotted.two}=0.3"]
-    whole = export(str(slotted.checkpoint), tmp_path / "m", lora=lora, check=False)
-    close(outputs(model, [0]), outputs(library.load(whole.path), [0]))
+    whole = merged_into(slotted, "two", tmp_path / "m", "=0.3")
+    close(outputs(model, [0]), outputs(library.load(whole), [0]))
 
 
 def test_no_adapter_restores_every_bit(slotted: Slotted) -> None:
@@ -540,12 +560,21 @@ def test_slots_can_be_few_and_in_a_last_projection(checkpoints: Path, clip_adapt
                                                    tmp_path: Path) -> None:  # fmt: skip
     """CLIP's projection reads [batch, width], and its text vectors are remembered by label."""
     modules = ["q_proj", "fc1", "visual_projection"]
-    bundle = export(str(checkpoints / "clip"), tmp_path / "s", lora_slots=4, lora_modules=modules)
+    source = str(checkpoints / "clip")
+
+    def slots(folder: Path) -> None:
+        export(source, folder, lora_slots=4, lora_modules=modules, check=False)
+
+    def whole(folder: Path) -> None:
+        export(source, folder, lora=[str(clip_adapter)], check=False)
+
+    check(kept("clip-slots", __file__, tmp_path / "s", slots), source)
+    bundle = Bundle.load(tmp_path / "s")
     assert bundle.verified
     found = {s.module.rpartition(".")[2] for c in bundle.spec.components for s in c.slots}
     assert found == set(modules)
-    whole = export(str(checkpoints / "clip"), tmp_path / "m", lora=[str(clip_adapter)], check=False)
-    model, reference = library.load(bundle.path), library.load(whole.path)
+    reference_folder = kept("clip-whole", __file__, tmp_path / "m", whole)
+    model, reference = library.load(bundle.path), library.load(reference_folder)
     pictures = [draw_scene(i, "heldout").image for i in range(3)]
     labels = ["a cat", "a dog"]
     before = model.classify(pictures, labels)
