@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 import torch
 from kit.bundles import bundle_of
-from kit.reference import (
-    SIZES,
-    Case,
-    Record,
-)
+from kit.reference import SIZES, Case, Record
 from kit.tiny import kinds, tiny
 from numpy.typing import NDArray
 from PIL import Image

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from kit.reference import (
-    NEW,
-    QUESTIONS,
-    Case,
-)
+from kit.reference import NEW, QUESTIONS, Case
 from PIL import Image
 
 

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from kit.reference import (
-    Case,
-    Record,
-)
+from kit.reference import Case, Record
 
 from vlmedge.bench.worker import Side
 from vlmedge.graphs.portable import load_graph

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from kit.reference import (
-    LABELS,
-    SIZES,
-    Case,
-    forward,
-    matched,
-    painted,
-    scored,
-)
+from kit.reference import LABELS, SIZES, Case, forward, matched, painted, scored
 from PIL import Image
 
 from vlmedge.errors import InputError

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from kit.reference import (
-    Case,
-)
+from kit.reference import Case
 
 from vlmedge.graphs.portable import load_graph
 from vlmedge.plan.plan import read_shape

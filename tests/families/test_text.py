@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from kit.reference import (
-    NEW,
-    QUESTIONS,
-    Case,
-    generated,
-    processor_of,
-)
+from kit.reference import NEW, QUESTIONS, Case, generated, processor_of
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kit.reference import (
-    NEW,
-    QUESTIONS,
-    Case,
-    seen,
-)
+from kit.reference import NEW, QUESTIONS, Case, seen
 from numpy.typing import NDArray
 
 import vlmedge

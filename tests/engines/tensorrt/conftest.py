@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 from kit.bundles import bundle_of
 from kit.fake_cuda import FakeCuda
-from kit.tensorrt import (
-    STANDINS,
-    Use,
-    copied,
-    engine,
-)
+from kit.tensorrt import STANDINS, Use, copied, engine
 
 from vlmedge.bundle import Bundle
 

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.tensorrt import (
-    Use,
-    build,
-)
+from kit.tensorrt import Use, build
 
 from vlmedge.bundle import Bundle
 

@@ -17,17 +17,7 @@ from typing import Any
 import pytest
 from kit import ROOT
 from kit.fake_cuda import Notes
-from kit.tensorrt import (
-    Use,
-    api,
-    build,
-    builder,
-    cuda,
-    engine,
-    forbidden,
-    left,
-    only,
-)
+from kit.tensorrt import Use, api, build, builder, cuda, engine, forbidden, left, only
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError

@@ -8,16 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.tensorrt import (
-    VERSIONS,
-    Use,
-    build,
-    builder,
-    graphs,
-    judging,
-    only,
-    plan_head,
-)
+from kit.tensorrt import VERSIONS, Use, build, builder, graphs, judging, only, plan_head
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle

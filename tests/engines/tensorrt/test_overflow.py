@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 from kit.fake_cuda import Notes
 from kit.overflow import COMPONENT, overflowing
-from kit.tensorrt import (
-    Use,
-    api,
-    build,
-    engine,
-    left,
-)
+from kit.tensorrt import Use, api, build, engine, left
 
 from vlmedge.bundle import Bundle
 from vlmedge.cli import tables_build

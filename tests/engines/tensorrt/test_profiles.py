@@ -7,14 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kit.bundles import bundle_of, checkpoint_of
-from kit.tensorrt import (
-    Use,
-    build,
-    only,
-    profile,
-    prompt,
-    writes_the_same,
-)
+from kit.tensorrt import Use, build, only, profile, prompt, writes_the_same
 from kit.tiny import KINDS
 
 from vlmedge.bundle import Bundle

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 from kit.fake_cuda import Notes
 from kit.shelf import module
-from kit.tensorrt import (
-    VERSIONS,
-    Use,
-    build,
-    clock,
-    engine,
-    graphs,
-    only,
-    prompt,
-)
+from kit.tensorrt import VERSIONS, Use, build, clock, engine, graphs, only, prompt
 
 from vlmedge.bundle import Bundle
 from vlmedge.run.model import Model

@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.fake_cuda import Notes
-from kit.tensorrt import (
-    Use,
-    build,
-    cache,
-    engine,
-    judging,
-)
+from kit.tensorrt import Use, build, cache, engine, judging
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError

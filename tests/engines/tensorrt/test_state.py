@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.fake_cuda import FakeCuda
-from kit.tensorrt import (
-    Use,
-    build,
-    only,
-    prompt,
-    token_feeds,
-)
+from kit.tensorrt import Use, build, only, prompt, token_feeds
 
 from vlmedge.bundle import Bundle
 from vlmedge.shelves.build_options import AxisRange

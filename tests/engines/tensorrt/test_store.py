@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.fake_cuda import Notes
-from kit.tensorrt import (
-    Use,
-    api,
-    build,
-    engine,
-    forbidden,
-    left,
-    only,
-)
+from kit.tensorrt import Use, api, build, engine, forbidden, left, only
 
 import vlmedge
 from vlmedge.bundle import Bundle

@@ -7,16 +7,7 @@ from typing import Any
 
 import pytest
 from kit.fake_cuda import Notes
-from kit.tensorrt import (
-    VERSIONS,
-    Use,
-    api,
-    build,
-    only,
-    plan_head,
-    tactics,
-    token_feeds,
-)
+from kit.tensorrt import VERSIONS, Use, api, build, only, plan_head, tactics, token_feeds
 
 from vlmedge.bundle import Bundle
 from vlmedge.errors import InputError

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kit.tensorrt import (
-    build,
-    cuda,
-)
+from kit.tensorrt import build, copied, cuda
 
 import vlmedge
 from vlmedge.bundle import Bundle
@@ -25,6 +22,16 @@ def real() -> None:
         cuda.connect()
     except VlmEdgeError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def clip(clip_int8: Path, tmp_path: Path) -> Bundle:
+    return copied(clip_int8, tmp_path)
+
+
+@pytest.fixture
+def blip2(blip2_bundle: Path, tmp_path: Path) -> Bundle:
+    return copied(blip2_bundle, tmp_path)
 
 
 @pytest.mark.gpu
