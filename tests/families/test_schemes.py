@@ -43,7 +43,7 @@ def test_scheme_keeps_every_component_close(
         assert result.cosine >= CLOSE[scheme], result
 
 
-@pytest.mark.parametrize("scheme", schemes("int"))
+@pytest.mark.parametrize("scheme", schemes("int8", "int4"))
 def test_engines_of_either_sort_of_processor_open_and_agree(
     case: Case,
     scheme: str,

@@ -22,19 +22,14 @@ def tiny(kind: str, folder: Path) -> Any:
 def kinds() -> list[Any]:
     """List every kind as a parameter; the tier `kinds` has all, the quick one each family's first.
 
-    A test whose parameters are all marked `first` runs in both, see conftest.py.
+    What carries the mark `rest` by any of its parameters is left out there, see pyproject.toml.
     """
     return [_param(kind, kind in FIRST) for kind in KINDS]
 
 
-def schemes(prefix: str = "") -> list[Any]:
-    """List schemes as a parameter; the quick tier has the one that is used most.
-
-    Args:
-        prefix: Of the schemes' names: "int" gives int8 and int4.
-    """
-    names = [scheme for scheme in SCHEMES.names() if scheme.startswith(prefix)]
-    return [_param(scheme, scheme == QUICK_SCHEME) for scheme in names]
+def schemes(*chosen: str) -> list[Any]:
+    """List some schemes, or all, as parameters; the quick tier has the one that is used most."""
+    return [_param(scheme, scheme == QUICK_SCHEME) for scheme in chosen or SCHEMES.names()]
 
 
 def _param(value: str, first: bool) -> Any:
