@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import tomllib
-
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 EXTRAS = ("cpu", "export", "video", "report", "dev")
 # The oldest torch is there for Linux with CUDA only, which is gigabytes: .ci/constraints.txt has

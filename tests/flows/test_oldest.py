@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-oldest: Any = runpy.run_path(str(Path(__file__).parent.parent / ".ci" / "oldest.py"))["oldest"]
+ROOT = Path(__file__).parents[2]
+oldest: Any = runpy.run_path(str(ROOT / ".ci" / "oldest.py"))["oldest"]
 
 
 def project(*dependencies: str) -> dict[str, object]:
