@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import vlmedge
 from vlmedge.bench import result as bench_result
 from vlmedge.compositions import composition
 from vlmedge.json_schema import json_schema
@@ -60,7 +61,7 @@ def test_property_of_the_name_description_is_left() -> None:
 
 
 def file(name: str) -> Path:
-    return Path(manifest.__file__).with_name(name)
+    return Path(vlmedge.__file__).with_name(name)
 
 
 def text(schema: Callable[[], dict[str, Any]]) -> str:
