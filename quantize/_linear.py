@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
+from vlmedge.graphs.edit import constant, is_weight, promise, reader
 from vlmedge.shelves.contracts import Harm, Stats
 from vlmedge.spec import Component
 
@@ -50,7 +51,7 @@ class Linear:
     def shape(self) -> tuple[int, int]:
         """(in, out)."""
         assert self.weight.const_value is not None
-        rows, columns = sizes(self.weight.const_value.shape)
+        rows, columns = self.weight.const_value.shape.numpy()
         return rows, columns
 
     def read(self) -> Floats:
@@ -109,10 +110,7 @@ def linears(model: ir.Model) -> list[Linear]:
         if node.op_type != "MatMul" or node.domain:
             continue
         x, weight = node.inputs
-        if x is None or weight is None or not weight.is_initializer():
-            continue
-        tensor = weight.const_value
-        if tensor is not None and len(tensor.shape) == 2 and tensor.dtype == ir.DataType.FLOAT:
+        if x is not None and weight is not None and is_weight(weight, ir.DataType.FLOAT, 2):
             found.append(Linear(node, x, weight))
     return found
 
@@ -129,9 +127,8 @@ def last_projections(component: Component, model: ir.Model) -> set[str]:
     found = set()
     for linear in linears(model):
         value = linear.node.outputs[0]
-        after = [use.node for use in value.uses()]
-        if len(after) == 1 and after[0].op_type == "Add":
-            value = after[0].outputs[0]
+        if (total := reader(value, "Add", output_too=True)) is not None:
+            value = total.outputs[0]
         if value.name in outputs:
             found.add(linear.name)
     return found
@@ -153,17 +150,10 @@ def shrink(graph: ir.Graph, linear: Linear, form: Format, importance: Floats | N
         assert source is not None
         made = _Rounded(source, form, importance)
         rows, columns = linear.shape
-        values = initializer(
-            graph,
-            f"{linear.name}.{suffix}",
-            ir.LazyTensor(made.values, form.dtype, ir.Shape([rows, columns])),
-        )
-        scale_shape = ir.Shape(form.scale_shape(rows, columns))
-        scale = initializer(
-            graph,
-            f"{linear.name}.scale",
-            ir.LazyTensor(made.scale, ir.DataType.FLOAT, scale_shape),
-        )
+        name, scale_shape = f"{linear.name}.{suffix}", form.scale_shape(rows, columns)
+        values = promise(graph, name, form.dtype, linear.shape, made.values)
+        name = f"{linear.name}.scale"
+        scale = promise(graph, name, ir.DataType.FLOAT, scale_shape, made.scale)
         restored = ir.Node(
             "",
             "DequantizeLinear",
@@ -196,8 +186,8 @@ def round_activation(
     graph: ir.Graph, node: ir.Node, x: ir.Value, scale: float, dtype: ir.DataType
 ) -> ir.Value:
     """Put x -> QuantizeLinear -> DequantizeLinear before a node; return what comes out."""
-    step = initializer(graph, f"{x.name}.scale", ir.tensor(np.array(scale, np.float32)))
-    zero = initializer(graph, f"{x.name}.zero", ir.tensor(np.array(0, dtype.numpy()), dtype))
+    step = constant(graph, f"{x.name}.scale", np.array(scale, np.float32))
+    zero = constant(graph, f"{x.name}.zero", ir.tensor(np.array(0, dtype.numpy()), dtype))
     rounded = ir.Node("", "QuantizeLinear", [x, step, zero], name=f"{x.name}.quantize")
     restored = ir.Node(
         "", "DequantizeLinear", [rounded.outputs[0], step, zero], name=f"{x.name}.dequantize"
@@ -250,20 +240,6 @@ def importance(stats: Mapping[str, Stats], linear: Linear) -> Floats | None:
     return np.asarray(np.square(rows).mean(axis=0), np.float32)
 
 
-def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """Add a constant to a graph."""
-    tensor.name = name
-    value = ir.Value(name=name, const_value=tensor)
-    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(sizes(tensor.shape))
-    graph.register_initializer(value)
-    return value
-
-
-def sizes(shape: ir.ShapeProtocol) -> list[int]:
-    """Return the sizes of a constant, which are all known."""
-    return [int(str(size)) for size in shape]
-
-
 def describe(value: ir.Value, name: str, shape: ir.Shape | None) -> None:
     """Name a float value."""
     value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), shape
@@ -291,3 +267,8 @@ class _Rounded:
         if self._scale is None:
             self._scale = self._form.scale(weight, self._importance)
         return self._scale
+
+
+def sizes(shape: ir.ShapeProtocol) -> list[int]:
+    """Return the sizes of a constant, which are all known."""
+    return [int(str(size)) for size in shape]

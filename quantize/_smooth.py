@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from vlmedge.graphs.edit import constant
 from vlmedge.shelves.contracts import Stats
 
 from ._linear import (
@@ -23,7 +24,6 @@ from ._linear import (
     Linear,
     RoundRows,
     describe,
-    initializer,
     rounded,
     scale_rows,
 )
@@ -155,7 +155,7 @@ def _restore(group: Group, scale: Floats) -> None:
     """Give the slots x as it was: an adapter knows nothing of what moved into the weights."""
     graph = group.norm.graph
     assert graph is not None
-    factor = initializer(graph, f"{group.x.name}.smoothing", ir.tensor(scale))
+    factor = constant(graph, f"{group.x.name}.smoothing", scale)
     for x in group.inputs:
         entered = [use for use in x.uses() if use.node in group.slots]
         if not entered:

@@ -20,9 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from vlmedge.errors import InputError
+from vlmedge.graphs.edit import biased, constant
 from vlmedge.spec import AdapterSlot, Component, TensorSpec
 
-from ._linear import Linear, initializer, linears
+from ._linear import Linear, linears
 
 AXIS = "adapters"
 FLOAT = ir.DataType.FLOAT
@@ -88,7 +89,8 @@ def _branch(
     graph: ir.Graph, linear: Linear, module: str, down: ir.Value, up: ir.Value, *, direct: bool
 ) -> None:
     """Add (x down) up to what the Linear gives, behind its bias."""
-    last = _with_bias(linear.node)
+    found = biased(linear.node)
+    last = linear.node if found is None else found[0]
     y = last.outputs[0]
     uses = list(y.uses())
     name = f"{linear.node.name or module}.lora"
@@ -108,7 +110,7 @@ def _branch(
     if not straight:
         assert down.shape is not None
         count = put("Shape", [down], ir.Shape([1]), ir.DataType.INT64, start=0, end=1)
-        rest = _constant(graph, f"{name}.rest", [-1, linear.shape[0]])
+        rest = constant(graph, f"{name}.rest", np.array([-1, linear.shape[0]], np.int64))
         sizes = put("Concat", [count, rest], ir.Shape([3]), ir.DataType.INT64, axis=0)
         x = put("Reshape", [x, sizes], ir.Shape([AXIS, None, linear.shape[0]]))
     assert x.shape is not None and up.shape is not None and down.shape is not None
@@ -127,21 +129,6 @@ def _branch(
             graph.outputs[index] = total
 
 
-def _with_bias(product: ir.Node) -> ir.Node:
-    """Return the Add of a constant vector that follows a MatMul, or the MatMul."""
-    out = product.outputs[0]
-    uses = tuple(out.uses())
-    if out.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
-        return product
-    bias = uses[0].node.inputs[1 - uses[0].idx]
-    constant = bias is not None and bias.is_initializer() and len(bias.shape or ()) == 1
-    return uses[0].node if constant else product
-
-
 def _keeps_batch(x: ir.Value) -> bool:
     """Tell whether x is [batch, tokens, in], which a batch of adapters multiplies as it is."""
     return x.shape is not None and len(x.shape) == 3 and str(x.shape[0]) == "batch"
-
-
-def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    return initializer(graph, name, ir.tensor(np.array(numbers, np.int64)))

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from vlmedge.arrays import Array, Arrays
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError
+from vlmedge.graphs.edit import external, refer
 from vlmedge.graphs.portable import load_graph
 from vlmedge.host.hardware import cores, cpu_features, cpu_name
 from vlmedge.host.power import saves_power
@@ -399,18 +400,18 @@ def _lower(bundle: Bundle, component: str, partial: Path, folder: Path) -> None:
     model = load_graph(bundle.path, component)
     import onnx_ir as ir  # not needed once the engine is there
 
-    from ._ort.lower import external, lower, refer, write
+    from ._ort.lower import lower, write
 
     spec = bundle.spec.component(component)
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
     lowered, weights = lower(spec, model, version, overflows=_overflows()), f"{component}.bin"
     if folder.is_relative_to(bundle.path):
         place = folder.relative_to(bundle.path)
-        kept, repacked, location = external(model), lowered.packed, (place / weights).as_posix()
+        kept, repacked, location = external(model), [*lowered.packed], (place / weights).as_posix()
     elif lowered.packed:
-        kept, repacked, location = (), (*lowered.packed, *external(model)), weights
+        kept, repacked, location = [], [*lowered.packed, *external(model)], weights
     else:
-        kept, repacked, location = external(model), (), weights
+        kept, repacked, location = external(model), [], weights
     refer(kept, bundle.path, GRAPHS)
     if repacked:
         write(repacked, partial / weights, location)

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from vlmedge.arrays import Array
 from vlmedge.bundle.embedding_table import ROWS_AT_ONCE
 from vlmedge.bundle.weights import RowReader
+from vlmedge.graphs.edit import order, replace
 
 Read = Callable[[str], Array]
 
@@ -40,9 +41,6 @@ def clean(model: ir.Model) -> set[str]:
             assert weight is not None
             node.outputs[0].replace_all_uses_with(_turned(graph, weight, transposed))
     RemoveUnusedNodesPass()(model)
-    used = {v.name for node in graph for v in node.inputs if v is not None}
-    for name in [name for name in graph.initializers if name not in used]:
-        del graph.initializers[name]
     return transposed
 
 
@@ -112,7 +110,7 @@ def _turns_weight(node: ir.Node) -> bool:
         weight is not None
         and weight.is_initializer()
         and weight.const_value is None
-        and list(node.attributes.get_ints("perm", ())) == [1, 0]
+        and order(node) == [1, 0]
     )
 
 
@@ -129,11 +127,8 @@ def _split_gemm(graph: ir.Graph, node: ir.Node, transposed: set[str]) -> None:
     if bias is not None:
         last.type, last.shape = out.type, out.shape
         total = ir.Node("", "Add", [last, bias], name=f"{node.name}_Add")
-        nodes, last = [product, total], total.outputs[0]
-    last.name, last.type, last.shape = out.name, out.type, out.shape
-    graph.insert_before(node, nodes)
-    out.replace_all_uses_with(last, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+        nodes = [product, total]
+    replace([node], nodes)
 
 
 def _turned(graph: ir.Graph, weight: ir.Value, transposed: set[str]) -> ir.Value:

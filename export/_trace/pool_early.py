@@ -18,6 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vlmedge.graphs.edit import constant, replace, sizes
+
 # Element by element of their first input; others are numbers.
 ALIKE = {"Cast", "Clip", "Erf", "Gelu", "Identity", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Tanh"}
 # Element by element of all their inputs, which are broadcast.
@@ -80,12 +82,12 @@ def _chooses(node: ir.Node) -> bool:
     if node.domain or node.op_type not in ("Gather", "GatherND"):
         return False
     x, index = node.inputs[0], node.inputs[1]
-    if x is None or x.is_initializer() or len(_shape(x)) != 3 or index is None:
+    if x is None or x.is_initializer() or len(sizes(x)) != 3 or index is None:
         return False
     if node.op_type == "GatherND":
-        rows = _shape(index)
+        rows = sizes(index)
         return node.attributes.get_int("batch_dims", 0) == 0 and len(rows) == 2 and rows[1] == 2
-    return node.attributes.get_int("axis", 0) == TOKENS and _shape(index) in ([], [1])
+    return node.attributes.get_int("axis", 0) == TOKENS and sizes(index) in ([], [1])
 
 
 def _move(choice: _Choice) -> int:
@@ -103,8 +105,8 @@ def _move(choice: _Choice) -> int:
         assert out.shape is not None
         out.shape = _with_one(out.shape, axis)
         if node.op_type == "Reshape":
-            sizes = [size if isinstance(size, int) else -1 for size in _shape(out)]
-            shape = _constant(choice.graph, f"{out.name}.one", sizes)
+            target = [size if isinstance(size, int) else -1 for size in sizes(out)]
+            shape = _constant(choice.graph, f"{out.name}.one", target)
             node.replace_input_with(1, shape)
     _end(choice)
     return sum(node.op_type == "MatMul" for node in alike)
@@ -114,14 +116,10 @@ def _end(choice: _Choice) -> None:
     """Drop the axis that has one entry now, if the choice did."""
     x, old = choice.node.inputs[0], choice.node.outputs[0]
     assert x is not None
-    kind = "Squeeze" if len(_shape(old)) == 2 else "Identity"
+    kind = "Squeeze" if len(sizes(old)) == 2 else "Identity"
     axes = [_constant(choice.graph, "read.one", [TOKENS])] if kind == "Squeeze" else []
     node = ir.Node("", kind, [x, *axes], name=f"{choice.node.name}.moved")
-    new = node.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    choice.graph.insert_before(choice.node, node)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    choice.graph.remove(choice.node, safe=True)
+    replace([choice.node], [node])
 
 
 def _alike(choice: _Choice) -> Mapping[ir.Node, tuple[int, Mapping[int, int]]]:
@@ -151,8 +149,8 @@ def _tokens(node: ir.Node, axis: int) -> Mapping[int, int] | None:
 
     None where a token of the output comes of more than that token of the inputs.
     """
-    shape, rank = _shape(node.outputs[0]), len(_shape(node.outputs[0]))
-    first = _shape(node.inputs[0])
+    shape, rank = sizes(node.outputs[0]), len(sizes(node.outputs[0]))
+    first = sizes(node.inputs[0])
     if not shape or not first:
         return None
     if node.op_type in ALIKE:
@@ -169,7 +167,7 @@ def _tokens(node: ir.Node, axis: int) -> Mapping[int, int] | None:
         return {0: axis} if apart else None
     if node.op_type == "MatMul":
         at = axis - rank + len(first)
-        rows = axis == rank - 2 or (axis < rank - 2 and len(_shape(node.inputs[1])) == 2)
+        rows = axis == rank - 2 or (axis < rank - 2 and len(sizes(node.inputs[1])) == 2)
         return {0: at} if rows and at >= 0 and first[at] == shape[axis] else None
     if node.op_type == "Transpose":
         order = node.attributes.get_ints("perm", ())
@@ -183,26 +181,19 @@ def _tokens(node: ir.Node, axis: int) -> Mapping[int, int] | None:
 
 def _broadcast(node: ir.Node, axis: int) -> Mapping[int, int] | None:
     """Tell which inputs have a row for every token; the others have one for all."""
-    shape = _shape(node.outputs[0])
+    shape = sizes(node.outputs[0])
     found: dict[int, int] = {}
     for place, value in enumerate(node.inputs):
-        sizes = _shape(value)
-        at = axis - len(shape) + len(sizes)
+        own = sizes(value)
+        at = axis - len(shape) + len(own)
         if value is None or value.shape is None:
             return None
-        if at < 0 or sizes[at] == 1:
+        if at < 0 or own[at] == 1:
             continue
-        if sizes[at] is None or sizes[at] != shape[axis]:
+        if own[at] is None or own[at] != shape[axis]:
             return None
         found[place] = at
     return found
-
-
-def _shape(value: ir.Value | None) -> list[int | str | None]:
-    """Return the sizes: numbers, or the names of axes."""
-    if value is None or value.shape is None:
-        return []
-    return [size if isinstance(size, int) else size.value for size in value.shape]
 
 
 def _with_one(shape: ir.Shape, axis: int) -> ir.Shape:
@@ -216,8 +207,6 @@ def _numbers(value: ir.Value | None) -> list[int] | None:
 
 
 def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    if name not in graph.initializers:
-        array = np.array(numbers, np.int64)
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    """Return a constant, the one of that name where it is there already."""
+    known = graph.initializers.get(name)
+    return constant(graph, name, np.array(numbers, np.int64)) if known is None else known

@@ -25,17 +25,24 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .._ort_match import factored, producer, reader, scalar
+from vlmedge.graphs.edit import (
+    constant,
+    factored,
+    order,
+    producer,
+    reader,
+    replace,
+    size,
+    sizes,
+)
+from vlmedge.graphs.heads import KEYS_TURNED, OUTSIDE, SWAPPED, third
+
 from .fusion import Fusion, tally
 
 CONTRIB = "com.microsoft"
 LONG = 512  # tokens from which on MultiHeadAttention is taken
 OPSET = 23
 SINCE = (1, 26)  # of ONNX Runtime: older kernels of Attention have not been tried
-HEADS_OUTSIDE = [0, 2, 1, 3]  # [batch, tokens, heads, width] -> [batch, heads, tokens, width]
-KEYS_TURNED = [0, 2, 3, 1]  # -> [batch, heads, width, tokens]
-SWAPPED = [0, 1, 3, 2]
-THIRDS_OUTSIDE = [2, 0, 3, 1, 4]  # [batch, tokens, 3, heads, width] -> [3, batch, heads, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +129,11 @@ def _match(shares: ir.Node) -> _Attention | str:
     if mask is not None and not _covers(mask, query.flat, key.flat):
         return f"its mask is {mask.shape}, not of its queries and keys"
     turned = reader(mixed.outputs[0], "Transpose")
-    if turned is None or _order(turned) != HEADS_OUTSIDE:
+    if turned is None or order(turned) != OUTSIDE:
         return "its heads are not joined again"
     last = reader(turned.outputs[0], "Reshape")
     width = values.heads * values.width
-    if last is None or _shape(last.outputs[0]) != [*_shape(query.flat)[:2], width]:
+    if last is None or sizes(last.outputs[0]) != [*sizes(query.flat)[:2], width]:
         return "its heads are not joined again"
     return _Attention(query, key, values, mask, scale, last)
 
@@ -147,19 +154,18 @@ def _keys(value: ir.Value | None) -> _Heads | None:
     turned = producer(value, "Transpose")
     if turned is None:
         return None
-    return _split(turned.inputs[0]) if _order(turned) == SWAPPED else _split(value, KEYS_TURNED)
+    return _split(turned.inputs[0]) if order(turned) == SWAPPED else _split(value, KEYS_TURNED)
 
 
-def _split(value: ir.Value | None, order: list[int] = HEADS_OUTSIDE) -> _Heads | None:
+def _split(value: ir.Value | None, axes: list[int] = OUTSIDE) -> _Heads | None:
     """Follow heads back to where they lie side by side, and nothing happened in between."""
-    part = producer(value, "Gather")
-    if part is not None:
-        return _third(part) if order == HEADS_OUTSIDE else None
+    if axes == OUTSIDE and (part := third(value)) is not None:
+        return _Heads(part.whole, part.heads, part.width, part.number)
     turned = producer(value, "Transpose")
     split = producer(turned.inputs[0], "Reshape") if turned is not None else None
-    if turned is None or split is None or _order(turned) != order or split.inputs[0] is None:
+    if turned is None or split is None or order(turned) != axes or split.inputs[0] is None:
         return None
-    before, after = _shape(split.inputs[0]), _shape(split.outputs[0])
+    before, after = sizes(split.inputs[0]), sizes(split.outputs[0])
     if len(before) != 3 or len(after) != 4 or before[:2] != after[:2]:
         return None
     heads, width = after[2:]
@@ -168,32 +174,15 @@ def _split(value: ir.Value | None, order: list[int] = HEADS_OUTSIDE) -> _Heads |
     return _Heads(split.inputs[0], heads, width)
 
 
-def _third(part: ir.Node) -> _Heads | None:
-    """Follow heads back to the Linear that makes queries, keys and values at once."""
-    turned, index = producer(part.inputs[0], "Transpose"), scalar(part.inputs[1])
-    split = producer(turned.inputs[0], "Reshape") if turned is not None else None
-    if turned is None or split is None or _order(turned) != THIRDS_OUTSIDE or index is None:
-        return None
-    if part.attributes.get_int("axis", 0) or split.inputs[0] is None or _rank(part.inputs[1]):
-        return None
-    before, after = _shape(split.inputs[0]), _shape(split.outputs[0])
-    if len(before) != 3 or len(after) != 5 or before[:2] != after[:2] or after[2] != 3:
-        return None
-    heads, width = after[3:]
-    if not isinstance(heads, int) or not isinstance(width, int) or before[2] != 3 * heads * width:
-        return None
-    return _Heads(split.inputs[0], heads, width, int(index) % 3)
-
-
 def _covers(mask: ir.Value, query: ir.Value, key: ir.Value) -> bool:
     """Tell whether the kernel takes a mask, once it has a row for every query (`_a_row_each`)."""
-    shape = _shape(mask)
+    shape = sizes(mask)
     return (
         mask.dtype in (None, ir.DataType.FLOAT)
         and len(shape) in (2, 3, 4)
-        and shape[-2] in (1, _shape(query)[1])
-        and shape[-1] == _shape(key)[1]
-        and (len(shape) < 4 or shape[0] in (1, _shape(query)[0]))
+        and shape[-2] in (1, size(query, 1))
+        and shape[-1] == size(key, 1)
+        and (len(shape) < 4 or shape[0] in (1, size(query, 0)))
     )
 
 
@@ -202,8 +191,8 @@ def _a_row_each(graph: ir.Graph, mask: ir.Value, query: ir.Value) -> ir.Value:
 
     Padding is hidden from all queries alike, so BERT's mask is [batch, 1, 1, tokens].
     """
-    tokens = _shape(query)[1]
-    if _shape(mask)[-2] == tokens:
+    tokens = size(query, 1)
+    if size(mask, -2) == tokens:
         return mask
     name = f"{mask.name}.for.{tokens}"
     for use in mask.uses():
@@ -211,31 +200,13 @@ def _a_row_each(graph: ir.Graph, mask: ir.Value, query: ir.Value) -> ir.Value:
             return use.node.outputs[0]
     span = [ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)]
     count = ir.Node("", "Shape", [query], span, name=f"{name}.count")
-    one = ir.Value(name=f"{name}.one", const_value=ir.tensor(np.array([1])))
-    graph.register_initializer(one)
-    sizes = ir.Node(
-        "", "Concat", [count.outputs[0], one], [ir.AttrInt64("axis", 0)], name=f"{name}.sizes"
-    )
-    node = ir.Node("", "Expand", [mask, sizes.outputs[0]], name=name)
+    one, axis = constant(graph, f"{name}.one", np.array([1])), [ir.AttrInt64("axis", 0)]
+    target = ir.Node("", "Concat", [count.outputs[0], one], axis, name=f"{name}.sizes")
+    node = ir.Node("", "Expand", [mask, target.outputs[0]], name=name)
     node.outputs[0].name, node.outputs[0].type = name, mask.type
-    node.outputs[0].shape = ir.Shape([*_shape(mask)[:-2], tokens, _shape(mask)[-1]])
-    graph.extend([count, sizes, node])
+    node.outputs[0].shape = ir.Shape([*sizes(mask)[:-2], tokens, size(mask, -1)])
+    graph.extend([count, target, node])
     return node.outputs[0]
-
-
-def _shape(value: ir.Value) -> list[int | str | None]:
-    """Return the sizes: numbers, or the names of axes."""
-    if value.shape is None:
-        return []
-    return [size if isinstance(size, int) else size.value for size in value.shape]
-
-
-def _rank(value: ir.Value | None) -> int:
-    return -1 if value is None or value.shape is None else len(value.shape)
-
-
-def _order(node: ir.Node) -> list[int]:
-    return list(node.attributes.get_ints("perm", ()))
 
 
 def _replace(graph: ir.Graph, found: _Attention, thirds: dict[int, list[ir.Value]]) -> None:
@@ -244,7 +215,7 @@ def _replace(graph: ir.Graph, found: _Attention, thirds: dict[int, list[ir.Value
     ]
     heads = found.query.heads
     name, scale = f"{found.last.name}.attention", ir.AttrFloat32("scale", found.scale)
-    tokens = _shape(found.key.flat)[1]
+    tokens = size(found.key.flat, 1)
     if found.mask is None and isinstance(tokens, int) and tokens >= LONG:
         told = [ir.AttrInt64("num_heads", heads), scale]
         node = ir.Node(CONTRIB, "MultiHeadAttention", inputs, told, name=name)
@@ -253,11 +224,7 @@ def _replace(graph: ir.Graph, found: _Attention, thirds: dict[int, list[ir.Value
         if found.mask is not None:
             inputs = [*inputs, _a_row_each(graph, found.mask, found.query.flat)]
         node = ir.Node("", "Attention", inputs, told, name=name)
-    old, new = found.last.outputs[0], node.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    graph.insert_before(found.last, node)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(found.last, safe=True)
+    replace([found.last], [node])
 
 
 def _input(
@@ -269,10 +236,8 @@ def _input(
     if id(part.flat) not in thirds:
         axis = ir.AttrInt64("axis", -1)
         name = f"{part.flat.name}.thirds"
-        size = part.heads * part.width
-        sizes = ir.Value(name=f"{name}.sizes", const_value=ir.tensor(np.full(3, size)))
-        graph.register_initializer(sizes)
-        node = ir.Node("", "Split", [part.flat, sizes], [axis], num_outputs=3, name=name)
+        target = constant(graph, f"{name}.sizes", np.full(3, part.heads * part.width))
+        node = ir.Node("", "Split", [part.flat, target], [axis], num_outputs=3, name=name)
         for number, value in enumerate(node.outputs):
             value.name, value.type = f"{name}.{number}", part.flat.type
         graph.insert_before(before, node)

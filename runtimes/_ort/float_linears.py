@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .._ort_match import reader
+from vlmedge.graphs.edit import biased, constant, is_weight, reader, replace
+
 from .fusion import Fusion, tally
 from .gated_activation import Gate, gates, unscale
 
@@ -59,7 +60,7 @@ def fuse_linears(model: ir.Model) -> tuple[Fusion, Fusion]:
         alpha[id(before.product)] *= gate.factor
         grown[id(before.product)] = gate.factor
         alpha[id(behind)] /= gate.factor
-        unscale(graph, gate)
+        unscale(gate)
     rows: dict[str, ir.Value] = {}
     for linear in linears:
         key = id(linear.product)
@@ -79,23 +80,18 @@ def _match(node: ir.Node) -> _Linear | str | None:
     if node.op_type != "MatMul" or node.domain:
         return None
     x, weight = node.inputs
-    total = reader(node.outputs[0], "Add")
-    if x is None or not _is_float(weight, 2) or total is None:
+    found = biased(node)
+    if x is None or found is None or not is_weight(weight, ir.DataType.FLOAT, 2):
         return None
-    bias = next((v for v in total.inputs if v is not node.outputs[0]), None)
+    total, bias = found
     assert weight is not None and weight.const_value is not None
-    if not _is_float(bias, 1) or bias is None or bias.const_value is None:
+    if not is_weight(bias, ir.DataType.FLOAT, 1) or bias.const_value is None:
         return None
     if bias.const_value.shape[0] != weight.const_value.shape[1]:
         return None
     if x.shape is None or len(x.shape) != 3 or not isinstance(x.shape[1], int):
         return "the number of tokens is not fixed"
     return _Linear(node, total, x, weight, bias, x.shape[1])
-
-
-def _is_float(value: ir.Value | None, rank: int) -> bool:
-    tensor = value.const_value if value is not None and value.is_initializer() else None
-    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == rank
 
 
 def _behind(gate: Gate) -> ir.Node | None:
@@ -116,31 +112,19 @@ def _replace(
     x, bias = linear.product.inputs[0], linear.bias  # of now: a gate before it may be a new one
     assert x is not None
     if str(x.name) not in rows:
-        shape = _constant(graph, f"{x.name}.rows", np.array([-1, into]))
+        shape = constant(graph, f"{x.name}.rows", np.array([-1, into]))
         flat = ir.Node("", "Reshape", [x, shape], name=f"{x.name}.flat")
         flat.outputs[0].name, flat.outputs[0].type = f"{x.name}.flat", x.type
         graph.insert_before(linear.product, flat)
         rows[str(x.name)] = flat.outputs[0]
     if grown != 1:
         vector = linear.bias.const_value.numpy() * np.float32(grown)
-        bias = _constant(graph, f"{linear.bias.name}.grown", vector)
+        bias = constant(graph, f"{linear.bias.name}.grown", vector)
     attributes = [ir.AttrFloat32("alpha", alpha)]
     name = linear.product.name
     inputs = [rows[str(x.name)], linear.weight, bias]
     gemm = ir.Node("", "Gemm", inputs, attributes, name=f"{name}.gemm")
     gemm.outputs[0].name, gemm.outputs[0].type = f"{name}.gemm", x.type
-    shape = _constant(graph, f"{name}.tokens", np.array([-1, linear.tokens, out]))
+    shape = constant(graph, f"{name}.tokens", np.array([-1, linear.tokens, out]))
     back = ir.Node("", "Reshape", [gemm.outputs[0], shape], name=f"{name}.back")
-    old, new = linear.total.outputs[0], back.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    graph.insert_before(linear.product, [gemm, back])
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove([linear.total, linear.product], safe=True)
-
-
-def _constant(
-    graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
-) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value
+    replace([linear.product, linear.total], [gemm, back])

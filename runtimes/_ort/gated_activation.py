@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .._ort_match import producer, reader, scalar
+from vlmedge.graphs.edit import producer, reader, replace, scalar
 
 CONTRIB = "com.microsoft"
 
@@ -48,13 +48,9 @@ def gates(graph: ir.Graph) -> list[Gate]:
     return found
 
 
-def unscale(graph: ir.Graph, gate: Gate) -> ir.Value:
+def unscale(gate: Gate) -> ir.Value:
     """Put an activation that scales nothing in place of one; return what comes of it."""
     attributes = [ir.AttrFloat32("alpha", 1.0)]
     node = ir.Node(CONTRIB, "QuickGelu", [gate.x], attributes, name=f"{gate.last.name}.gate")
-    old, new = gate.last.outputs[0], node.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    graph.insert_before(gate.last, node)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(gate.last, safe=True)
-    return new
+    replace([gate.last], [node])
+    return node.outputs[0]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlmedge.graphs.edit import constant, rank
 from vlmedge.spec import Component
 
 from .fusion import Fusion
@@ -62,7 +63,7 @@ def _collect(value: ir.Value, products: list[ir.Node], made: list[ir.Value]) -> 
     made.append(value)
     if node.op_type == "MatMul":
         products.append(node)
-        return None if _rank(node.inputs[0]) == 3 else f"{node.name} does not read tokens"
+        return None if rank(node.inputs[0]) == 3 else f"{node.name} does not read tokens"
     inputs = [v for v in node.inputs if v is not None and not v.is_initializer()]
     joins = node.op_type == "Concat" and node.attributes.get_int("axis", 0) in (-1, 2)
     if not joins and (node.op_type not in ELEMENTWISE or len(inputs) != 1):
@@ -84,9 +85,7 @@ def _insert(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
     graph.inputs.append(start)
     bounds = []
     for name, number in {"end": np.iinfo(np.int64).max, "axis": TOKENS}.items():
-        tensor = ir.tensor(np.array([number], np.int64), name=f"{LOGITS}.{name}")
-        bounds.append(ir.Value(name=tensor.name, const_value=tensor))
-        graph.register_initializer(bounds[-1])
+        bounds.append(constant(graph, f"{LOGITS}.{name}", np.array([number], np.int64)))
     chosen: dict[str, ir.Value] = {}
     for product in products:
         x = product.inputs[0]
@@ -108,7 +107,3 @@ def _chosen(shape: ir.Shape) -> ir.Shape:
     import onnx_ir as ir
 
     return ir.Shape(["chosen" if i == TOKENS else size for i, size in enumerate(shape)])
-
-
-def _rank(value: ir.Value | None) -> int:
-    return 0 if value is None or value.shape is None else len(value.shape)

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,28 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlmedge.arrays import Array
+from vlmedge.graphs.edit import (
+    biased,
+    cast,
+    constant,
+    is_symmetric,
+    is_weight,
+    producer,
+    promise,
+    reader,
+    replace,
+    take_over,
+    unrounded,
+)
 from vlmedge.spec import Component
 
-from .._ort_match import producer, reader
 from .cached_attention import fuse, unsplit
 from .encoder_attention import fuse_bidirectional
 from .float_linears import fuse_linears
 from .fusion import Fusion
 from .gated_activation import gates, unscale
 from .last_logits import choose_tokens
-from .nbits import bits_of, block_of, pack, promise, read, size
+from .nbits import bits_of, block_of, pack, read, size
 from .quantize_once import multiply, quantize_once, unsigned
 from .rms_norm import fuse_norms
 
@@ -131,23 +144,20 @@ def lower(
             if id(linear.x) not in once:
                 once[id(linear.x)] = quantize_once(graph, linear.x, linear.product)
             parts = once[id(linear.x)], linear.weight, linear.zero, linear.scale, linear.bias
-            _replace(graph, linear, multiply(*parts, str(linear.product.name)))
+            replace(_nodes(linear), [multiply(*parts, str(linear.product.name))])
         elif linear.rounded:
-            _replace(graph, linear, _dynamic(linear))
+            replace(_nodes(linear), [_dynamic(linear)])
         else:
             name = str(linear.weight.name)
             if name not in packed:
                 packed[name] = pack(graph, linear.weight, linear.scale)
-            _replace(graph, linear, _weight_only(linear, *packed[name]))
+            replace(_nodes(linear), [_weight_only(linear, *packed[name])])
     if linears:
         model.opset_imports[CONTRIB] = 1
     norms = fuse_norms(graph)
     RemoveUnusedNodesPass()(model)
     unsplit(graph)
     RemoveUnusedNodesPass()(model)
-    used = {value for node in graph for value in node.inputs if value is not None}
-    for name in [name for name, value in graph.initializers.items() if value not in used]:
-        del graph.initializers[name]
     dynamic = sum(linear.rounded for linear in linears)
     moved = dict.fromkeys(linear.weight for linear in linears if linear.zero is not None)
     made = (*(value for pair in packed.values() for value in pair), *moved)
@@ -156,7 +166,7 @@ def lower(
     return Lowered(dynamic, weight_only, attentions, made, len(groups), norms, told)
 
 
-def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
+def write(values: Sequence[ir.Value], file: Path, location: str) -> None:
     """Write tensors one by one into `file`, and leave references to `location` in their place."""
     with file.open("wb") as stream:
         for value in values:
@@ -171,28 +181,6 @@ def write(values: tuple[ir.Value, ...], file: Path, location: str) -> None:
             )
 
 
-def refer(values: tuple[ir.Value, ...], root: Path, folder: str) -> None:
-    """Name the files of external tensors from `root`, below which they lie in `folder`."""
-    for value in values:
-        tensor = value.const_value
-        assert isinstance(tensor, ir.ExternalTensor)
-        value.const_value = ir.ExternalTensor(
-            f"{folder}/{tensor.location}",
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=tensor.shape,
-            name=str(value.name),
-            base_dir=root,
-        )
-
-
-def external(model: ir.Model) -> tuple[ir.Value, ...]:
-    """Return the initializers that lie in files beside the graph."""
-    values = model.graph.initializers.values()
-    return tuple(v for v in values if isinstance(v.const_value, ir.ExternalTensor))
-
-
 def _match(node: ir.Node) -> _Linear | None:
     """Recognise a MatMul on an int8 or int4 weight with symmetric scales."""
     if node.op_type != "MatMul" or node.domain:
@@ -203,17 +191,15 @@ def _match(node: ir.Node) -> _Linear | None:
         return None
     weight, scale = dequantize.inputs[0], dequantize.inputs[1]
     axis = dequantize.attributes.get_int("axis", 1)
-    columns = _is_constant(weight, ir.DataType.INT8, 2) and _is_constant(
-        scale, ir.DataType.FLOAT, 1
-    )
-    blocks = _is_constant(weight, ir.DataType.INT4, 2) and _is_constant(scale, ir.DataType.FLOAT, 2)
+    columns = is_weight(weight, ir.DataType.INT8, 2) and is_weight(scale, ir.DataType.FLOAT, 1)
+    blocks = is_weight(weight, ir.DataType.INT4, 2) and is_weight(scale, ir.DataType.FLOAT, 2)
     if not (columns and axis in (1, -1)) and not (blocks and axis == 0):
         return None
-    if not _is_symmetric(dequantize):
+    if not is_symmetric(dequantize):
         return None
     assert weight is not None and scale is not None
     total, bias = _bias(node, size(weight)[1])
-    source = _unrounded(x)
+    source = unrounded(x)
     return _Linear(node, total, source or x, source is not None, weight, scale, bias)
 
 
@@ -242,7 +228,7 @@ def _unscale(graph: ir.Graph, linears: list[_Linear]) -> tuple[list[_Linear], in
             continue
         linears[before[0]] = _times(graph, linears[before[0]], gate.factor)
         divided = _times(graph, linears[behind[0]], 1 / gate.factor, bias=False)
-        linears[behind[0]] = replace(divided, x=unscale(graph, gate))
+        linears[behind[0]] = changed(divided, x=unscale(gate))
         done += 1
     return linears, done
 
@@ -251,48 +237,31 @@ def _times(graph: ir.Graph, linear: _Linear, factor: float, *, bias: bool = True
     """Multiply what a Linear makes, or all of it but its bias, by a number."""
     scale = _scaled(graph, linear.scale, factor)
     if linear.bias is None or not bias:
-        return replace(linear, scale=scale)
-    return replace(linear, scale=scale, bias=_scaled(graph, linear.bias, factor))
+        return changed(linear, scale=scale)
+    return changed(linear, scale=scale, bias=_scaled(graph, linear.bias, factor))
 
 
 def _scaled(graph: ir.Graph, vector: ir.Value, factor: float) -> ir.Value:
     assert vector.const_value is not None
-    tensor = ir.tensor(read(vector.const_value) * np.float32(factor), name=f"{vector.name}.times")
-    value = ir.Value(name=tensor.name, const_value=tensor, type=vector.type, shape=vector.shape)
-    graph.register_initializer(value)
-    return value
+    return constant(graph, f"{vector.name}.times", read(vector.const_value) * np.float32(factor))
 
 
 def _unsigned(graph: ir.Graph, linear: _Linear) -> _Linear:
     weight, zero = unsigned(graph, linear.weight)
-    return replace(linear, weight=weight, zero=zero)
+    return changed(linear, weight=weight, zero=zero)
 
 
 def _last(linear: _Linear) -> ir.Node:
     return linear.total or linear.product
 
 
-def _unrounded(x: ir.Value) -> ir.Value | None:
-    """Return what went into QuantizeLinear -> DequantizeLinear, or none."""
-    quantize = producer(getattr(producer(x, "DequantizeLinear"), "inputs", [None])[0])
-    if quantize is None or quantize.op_type != "QuantizeLinear":
-        return None
-    return quantize.inputs[0]
-
-
 def _bias(product: ir.Node, columns: int) -> tuple[ir.Node | None, ir.Value | None]:
     """Return the Add that follows and what it adds, if that is one vector."""
-    out = product.outputs[0]
-    uses = tuple(out.uses())
-    if out.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
+    found = biased(product)
+    if found is None or not is_weight(found[1], ir.DataType.FLOAT, 1):
         return None, None
-    total = uses[0].node
-    bias = total.inputs[1 - uses[0].idx]
-    if not _is_constant(bias, ir.DataType.FLOAT, 1):
-        return None, None
-    assert bias is not None and bias.const_value is not None
-    fits = bias.const_value.shape[0] == columns
-    return (total, bias) if fits else (None, None)
+    vector = found[1].const_value
+    return found if vector is not None and vector.shape[0] == columns else (None, None)
 
 
 def _dynamic(linear: _Linear) -> ir.Node:
@@ -344,7 +313,7 @@ def _join(graph: ir.Graph, parts: list[tuple[ir.Value, ir.Value]]) -> tuple[ir.V
         first = values[0]
         assert first.shape is not None and first.dtype is not None
         columns = sum(int(value.shape[0]) for value in values if value.shape is not None)
-        shape = ir.Shape([columns, *first.shape[1:]])
+        shape = [columns, *(int(str(size)) for size in first.shape[1:])]
         joined.append(promise(graph, f"{first.name}.joined", first.dtype, shape, make))
     return joined[0], joined[1]
 
@@ -358,15 +327,9 @@ def _replace_group(
     node.attributes["N"] = ir.AttrInt64("N", sum(columns))
     if first.bias is not None:
         biases = [linear.bias.const_value for linear in group if linear.bias is not None]
-        name = f"{first.bias.name}.joined"
         whole = np.concatenate([read(tensor) for tensor in biases if tensor is not None])
-        bias = ir.Value(name=name, type=first.bias.type, shape=ir.Shape(whole.shape))
-        bias.const_value = ir.tensor(whole, name=name)
-        graph.register_initializer(bias)
-        node.replace_input_with(5, bias)
-    name = f"{first.weight.name}.columns"
-    sizes = ir.Value(name=name, const_value=ir.tensor(np.array(columns), name=name))
-    graph.register_initializer(sizes)
+        node.replace_input_with(5, constant(graph, f"{first.bias.name}.joined", whole))
+    sizes = constant(graph, f"{first.weight.name}.columns", np.array(columns))
     split = ir.Node(
         "",
         "Split",
@@ -379,10 +342,8 @@ def _replace_group(
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(first.product, [node, split])
     for linear, new in zip(group, split.outputs, strict=True):
-        old = _last(linear).outputs[0]
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
+        take_over(_last(linear).outputs[0], new)
+        graph.remove(_nodes(linear), safe=True)
 
 
 def _widen(graph: ir.Graph) -> None:
@@ -392,13 +353,10 @@ def _widen(graph: ir.Graph) -> None:
         return
     for value in list(graph.initializers.values()):
         if value.dtype == half:
-            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(whole))])
-            wide = cast.outputs[0]
-            wide.name, wide.shape = f"{value.name}.float32", value.shape
-            wide.type = ir.TensorType(whole)
-            value.replace_all_uses_with(wide)
-            cast.replace_input_with(0, value)
-            graph.insert_before(graph[0], cast)
+            wide = cast(value, whole, f"{value.name}.float32")
+            value.replace_all_uses_with(wide.outputs[0])
+            wide.replace_input_with(0, value)
+            graph.insert_before(graph[0], wide)
     for node in graph:
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == int(half):
             node.attributes["to"] = ir.AttrInt64("to", int(whole))
@@ -413,23 +371,5 @@ def _widen(graph: ir.Graph) -> None:
                 value.type = ir.TensorType(whole)
 
 
-def _replace(graph: ir.Graph, linear: _Linear, node: ir.Node) -> None:
-    """Put `node` in place of a MatMul and the Add behind it."""
-    last = _last(linear)
-    old, new = last.outputs[0], node.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    graph.insert_before(last, node)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove([n for n in (linear.total, linear.product) if n is not None], safe=True)
-
-
-def _is_constant(value: ir.Value | None, dtype: ir.DataType | None, rank: int) -> bool:
-    tensor = value.const_value if value is not None and value.is_initializer() else None
-    return tensor is not None and dtype in (None, tensor.dtype) and len(tensor.shape) == rank
-
-
-def _is_symmetric(dequantize: ir.Node) -> bool:
-    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
-    if zero is None:
-        return True
-    return zero.const_value is not None and not zero.const_value.numpy().any()
+def _nodes(linear: _Linear) -> list[ir.Node]:
+    return [linear.product] if linear.total is None else [linear.product, linear.total]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
+from vlmedge.graphs.edit import promise
 
 BLOCK = 128  # weights of one column that share a scale, where the scheme has one for the column
 BLOCK_MIN = 16
@@ -63,28 +62,11 @@ def pack(graph: ir.Graph, weight: ir.Value, scale: ir.Value) -> tuple[ir.Value, 
             return ir.Tensor(np.ascontiguousarray(found.T).ravel())
         return ir.Tensor(np.repeat(found, blocks))
 
-    shape = ir.Shape([columns, blocks, block * bits // 8])
-    sizes = ir.Shape([columns * blocks])
+    shape = (columns, blocks, block * bits // 8)
     return (
         promise(graph, f"{weight.name}.packed", ir.DataType.UINT8, shape, values),
-        promise(graph, f"{weight.name}.block_scale", ir.DataType.FLOAT, sizes, scales),
+        promise(graph, f"{weight.name}.block_scale", ir.DataType.FLOAT, [columns * blocks], scales),
     )
-
-
-def promise(
-    graph: ir.Graph,
-    name: str,
-    dtype: ir.DataType,
-    shape: ir.Shape,
-    make: Callable[[], ir.TensorProtocol],
-) -> ir.Value:
-    """Register a constant that is made when it is written, or return the one of this name."""
-    if name in graph.initializers:
-        return graph.initializers[name]
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
-    value.const_value = ir.LazyTensor(make, dtype, shape, name=name)
-    graph.register_initializer(value)
-    return value
 
 
 def read(tensor: ir.TensorProtocol) -> Array:

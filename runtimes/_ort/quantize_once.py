@@ -23,7 +23,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .nbits import promise, read
+from vlmedge.graphs.edit import constant, promise
+
+from .nbits import read
 
 CONTRIB = "com.microsoft"
 OFFSET = np.uint8(128)
@@ -51,7 +53,7 @@ def unsigned(graph: ir.Graph, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
     def values() -> ir.Tensor[NDArray[np.uint8]]:
         return ir.Tensor(np.add(read(source).view(np.uint8), OFFSET))  # 256 wraps to 0
 
-    shape = ir.Shape(source.shape.numpy())
+    shape = source.shape.numpy()
     moved = promise(graph, f"{weight.name}.unsigned", ir.DataType.UINT8, shape, values)
     return moved, _zero(graph)
 
@@ -74,6 +76,4 @@ def _zero(graph: ir.Graph) -> ir.Value:
     """Return the zero point of unsigned weights, uint8 []; it is registered once."""
     if (name := "unsigned.zero") in graph.initializers:
         return graph.initializers[name]
-    value = ir.Value(name=name, const_value=ir.tensor(np.array(OFFSET), name=name))
-    graph.register_initializer(value)
-    return value
+    return constant(graph, name, np.array(OFFSET))

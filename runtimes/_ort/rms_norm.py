@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._ort_match import producer, scalar
+from vlmedge.graphs.edit import producer, replace, scalar, uncast
 
 CHAIN = ("Reciprocal", "Sqrt", "Add", "ReduceMean", "Pow")
 WANTED = {"ReduceMean": -1, "Pow": 2}  # their second inputs: axis, exponent
@@ -34,11 +34,7 @@ def fuse_norms(graph: ir.Graph) -> int:
         x, weight, epsilon = found
         attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", epsilon)]
         norm = ir.Node("", "SimplifiedLayerNormalization", [x, weight], attributes, name=node.name)
-        old, new = node.outputs[0], norm.outputs[0]
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        graph.insert_before(node, norm)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
+        replace([node], [norm])
         count += 1
     return count
 
@@ -48,7 +44,7 @@ def _match(node: ir.Node) -> tuple[ir.Value, ir.Value, float] | None:
     if node.op_type != "Mul" or node.domain:
         return None
     for weight, scaled in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-        inner = producer(_uncast(scaled), "Mul")
+        inner = producer(uncast(scaled), "Mul")
         if weight is None or inner is None:
             continue
         if weight.shape is None or len(weight.shape) != 1:
@@ -65,7 +61,7 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
     value: ir.Value | None = root
     epsilon = None
     for op_type in CHAIN:
-        node = producer(_uncast(value), op_type)
+        node = producer(uncast(value), op_type)
         if node is None:
             return None
         if op_type == "Add":
@@ -73,10 +69,4 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
         elif op_type in WANTED and scalar(node.inputs[1]) != WANTED[op_type]:
             return None
         value = node.inputs[0]
-    return epsilon if value is x or _uncast(value) is x else None
-
-
-def _uncast(value: ir.Value | None) -> ir.Value | None:
-    """Return what a value was before it was cast."""
-    node = producer(value, "Cast")
-    return node.inputs[0] if node is not None else value
+    return epsilon if value is x or uncast(value) is x else None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .._ort_match import producer, scalar
+from vlmedge.graphs.edit import producer, scalar
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,14 @@ kernel writes new ones into the buffer that holds the past, so that no step copi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from vlmedge.arrays import Array
+from vlmedge.graphs import heads
+from vlmedge.graphs.edit import append, factored, order, producer, rank, reader, size
 from vlmedge.spec import Component
-
-from .._ort_match import factored
 
 CONTRIB = "com.microsoft"
 CACHED, PLAIN = "GroupQueryAttention", "MultiHeadAttention"
@@ -27,10 +25,7 @@ MASK = 10  # which of GroupQueryAttention's inputs is the mask
 TOTAL = "cache.total"  # begins the names of the nodes that count the positions of the buffer
 LENGTHS = "cache.lengths"  # an input that the engine adds: int32 [batch], positions in use - 1
 
-HEADS_INSIDE = [0, 2, 1, 3]  # [batch, tokens, heads, width] <-> [batch, heads, tokens, width]
-TURNED = ([0, 1, 3, 2], [0, 2, 3, 1])  # keys for the product: from heads outside, or inside
-PACKED = [2, 0, 3, 1, 4]  # [batch, tokens, 3, heads, width] -> [3, batch, heads, tokens, width]
-REPEAT = ("Unsqueeze", "Expand", "Reshape")  # of each key head for the query heads that share it
+TURNED = (heads.SWAPPED, heads.KEYS_TURNED)  # keys for the product: heads outside, or inside
 _HALF = ir.DataType.FLOAT16
 
 
@@ -116,48 +111,48 @@ def fuse(component: Component, model: ir.Model) -> Fused:
 def _match(softmax: ir.Node) -> _Attention | None:
     """Recognise an attention by its Softmax."""
     shares, scores = softmax.outputs[0], softmax.inputs[0]
-    mixed = _only_user(shares, "MatMul")
-    if scores is None or _rank(scores) != 4 or mixed is None or mixed.inputs[0] is not shares:
+    mixed = reader(shares, "MatMul", besides_shape=True)
+    if scores is None or rank(scores) != 4 or mixed is None or mixed.inputs[0] is not shares:
         return None
     mask, scale = None, 1.0
-    product = _maker(scores)
+    product = producer(scores)
     if product is not None and product.op_type == "Add":
         terms = [value for value in product.inputs if value is not None]
-        inner = [value for value in terms if _is_product(_maker(value))]
+        inner = [value for value in terms if _is_product(producer(value))]
         if len(terms) != 2 or len(inner) != 1 or not _is_alone(scores):
             return None
         mask = terms[1 - terms.index(inner[0])]
-        if _rank(mask) != 4:
+        if rank(mask) != 4:
             return None
-        product = _maker(inner[0])
+        product = producer(inner[0])
     if product is not None and product.op_type in ("Mul", "Div"):
         scaled = factored(product)
         if scaled is None or not _is_alone(product.outputs[0]):
             return None
-        scale, product = scaled[1], _maker(scaled[0])
+        scale, product = scaled[1], producer(scaled[0])
     if product is None or product.op_type != "MatMul" or not _is_alone(product.outputs[0]):
         return None
     query, turned = product.inputs
     value = mixed.inputs[1]
     if query is None or turned is None or value is None:
         return None
-    maker = _maker(turned)
+    maker = producer(turned)
     if maker is not None and maker.op_type in ("Mul", "Div"):
         scaled = factored(maker)
         if scaled is None:
             return None
         turned, scale = scaled[0], scale * scaled[1]
-        maker = _maker(turned)
+        maker = producer(turned)
     if maker is None or maker.op_type != "Transpose" or maker.inputs[0] is None:
         return None
-    order = _order(maker)
-    if order not in TURNED or any(_rank(v) != 4 for v in (query, value, maker.inputs[0])):
+    turn = order(maker)
+    if turn not in TURNED or any(rank(v) != 4 for v in (query, value, maker.inputs[0])):
         return None
-    if not isinstance(_size(query, 1), int) or not isinstance(_size(query, 3), int):
+    if not isinstance(size(query, 1), int) or not isinstance(size(query, 3), int):
         return None
     if query.dtype not in (ir.DataType.FLOAT, _HALF):
         return None
-    inside = order == TURNED[1]
+    inside = turn == TURNED[1]
     return _Attention(query, maker.inputs[0], inside, value, mask, scale, mixed.outputs[0])
 
 
@@ -171,19 +166,21 @@ def _cached(
     found = [layer for one in attentions if (layer := _layer(one)) is not None]
     held = {str(value.name) for layer in found for value in layer.past}
     masks = {id(layer.attention.mask) for layer in found}
-    if not found or held != set(pairs) or len(masks) != 1 or _asks_for_past(graph, held):
+    if not found or held != set(pairs) or len(masks) != 1:
+        return []
+    if heads.asks_for_past(graph, held, but_length=False):
         return []
     mask = found[0].attention.mask
     # one mask for all heads; the kernel computes in float16 alone
     half = all(layer.attention.query.dtype == _HALF for layer in found)
-    return found if half and mask is not None and _size(mask, 1) == 1 else []
+    return found if half and mask is not None and size(mask, 1) == 1 else []
 
 
 def _layer(one: _Attention) -> _Cached | None:
     """Recognise where the cache enters an attention."""
     if one.inside or one.mask is None:
         return None
-    joined = [_maker(_unrepeated(value)) for value in (one.key, one.value)]
+    joined = [producer(_unrepeated(value)) for value in (one.key, one.value)]
     if any(node is None or node.op_type != "Concat" or len(node.inputs) != 2 for node in joined):
         return None
     key, value = (node for node in joined if node is not None)
@@ -201,7 +198,7 @@ def _layer(one: _Attention) -> _Cached | None:
 def _keeps(one: _Attention, state: set[str]) -> bool:
     """Tell whether an attention reads a cache; one that is not in place stays spelt out."""
     for value in (one.key, one.value):
-        node = _maker(_unrepeated(value))
+        node = producer(_unrepeated(value))
         if node is not None and any(v is not None and v.name in state for v in node.inputs):
             return True
     return False
@@ -210,8 +207,8 @@ def _keeps(one: _Attention, state: set[str]) -> bool:
 def _unrepeated(value: ir.Value) -> ir.Value:
     """Go back to where each key head is there once, not once for every query head."""
     found = value
-    for op_type in reversed(REPEAT):
-        node = _maker(found)
+    for op_type in reversed(heads.REPEAT):
+        node = producer(found)
         if node is None or node.op_type != op_type or node.inputs[0] is None:
             return value
         found = node.inputs[0]
@@ -237,20 +234,20 @@ def _plain(
     graph: ir.Graph, one: _Attention, name: str, split: dict[ir.Value, list[ir.Value]]
 ) -> None:
     """Put MultiHeadAttention in place of one attention."""
-    heads, width = int(str(_size(one.query, 1))), int(str(_size(one.query, 3)))
+    count, width = _heads(one.value)
     query = _flat(graph, one.query, f"{name}.query", split)
     value = _flat(graph, one.value, f"{name}.value", split)
     if one.inside:
-        key = _joined(graph, one.key, f"{name}.key")
+        key = heads.joined(graph, one.key, *_heads(one.query), f"{name}.key")
     else:
         key = _flat(graph, one.key, f"{name}.key", split)
     mask = None if one.mask is None else _full(graph, one.mask, one.query, f"{name}.mask")
-    joined = _add(
-        graph, PLAIN, [query, key, value, None, None, mask], name, one.query.dtype,
-        ["batch", _size(one.query, 2), heads * int(str(_size(one.value, 3)))],
-        domain=CONTRIB, num_heads=heads, scale=one.scale,
+    joined = append(
+        graph, PLAIN, [query, key, value, None, None, mask], one.query.dtype,
+        ["batch", size(one.query, 2), count * width], name,
+        domain=CONTRIB, num_heads=count, scale=one.scale,
     )  # fmt: skip
-    _leave(graph, one.out, joined, heads, width, name)
+    heads.leave(graph, one.out, joined, count, width, name)
 
 
 def _in_place(
@@ -258,7 +255,7 @@ def _in_place(
 ) -> None:
     """Put GroupQueryAttention in place of one attention; its cache is the buffer it is given."""
     one = layer.attention
-    heads, width = int(str(_size(one.query, 1))), int(str(_size(one.query, 3)))
+    count, width = _heads(one.query)
     query = _flat(graph, one.query, f"{name}.query", {})
     key, value = (
         _flat(graph, new, f"{name}.{role}", {})
@@ -269,8 +266,8 @@ def _in_place(
         CACHED,
         [query, key, value, *layer.past, lengths, total, None, None, None, one.mask],
         [
-            ir.AttrInt64("num_heads", heads),
-            ir.AttrInt64("kv_num_heads", int(str(_size(layer.past[0], 1)))),
+            ir.AttrInt64("num_heads", count),
+            ir.AttrInt64("kv_num_heads", int(str(size(layer.past[0], 1)))),
             ir.AttrFloat32("scale", one.scale),
         ],
         num_outputs=3,
@@ -279,7 +276,7 @@ def _in_place(
     graph.append(node)
     joined, *present = node.outputs
     joined.name, joined.type = f"{name}.out", ir.TensorType(_HALF)
-    joined.shape = ir.Shape(["batch", "tokens", heads * width])
+    joined.shape = ir.Shape(["batch", "tokens", count * width])
     for old, new in zip(layer.present, present, strict=True):
         new.name, new.type = old.name, old.type
         new.shape = old.shape
@@ -287,86 +284,42 @@ def _in_place(
         for index, output in enumerate(graph.outputs):
             if output is old:
                 graph.outputs[index] = new
-    _leave(graph, one.out, joined, heads, width, name)
+    heads.leave(graph, one.out, joined, count, width, name)
 
 
 def _total(graph: ir.Graph, mask: ir.Value) -> ir.Value:
     """Read how many keys the mask has, as int32 []: ONNX Runtime keeps that on the host."""
-    length = _add(graph, "Shape", [mask], TOTAL, ir.DataType.INT64, [1], start=3, end=4)
-    narrow = _add(
-        graph, "Cast", [length], f"{TOTAL}.int32", ir.DataType.INT32, [1],
-        to=int(ir.DataType.INT32),
-    )  # fmt: skip
-    return _add(graph, "Squeeze", [narrow], f"{TOTAL}.scalar", ir.DataType.INT32, [])
+    int32, int64 = ir.DataType.INT32, ir.DataType.INT64
+    length = append(graph, "Shape", [mask], int64, [1], TOTAL, start=3, end=4)
+    narrow = append(graph, "Cast", [length], int32, [1], f"{TOTAL}.int32", to=int(int32))
+    return append(graph, "Squeeze", [narrow], int32, [], f"{TOTAL}.scalar")
 
 
 def _full(graph: ir.Graph, mask: ir.Value, query: ir.Value, name: str) -> ir.Value:
     """Repeat a mask of one row for every token, since the kernel does not."""
-    if _size(mask, 2) != 1 or _size(query, 2) == 1:
+    if size(mask, 2) != 1 or size(query, 2) == 1:
         return mask
     parts = [
-        _add(graph, "Shape", [value], f"{name}.{i}", ir.DataType.INT64, [end - start],
-             start=start, end=end)
+        append(graph, "Shape", [value], ir.DataType.INT64, [end - start], f"{name}.{i}",
+               start=start, end=end)
         for i, (value, start, end) in enumerate(((mask, 0, 2), (query, 2, 3), (mask, 3, 4)))
     ]  # fmt: skip
-    shape = _add(graph, "Concat", parts, f"{name}.shape", ir.DataType.INT64, [4], axis=0)
-    sizes = [_size(mask, 0), _size(mask, 1), _size(query, 2), _size(mask, 3)]
-    return _add(graph, "Expand", [mask, shape], f"{name}.full", mask.dtype, sizes)
+    shape = append(graph, "Concat", parts, ir.DataType.INT64, [4], f"{name}.shape", axis=0)
+    sizes = [size(mask, 0), size(mask, 1), size(query, 2), size(mask, 3)]
+    return append(graph, "Expand", [mask, shape], mask.dtype, sizes, f"{name}.full")
 
 
 def _flat(
     graph: ir.Graph, value: ir.Value, name: str, split: dict[ir.Value, list[ir.Value]]
 ) -> ir.Value:
-    """Return [batch, heads, tokens, width] as [batch, tokens, heads * width]."""
-    heads, width = int(str(_size(value, 1))), int(str(_size(value, 3)))
-    node = _maker(value)
-    inner = node.inputs[0] if node is not None and node.op_type == "Transpose" else None
-    if inner is not None and node is not None and _order(node) == HEADS_INSIDE:
-        return _joined(graph, inner, name)
-    third = _third(graph, value, split)
-    if third is not None:
-        return third
-    turned = _add(
-        graph, "Transpose", [value], f"{name}.turned", value.dtype,
-        [_size(value, 0), _size(value, 2), heads, width], perm=HEADS_INSIDE,
-    )  # fmt: skip
-    return _joined(graph, turned, name)
+    """Return [batch, heads, tokens, width] as [batch, tokens, heads * width].
 
-
-def _joined(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
-    """Return [batch, tokens, heads, width] as [batch, tokens, heads * width]."""
-    heads, width = int(str(_size(value, 2))), int(str(_size(value, 3)))
-    node = _maker(value)
-    if node is not None and node.op_type == "Reshape" and node.inputs[0] is not None:
-        whole = node.inputs[0]
-        if _rank(whole) == 3 and _size(whole, 2) == heads * width:
-            return whole
-    shape = _constant(graph, f"{name}.sizes", np.array([0, 0, heads * width]))
-    sizes = [_size(value, 0), _size(value, 1), heads * width]
-    return _add(graph, "Reshape", [value, shape], f"{name}.flat", value.dtype, sizes)
-
-
-def _third(
-    graph: ir.Graph, value: ir.Value, split: dict[ir.Value, list[ir.Value]]
-) -> ir.Value | None:
-    """Take one of query, key and value out of the product that makes all three.
-
-    [batch, tokens, 3 * heads * width] -> Reshape -> Transpose -> Gather     =>     -> Split
+    What one Linear makes with two others comes of a Split, once for all three.
     """
-    gather = _maker(value)
-    if gather is None or gather.op_type != "Gather" or gather.attributes.get_int("axis", 0) != 0:
-        return None
-    index = None if gather.inputs[1] is None else gather.inputs[1].const_value
-    turned = None if gather.inputs[0] is None else _maker(gather.inputs[0])
-    if index is None or index.size != 1 or turned is None or turned.op_type != "Transpose":
-        return None
-    if _order(turned) != PACKED or turned.inputs[0] is None:
-        return None
-    shaped = _maker(turned.inputs[0])
-    whole = None if shaped is None or shaped.op_type != "Reshape" else shaped.inputs[0]
-    width = int(str(_size(value, 1))) * int(str(_size(value, 3)))
-    if whole is None or _rank(whole) != 3 or _size(whole, 2) != 3 * width:
-        return None
+    third = heads.third(value)
+    if third is None:
+        return heads.flat(graph, value, *_heads(value), name)
+    whole = third.whole
     if whole not in split:
         node = ir.Node(
             "", "Split", [whole],
@@ -377,38 +330,16 @@ def _third(
         for number, part in enumerate(node.outputs):
             part.name = f"{whole.name}.{number}"
             part.type = ir.TensorType(whole.dtype or _HALF)
-            part.shape = ir.Shape([_size(whole, 0), _size(whole, 1), width])
+            part.shape = ir.Shape([size(whole, 0), size(whole, 1), third.heads * third.width])
         split[whole] = list(node.outputs)
-    return split[whole][int(index.numpy().ravel()[0])]
-
-
-def _leave(
-    graph: ir.Graph, old: ir.Value, joined: ir.Value, heads: int, width: int, name: str
-) -> None:
-    """Give [batch, tokens, heads * width] to whoever read [batch, heads, tokens, width]."""
-    turned = _only_user(old, "Transpose")
-    if turned is not None and _order(turned) == HEADS_INSIDE:
-        flat = _only_user(turned.outputs[0], "Reshape")
-        if flat is not None and _rank(flat.outputs[0]) == 3 and (
-            _size(flat.outputs[0], 2) == heads * width
-        ):  # fmt: skip
-            flat.outputs[0].replace_all_uses_with(joined, replace_graph_outputs=True)
-            return
-    shape = _constant(graph, f"{name}.split", np.array([0, 0, heads, width]))
-    sizes = [_size(old, 0), _size(old, 2), heads, width]
-    apart = _add(graph, "Reshape", [joined, shape], f"{name}.apart", joined.dtype, sizes)
-    back = _add(
-        graph, "Transpose", [apart], f"{name}.back", joined.dtype,
-        [_size(old, 0), heads, _size(old, 2), width], perm=HEADS_INSIDE,
-    )  # fmt: skip
-    old.replace_all_uses_with(back)
+    return split[whole][third.number]
 
 
 def _is_product(node: ir.Node | None) -> bool:
     """Tell whether a node makes scores: a product, scaled or not."""
     if node is not None and node.op_type in ("Mul", "Div"):
         scaled = factored(node)
-        node = None if scaled is None else _maker(scaled[0])
+        node = None if scaled is None else producer(scaled[0])
     return node is not None and node.op_type == "MatMul"
 
 
@@ -416,57 +347,6 @@ def _is_alone(value: ir.Value) -> bool:
     return len(tuple(value.uses())) == 1 and not value.is_graph_output()
 
 
-def _order(transpose: ir.Node) -> list[int]:
-    return list(transpose.attributes.get_ints("perm", ()))
-
-
-def _maker(value: ir.Value) -> ir.Node | None:
-    return value.producer()
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """Return the one node that reads a value, if it is of this kind; its shape may be asked."""
-    users = {use.node for use in value.uses() if use.node.op_type != "Shape"}
-    node = next(iter(users)) if len(users) == 1 and not value.is_graph_output() else None
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _rank(value: ir.Value) -> int:
-    return -1 if value.shape is None else len(value.shape)
-
-
-def _size(value: ir.Value, axis: int) -> int | str:
-    """Return a size, or the name of one that is not known yet."""
-    assert value.shape is not None
-    size = value.shape[axis]
-    return size if isinstance(size, int) else str(size)
-
-
-def _add(
-    graph: ir.Graph,
-    op_type: str,
-    inputs: Sequence[ir.Value | None],
-    name: str,
-    dtype: ir.DataType | None,
-    shape: list[int | str],
-    domain: str = "",
-    **attributes: int | float | list[int],
-) -> ir.Value:
-    """Append a node of one output."""
-    node = ir.Node(
-        domain, op_type, inputs,
-        [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()],
-        name=name,
-    )  # fmt: skip
-    graph.append(node)
-    out = node.outputs[0]
-    out.name, out.type = f"{name}.out", ir.TensorType(dtype or _HALF)
-    out.shape = ir.Shape(shape)
-    return out
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(array.shape)
-    graph.register_initializer(value)
-    return value
+def _heads(value: ir.Value) -> tuple[int, int]:
+    """Return how many heads [batch, heads, tokens, width] has, and the width of one."""
+    return int(str(size(value, 1))), int(str(size(value, 3)))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vlmedge.graphs.edit import uncast
+
 from .attention import TOTAL
 
 SMALL_BYTES = 1 << 16  # constants that the host may have too
@@ -107,12 +109,6 @@ def _is_small(value: ir.Value) -> bool:
     return value.is_initializer() and tensor is not None and tensor.nbytes <= SMALL_BYTES
 
 
-def _uncast(value: ir.Value | None) -> ir.Value | None:
-    """Go back through casts, which keep the shape."""
-    maker = None if value is None else value.producer()
-    return _uncast(maker.inputs[0]) if maker is not None and maker.op_type == "Cast" else value
-
-
 def _copied(graph: ir.Graph, edge: list[ir.Value], allowed: set[ir.Node]) -> _Part:
     """Copy what makes the values of `edge`."""
     needed: set[ir.Node] = set()
@@ -141,7 +137,7 @@ def _copied(graph: ir.Graph, edge: list[ir.Value], allowed: set[ir.Node]) -> _Pa
     for node in graph:
         if node not in needed:
             continue
-        taken = [_uncast(value) if node.op_type == "Shape" else value for value in node.inputs]
+        taken = [uncast(value) if node.op_type == "Shape" else value for value in node.inputs]
         twin = ir.Node(
             node.domain, node.op_type, [copied(value) for value in taken],
             list(node.attributes.values()), num_outputs=len(node.outputs), name=node.name,

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vlmedge.graphs.edit import replace, unrounded
+from vlmedge.graphs.half import halve_state, is_typed
 from vlmedge.spec import Component
 
-from .._half import halve, is_typed
+from .._half import halve
 from .._ort.rms_norm import fuse_norms
 from .attention import CACHED, CONTRIB, MASK, Fused, fuse
 from .host import split
 from .pack import pack
-
-_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +55,24 @@ def lower(component: Component, model: ir.Model) -> Lowered:
     weight_only = 0
     for node in list(graph):
         if (packed := pack(graph, node, always=bool(component.state))) is not None:
-            graph.insert_before(node, packed)
-            old, new = node.outputs[0], packed.outputs[0]
-            new.name, new.type, new.shape = old.name, old.type, old.shape
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            graph.remove(node, safe=True)
+            replace([node], [packed])
             weight_only += 1
     if weight_only:
         model.opset_imports[CONTRIB] = 1
-    _clean(model)
+    RemoveUnusedNodesPass()(model)
     state = {name for pair in component.state for name in pair}
     if is_typed(model):
-        _keep_half(graph, component)
+        halve_state(model, component.state)
     elif small:
         halve(model, state)
     fuse_norms(graph)  # one kernel sums the squares in float32; in float16 they do not fit
-    _clean(model)
+    RemoveUnusedNodesPass()(model)
     fused = fuse(component, model)
-    _clean(model)
+    RemoveUnusedNodesPass()(model)
     restored = sum(node.op_type == "DequantizeLinear" for node in graph)
     waiting = set() if fused.cached else {into for _, into in component.state}
     host = split(model, waiting)
-    _clean(model)
+    RemoveUnusedNodesPass()(model)
     for value in [v for v in graph.inputs if not v.uses() and not v.is_graph_output()]:
         graph.inputs.remove(value)
     masks = {str(node.inputs[MASK].name) for node in graph if node.op_type == CACHED}  # type: ignore[union-attr]
@@ -100,46 +96,5 @@ def shape_nodes(model: ir.Model) -> list[str]:
 def _unround(graph: ir.Graph) -> None:
     """Take away the steps that round activations: x -> Quantize -> Dequantize -> becomes x."""
     for node in list(graph):
-        if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
-            continue
-        maker = node.inputs[0].producer()
-        if maker is not None and maker.op_type == "QuantizeLinear" and maker.inputs[0] is not None:
-            node.outputs[0].replace_all_uses_with(maker.inputs[0], replace_graph_outputs=True)
-
-
-def _keep_half(graph: ir.Graph, component: Component) -> None:
-    """Let the state of a typed graph be float16, as it is inside, since it never leaves.
-
-    past float32 -> Cast -> float16 ... float16 -> Cast -> present float32
-    """
-    inputs = {str(value.name): value for value in graph.inputs}
-    outputs = {str(value.name): index for index, value in enumerate(graph.outputs)}
-    for out, into in component.state:
-        past, index = inputs[into], outputs[out]
-        present = graph.outputs[index]
-        casts = [use.node for use in past.uses() if use.node.op_type == "Cast"]
-        maker = present.producer()
-        others = [use.node for use in past.uses() if use.node.op_type not in ("Cast", "Shape")]
-        if past.dtype != _FLOAT or len(casts) != 1 or others or maker is None:
-            continue
-        inner = maker.inputs[0] if maker.op_type == "Cast" else None
-        if casts[0].outputs[0].dtype != _HALF or inner is None or inner.dtype != _HALF:
-            continue
-        if present.uses():
-            continue
-        past.type = ir.TensorType(_HALF)
-        casts[0].outputs[0].replace_all_uses_with(past)
-        graph.remove(casts[0], safe=True)
-        graph.outputs[index] = inner
-        graph.remove(maker, safe=True)
-        inner.name = out
-
-
-def _clean(model: ir.Model) -> None:
-    """Remove the nodes and initializers that nobody reads any more."""
-    RemoveUnusedNodesPass()(model)
-    graph = model.graph
-    used = {value for node in graph.all_nodes() for value in node.inputs if value is not None}
-    used |= set(graph.outputs)
-    for name in [name for name, value in graph.initializers.items() if value not in used]:
-        del graph.initializers[name]
+        if (x := unrounded(node.outputs[0])) is not None:
+            node.outputs[0].replace_all_uses_with(x, replace_graph_outputs=True)

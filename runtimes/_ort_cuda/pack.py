@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vlmedge.graphs.edit import is_symmetric
+
 from .._ort import nbits
 from .attention import CONTRIB
 
@@ -27,7 +29,7 @@ def pack(graph: ir.Graph, node: ir.Node, *, always: bool) -> ir.Node | None:
     weight, scale = dequantize.inputs[0], dequantize.inputs[1]
     if weight is None or scale is None or weight.const_value is None or scale.const_value is None:
         return None
-    if len(weight.const_value.shape) != 2 or not _is_symmetric(dequantize):
+    if len(weight.const_value.shape) != 2 or not is_symmetric(dequantize):
         return None
     axis, rank = dequantize.attributes.get_int("axis", 1), len(scale.const_value.shape)
     by_column = weight.dtype == ir.DataType.INT8 and rank == 1 and axis in (1, -1)
@@ -45,10 +47,3 @@ def pack(graph: ir.Graph, node: ir.Node, *, always: bool) -> ir.Node | None:
         [ir.AttrInt64(name, number) for name, number in numbers.items()],
         name=node.name,
     )
-
-
-def _is_symmetric(dequantize: ir.Node) -> bool:
-    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
-    if zero is None:
-        return True
-    return zero.const_value is not None and not zero.const_value.numpy().any()

@@ -16,6 +16,7 @@ from typing import Any
 import onnxruntime as ort
 
 from vlmedge.bundle import Bundle
+from vlmedge.graphs.edit import external, refer
 from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES, load_graph
 from vlmedge.shelves.engine_store import engines_folder
 from vlmedge.spec import Component
@@ -86,7 +87,7 @@ def _write(
 
     host = lower(component, model)
     values = list(model.graph.initializers.values())
-    kept = [v for v in values if isinstance(v.const_value, ir.ExternalTensor)]
+    kept = external(model)
     made = [v for v in values if isinstance(v.const_value, ir.LazyTensor)]
     weights = f"{component.name}.bin"
     if folder.is_relative_to(bundle.path):
@@ -95,13 +96,7 @@ def _write(
         location = weights
         if made:  # ONNX Runtime refuses files outside of one root, and links: it has them all
             made, kept = [*made, *kept], []
-    for value in kept:
-        tensor = value.const_value
-        assert isinstance(tensor, ir.ExternalTensor)
-        value.const_value = ir.ExternalTensor(
-            f"{GRAPHS}/{tensor.location}", tensor.offset, tensor.length, tensor.dtype,
-            shape=tensor.shape, name=str(value.name), base_dir=bundle.path,
-        )  # fmt: skip
+    refer(kept, bundle.path, GRAPHS)
     if made:
         with (partial / weights).open("wb") as stream:
             for value in made:

@@ -50,7 +50,7 @@ def _repairs(job: Job, partial: Path, *, plain: bool) -> Iterator[tuple[Restored
 
     There are none where the types are not the graph's (8.6), or a scheme has chosen them.
     """
-    from .._half import is_typed
+    from vlmedge.graphs.half import is_typed
 
     def lower() -> Any:
         return lowered(job.bundle, job.component, job.version, "float32", plain=plain)[0]

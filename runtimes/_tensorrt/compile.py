@@ -95,7 +95,7 @@ def compile_component(
     Raises:
         BundleError: TensorRT refuses the graph, or there is too little memory or disk.
     """
-    from .._half import is_typed
+    from vlmedge.graphs.half import is_typed
 
     component, version, options = job.component, job.version, job.options
     by_flag = dla_core is not None and version < (11, 0)

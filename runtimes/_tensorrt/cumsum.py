@@ -12,9 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.arrays import Array
-
-from .._half import cast
+from vlmedge.graphs.edit import cast, constant
 
 SUMS_AT_ONCE = (10, 8)  # the first version with ICumulativeLayer
 _FLOAT, _INDEX = ir.DataType.FLOAT, ir.DataType.INT64
@@ -66,15 +64,8 @@ def sum_of_pairs(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
         out.name, out.type = f"{prefix}.pairs.{len(nodes)}", ir.TensorType(dtype)
         return out
 
-    def constant(what: str, array: Array) -> ir.Value:
-        tensor = ir.tensor(array, name=f"{prefix}.{what}")
-        value = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-        value.shape = ir.Shape(array.shape)
-        graph.register_initializer(value)
-        return value
-
     def index(what: str, number: int | list[int]) -> ir.Value:
-        return constant(what, np.array(number, np.int64))
+        return constant(graph, f"{prefix}.{what}", np.array(number, np.int64))
 
     shape = add("Shape", x, dtype=_INDEX)
     length = add("Gather", shape, index("last", rank - 1), dtype=_INDEX)
@@ -83,7 +74,7 @@ def sum_of_pairs(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
     t = add("Unsqueeze", place, index("column", [1]), dtype=_INDEX)
     counts = add("LessOrEqual", s, t, dtype=ir.DataType.BOOL)
     each = add("Unsqueeze", x, index("ends", [rank - 1]), dtype=dtype)
-    nothing = constant("nothing", np.zeros((), dtype.numpy()))
+    nothing = constant(graph, f"{prefix}.nothing", np.zeros((), dtype.numpy()))
     counted = add("Where", counts, each, nothing, dtype=dtype)
     add("ReduceSum", counted, index("starts", [rank]), dtype=dtype, keepdims=0)
     return nodes

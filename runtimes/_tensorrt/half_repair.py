@@ -20,12 +20,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from vlmedge.arrays import Array
+from vlmedge.graphs.edit import append, constant
+from vlmedge.graphs.half import HALF_MAX, MASK, masked
 from vlmedge.graphs.portable import EXTERNAL_THRESHOLD_BYTES
 from vlmedge.parity.probe import Probe
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component
 
-from .._half import HALF_MAX, MASK, MASKED
 from .outcome import Restored
 
 # Shares of float16's largest number: other pictures reach further than the one that was tried. The
@@ -33,6 +34,7 @@ from .outcome import Restored
 MARGINS = (0.5, 0.125)
 _SUMS = ("LayerNormalization", "RMSNormalization")  # which square what they read, and add it up
 _LARGEST = ".largest"
+_FLOAT = ir.DataType.FLOAT
 
 
 def largest(component: Component, model: ir.Model, probe: Probe, folder: Path) -> dict[str, float]:
@@ -105,27 +107,28 @@ def _meter(model: ir.Model) -> list[str]:
     """Put a meter at every float32 value that is computed or fed; return their names."""
     graph = model.graph
     _mask(graph)
-    zero = _constant(graph, "meter.zero", np.zeros(1, np.float32))
-    flat = _constant(graph, "meter.flat", np.array([-1], np.int64))
-    last = _constant(graph, "meter.last", np.array([-1], np.int64))
+    zero = constant(graph, "meter.zero", np.zeros(1, np.float32))
+    flat = constant(graph, "meter.flat", np.array([-1], np.int64))
+    last = constant(graph, "meter.last", np.array([-1], np.int64))
     names = []
 
     def show(name: str, value: ir.Value) -> None:
-        row = _add(graph, "Reshape", [value, flat])
-        whole = _add(graph, "Concat", [row, zero], [ir.AttrInt64("axis", 0)])
-        shown = _add(graph, "ReduceMax", [whole], [ir.AttrInt64("keepdims", 0)])
-        shown.name, shown.shape = f"{name}{_LARGEST}", ir.Shape([])
+        row = append(graph, "Reshape", [value, flat], _FLOAT, None)
+        whole = append(graph, "Concat", [row, zero], _FLOAT, None, axis=0)
+        shown = append(graph, "ReduceMax", [whole], _FLOAT, [], keepdims=0)
+        shown.name = f"{name}{_LARGEST}"
         graph.outputs.append(shown)
         names.append(name)
 
     made = [value for node in list(graph) if not _is_constant(node) for value in node.outputs]
     sums = [node for node in graph if node.op_type in _SUMS]
     for value in [*graph.inputs, *made]:
-        if value.dtype == ir.DataType.FLOAT and value.name:
-            show(value.name, _add(graph, "Abs", [value]))
+        if value.dtype == _FLOAT and value.name:
+            show(value.name, append(graph, "Abs", [value], _FLOAT, None))
     for node in sums:
-        square = _add(graph, "Mul", [node.inputs[0], node.inputs[0]])
-        show(f"{node.outputs[0].name}.sum", _add(graph, "ReduceSum", [square, last]))
+        square = append(graph, "Mul", [node.inputs[0]] * 2, _FLOAT, None)
+        total = append(graph, "ReduceSum", [square, last], _FLOAT, None)
+        show(f"{node.outputs[0].name}.sum", total)
     return names
 
 
@@ -133,35 +136,12 @@ def _mask(graph: ir.Graph) -> None:
     """Give masks the number that they have in float16, so that they are not taken for overflow."""
     for value in graph.initializers.values():
         tensor = value.const_value
-        if tensor is None or tensor.size != 1 or tensor.dtype != ir.DataType.FLOAT:
+        if tensor is None or tensor.size != 1 or tensor.dtype != _FLOAT:
             continue
-        number = tensor.numpy()
-        if np.abs(number) >= MASK:
-            value.const_value = ir.tensor(
-                (np.sign(number) * MASKED).astype(np.float32), name=value.name
-            )
+        if np.abs(number := tensor.numpy()) >= MASK:
+            value.const_value = ir.tensor(masked(number), name=value.name)
 
 
 def _is_constant(node: ir.Node) -> bool:
     """Tell whether a node's outputs hang on no input: weights on their way."""
     return all(value is None or value.is_initializer() for value in node.inputs)
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape = ir.Shape(array.shape)
-    graph.register_initializer(value)
-    return value
-
-
-def _add(
-    graph: ir.Graph,
-    kind: str,
-    inputs: list[ir.Value | None],
-    attributes: list[ir.Attr] | None = None,
-) -> ir.Value:
-    node = ir.Node("", kind, inputs, attributes or [])
-    graph.append(node)
-    out = node.outputs[0]
-    out.type = ir.TensorType(ir.DataType.FLOAT)
-    return out

@@ -23,12 +23,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vlmedge.arrays import Array
+from vlmedge.graphs.edit import constant, replace
+from vlmedge.graphs.half import halve_state, is_typed
 from vlmedge.shelves.build_options import Precision
 
-from .._half import halve, is_typed
+from .._half import halve
 from .cumsum import SUMS_AT_ONCE, is_over_last_axis, sum_in_float, sum_of_pairs
-from .half_cache import halve_state
 from .operators import Version, names, operators
 from .softmax_guard import keep_apart
 from .unquantize import restored
@@ -68,16 +68,16 @@ def lower(
     for node in list(model.graph):
         dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
         if node.op_type == "Gelu" and "Gelu" not in table.types:
-            _replace(node, _gelu(model.graph, node))
+            replace([node], _gelu(model.graph, node))
         elif node.op_type == "CumSum" and dtype in _INTEGERS:
             if record and version < SUMS_AT_ONCE and is_over_last_axis(node):
-                _replace(node, sum_of_pairs(model.graph, node))
+                replace([node], sum_of_pairs(model.graph, node))
             else:
                 sum_in_float(model.graph, node, dtype)
         elif node.op_type == "Clip" and dtype in _INTEGERS:
-            _replace(node, _bounds(node))
+            replace([node], _bounds(node))
         elif node.op_type == "Shape" and {"start", "end"} & set(node.attributes):
-            _replace(node, _part_of_shape(model.graph, node))
+            replace([node], _part_of_shape(model.graph, node))
         else:
             continue
         changed = True
@@ -93,7 +93,6 @@ def lower(
         changed = halve_state(model, state) or changed
     if changed:
         RemoveUnusedNodesPass()(model)
-        _drop_unused(model)
     return changed
 
 
@@ -119,7 +118,7 @@ def _gelu(graph: ir.Graph, gelu: ir.Node) -> list[ir.Node]:
     def number(value: float) -> ir.Value:
         assert x is not None and x.dtype is not None
         array = np.array(value, x.dtype.numpy())
-        return _initializer(graph, f"{prefix}.c{len(graph.initializers)}", array)
+        return constant(graph, f"{prefix}.c{len(graph.initializers)}", array)
 
     if gelu.attributes.get_string("approximate", "none") == "tanh":
         cube = add("Mul", add("Mul", x, x), x)
@@ -162,7 +161,7 @@ def _part_of_shape(graph: ir.Graph, shape: ir.Node) -> list[ir.Node]:
     value.name, value.type = f"{name}.whole", shape.outputs[0].type
     bounds = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", _LAST)
     constants = [
-        _initializer(graph, f"{name}.{what}", np.array([number], np.int64))
+        constant(graph, f"{name}.{what}", np.array([number], np.int64))
         for what, number in zip(("start", "end", "axis"), (*bounds, 0), strict=True)
     ]
     return [whole, ir.Node("", "Slice", [value, *constants], name=f"{name}.part")]
@@ -237,35 +236,9 @@ def _add_zero_points(graph: ir.Graph) -> bool:
         assert values is not None and values.dtype is not None and scale is not None
         sizes = () if scale.shape is None else scale.shape.numpy()
         name = f"{scale.name}.zero"
-        zero = graph.initializers.get(name) or _initializer(
+        zero = graph.initializers.get(name) or constant(
             graph, name, np.zeros(sizes, values.dtype.numpy())
         )
         node.resize_inputs(3)
         node.replace_input_with(2, zero)
     return bool(bare)
-
-
-def _drop_unused(model: ir.Model) -> None:
-    """Remove the initializers that no node reads any more."""
-    graph = model.graph
-    used = {value for node in graph.all_nodes() for value in node.inputs if value is not None}
-    used |= set(graph.outputs)
-    for name in [name for name, value in graph.initializers.items() if value not in used]:
-        del graph.initializers[name]
-
-
-def _replace(old: ir.Node, nodes: list[ir.Node]) -> None:
-    graph = old.graph
-    assert isinstance(graph, ir.Graph)
-    before, after = old.outputs[0], nodes[-1].outputs[0]
-    graph.insert_before(old, nodes)
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    after.name, after.type, after.shape = before.name, before.type, before.shape
-    graph.remove(old, safe=True)
-
-
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)  # type: ignore[union-attr]
-    graph.register_initializer(value)
-    return value

@@ -13,8 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlmedge.arrays import Array
-
-_FLOAT = ir.DataType.FLOAT
+from vlmedge.graphs.edit import promise
 
 
 def is_rounded(model: ir.Model) -> bool:
@@ -50,15 +49,12 @@ def restored(graph: ir.Graph, node: ir.Node, source: ir.Value) -> ir.Value:
     assert scale is not None
     axis = node.attributes.get_int("axis", 1)
     block = node.attributes.get_int("block_size", 0)
-    made = ir.Value(name=f"{source.name}.plain", type=ir.TensorType(_FLOAT), shape=source.shape)
-    made.const_value = ir.LazyTensor(
-        lambda: ir.Tensor(_dequantized(tensor.numpy(), scale, zero, axis, block)),
-        _FLOAT,
-        ir.Shape(tensor.shape.numpy()),
-        name=made.name,
-    )
-    graph.register_initializer(made)
-    return made
+
+    def make() -> ir.Tensor[Array]:
+        return ir.Tensor(_dequantized(tensor.numpy(), scale, zero, axis, block))
+
+    sizes = tensor.shape.numpy()
+    return promise(graph, f"{source.name}.plain", ir.DataType.FLOAT, sizes, make)
 
 
 def _dequantized(array: Array, scale: Array, zero: Array | None, axis: int, block: int) -> Array:

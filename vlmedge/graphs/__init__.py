@@ -1,1 +1,1 @@
-"""Portable ONNX graphs; the only package of the core that may import onnx_ir."""
+"""Portable ONNX graphs: what is asked of them and changed in them, wherever that is done."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vlmedge.graphs.edit import drop_unread
 from vlmedge.spec import Component, TensorSpec
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def _piece(component: Component, model: ir.Model, start: int, stop: int) -> Piec
         graph.inputs.append(stand_in)
     graph.remove(nodes[:start], safe=True)
     graph.outputs.extend(live)
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        graph.initializers.pop(name)
+    drop_unread(graph)
     inputs = tuple(own.get(str(value.name)) or _spec(value) for value in given)
     outputs = tuple(_spec(value) for value in live)
     spec = msgspec.structs.replace(component, inputs=inputs, outputs=outputs, state=(), slots=())

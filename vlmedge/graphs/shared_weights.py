@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from vlmedge.bundle import weights_path
 from vlmedge.errors import BundleError
+from vlmedge.graphs.edit import external
 from vlmedge.graphs.portable import load_graph, save_edited
 
 if TYPE_CHECKING:
@@ -122,10 +123,9 @@ def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
     """Yield the weights that lie in files, those of subgraphs too."""
     import onnx_ir as ir
 
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value, value.const_value
+    for value in external(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value, value.const_value
 
 
 def _place(tensor: ir.ExternalTensor) -> tuple[int, int]:
