@@ -267,8 +267,3 @@ class _Rounded:
         if self._scale is None:
             self._scale = self._form.scale(weight, self._importance)
         return self._scale
-
-
-def sizes(shape: ir.ShapeProtocol) -> list[int]:
-    """Return the sizes of a constant, which are all known."""
-    return [int(str(size)) for size in shape]
