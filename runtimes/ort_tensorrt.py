@@ -12,6 +12,8 @@ from pathlib import Path
 from ._ort_cuda.session import CUDA, Provider
 from ._ort_cuda.tensorrt_provider import OrtTensorRt
 
+EXPERIMENTAL = True  # no GPU has run it
+
 PROVIDER = Provider(
     "TensorrtExecutionProvider",
     "cuda",

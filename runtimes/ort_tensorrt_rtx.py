@@ -13,6 +13,8 @@ from pathlib import Path
 from ._ort_cuda.session import Provider
 from ._ort_cuda.tensorrt_provider import OrtTensorRt
 
+EXPERIMENTAL = True  # no GPU has run it
+
 PROVIDER = Provider(
     "NvTensorRTRTXExecutionProvider",
     "cpu",

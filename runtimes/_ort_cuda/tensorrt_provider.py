@@ -77,7 +77,7 @@ class OrtTensorRt:
         from .._judge import judge_all  # it draws pictures, which running does not need
 
         require(self.provider)
-        title = f"ONNX Runtime {ort.__version__}, {self.provider.name}"
+        title = f"ONNX Runtime {ort.__version__}, {self.provider.name} (experimental)"
         return judge_all(self, bundle, "float16", title, connect().name, progress)
 
 

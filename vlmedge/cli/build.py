@@ -50,7 +50,7 @@ def build(
     dla: Annotated[
         str,
         typer.Option(
-            metavar="MODE", help="Vision tower on a DLA: off, auto, faster, always. No board tried."
+            metavar="MODE", help="Vision tower on a DLA: off, auto, faster, always. Experimental."
         ),
     ] = "off",
     device: Annotated[

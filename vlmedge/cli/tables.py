@@ -154,6 +154,7 @@ def shelves() -> dict[str, Any]:
         "families": {name: families.literal(name, "ARCHITECTURES") for name in families.names()},
         "schemes": [FLOAT, *registry.SCHEMES.names()],
         "engines": registry.ENGINES.names(),
+        "experimental": registry.experimental(),
         "devices": list(registry.devices()),
         "compositions": composition.built_ins(),
     }
@@ -168,12 +169,17 @@ def show_list() -> None:
         "aliases": [f"{alias} = {hub_id}" for alias, hub_id in found["aliases"].items()],
         "families": families,
         "schemes": found["schemes"],
-        "engines": found["engines"],
+        "engines": [_marked(name, found["experimental"]) for name in found["engines"]],
         "devices": found["devices"],
         "compositions": found["compositions"],
     }
     for name, values in lines.items():
         print(f"{name:<12} {', '.join(values) or 'none'}")
+
+
+def _marked(engine: str, experimental: Sequence[str]) -> str:
+    """Name an engine, and say so where no device has run it."""
+    return f"{engine} (experimental)" if engine in experimental else engine
 
 
 def size_bytes(bundle: Bundle) -> int:

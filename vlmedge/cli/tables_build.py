@@ -18,7 +18,7 @@ def show_built(built: Sequence[Built]) -> None:
         if one.restored:
             precision += f", {len(one.restored)} nodes float32"
         if one.dla:
-            precision += " on the DLA"
+            precision += " on the DLA (experimental)"
         for what, latency_ms in one.dropped.items():
             precision += f" ({what}: {latency_ms:.2f} ms)"
         told = level4_words(one.parity, one.latency_ms)

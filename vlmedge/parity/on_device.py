@@ -80,6 +80,8 @@ def recorded(bundle: Bundle) -> list[OnDevice]:
         if _KEY in record and name in graphs and identity.get("graph") == graphs[name]:
             verdict = msgspec.convert(record[_KEY], Verdict)
             engine = f"TensorRT {identity['tensorrt']}, {record['computed_in']}"
+            if record.get("dla_core") is not None:
+                engine += " on the DLA (experimental)"
             found.append(OnDevice(name, engine, identity["gpu"], verdict))
     order = list(graphs)
     return sorted(found, key=lambda one: (one.device, one.engine, order.index(one.component)))

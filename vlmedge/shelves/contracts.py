@@ -70,7 +70,11 @@ class Graph(Protocol):
 
 
 class Engine(Protocol):
-    """`ENGINE` in runtimes/<name>.py: what turns a component on disk into a `Graph`."""
+    """`ENGINE` in runtimes/<name>.py: what turns a component on disk into a `Graph`.
+
+    Beside it the file of an engine that no device has run yet holds the literal EXPERIMENTAL =
+    True, which is read without importing the engine's packages.
+    """
 
     def open(self, bundle: Bundle, component: str) -> Graph:
         """Load one component, lowered to what is fastest here."""

@@ -57,8 +57,17 @@ class Registry(Generic[T]):
         found = pkgutil.iter_modules(self._locations())
         return sorted(m.name for m in found if not m.name.startswith("_") and self._holds(m.name))
 
-    def literal(self, name: str, constant: str) -> Any:
-        """Read a literal constant of the file `name` without importing it (or torch)."""
+    def literal(self, name: str, constant: str, default: Any = ...) -> Any:
+        """Read a literal constant of the file `name` without importing it (or torch).
+
+        Args:
+            name: The file's.
+            constant: The constant's.
+            default: What a file without it has; left out: every file must have it.
+
+        Raises:
+            UnknownNameError: The file has no such constant, and there is no default.
+        """
         # the one statement, up to where the next begins: a whole file takes ten times longer
         statement = re.compile(rf"^{constant}\b.*\n(?:[ )\]}}].*\n|\n)*", re.MULTILINE)
         for folder in self._locations():
@@ -67,6 +76,8 @@ class Registry(Generic[T]):
                 match ast.parse(found[0]).body:
                     case [ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value)]:
                         return ast.literal_eval(value)
+        if default is not ...:
+            return default
         raise UnknownNameError(f"{self.folder}/{name}.py: it has no literal {constant}")
 
     def covering(self, config: Any, file: Path, wanted: str) -> str:
@@ -127,6 +138,11 @@ SCHEMES: Registry[Scheme] = Registry("quantize", "SCHEME", "scheme", "export")
 SLOTTERS: Registry[Slotter] = Registry("quantize", "SLOTS", "way of slots", "export")
 ENGINES: Registry[Engine] = Registry("runtimes", "ENGINE", "engine", "cpu")
 DEVICES: Registry[Mapping[str, Device]] = Registry("devices", "DEVICES", "product line", "cpu")
+
+
+def experimental() -> list[str]:
+    """List the engines that no device has run yet, importing none."""
+    return [name for name in ENGINES.names() if ENGINES.literal(name, "EXPERIMENTAL", False)]
 
 
 def devices() -> dict[str, Device]:

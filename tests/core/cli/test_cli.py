@@ -59,6 +59,8 @@ def test_list_names_all_shelves(vlmedge) -> None:
     found = json.loads(vlmedge("list", "--json").out)
     assert found["families"]["clip"] == ["CLIPModel"]
     assert "ort" in found["engines"]
+    marked = [name for name in found["engines"] if f"{name} (experimental)" in ran.out]
+    assert marked == found["experimental"] == ["ort_tensorrt", "ort_tensorrt_rtx"]
 
 
 def test_info_tells_what_a_bundle_holds(vlmedge, clip_int8: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from vlmedge.errors import UnknownNameError
-from vlmedge.shelves.registry import DEVICES, ENGINES, FAMILIES, SCHEMES
+from vlmedge.shelves.registry import DEVICES, ENGINES, FAMILIES, SCHEMES, experimental
 
 
 @pytest.mark.parametrize("registry", [FAMILIES, SCHEMES, ENGINES, DEVICES], ids=lambda r: r.folder)
@@ -19,6 +19,13 @@ def test_registry_lists_the_nearest_and_the_known() -> None:
     known = re.escape(", ".join(FAMILIES.names()))
     with pytest.raises(UnknownNameError, match=f"did you mean 'blip'. choose from {known}"):
         FAMILIES["blip3"]
+
+
+def test_engines_that_no_device_has_run_say_so() -> None:
+    assert experimental() == ["ort_tensorrt", "ort_tensorrt_rtx"]
+    assert ENGINES.literal("ort", "EXPERIMENTAL", False) is False
+    with pytest.raises(UnknownNameError, match=r"runtimes/ort.py: it has no literal EXPERIMENTAL"):
+        ENGINES.literal("ort", "EXPERIMENTAL")
 
 
 def test_literals_are_read_without_import() -> None:

@@ -25,6 +25,7 @@ from kit.tensorrt import (
 from vlmedge.bundle import Bundle
 from vlmedge.cli import tables_build
 from vlmedge.errors import BundleError, InputError
+from vlmedge.parity import on_device
 from vlmedge.run.model import Model
 from vlmedge.shelves import engine_store as building
 from vlmedge.shelves.build_options import BuildOptions
@@ -88,7 +89,10 @@ def test_dla_runs_what_was_built_for_it_row_by_row(
     found, expected = here.embed_image(paths), there.embed_image(paths)
     assert (np.sum(found * expected, axis=1) > 0.99).all()
     tables_build.show_built([built])
-    assert "float16 on the DLA" in " ".join(capsys.readouterr().out.split())
+    marked = "float16 on the DLA (experimental)"
+    assert marked in " ".join(capsys.readouterr().out.split())
+    (recorded,) = on_device.recorded(clip)
+    assert recorded.engine.endswith(marked)
 
 
 def test_dla_is_in_the_key_and_in_what_is_built_again(accelerated: Use, clip: Bundle) -> None:
