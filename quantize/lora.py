@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vlmedge.errors import InputError
-from vlmedge.graphs.edit import biased, constant
+from vlmedge.graphs.edit import biased, constant, give_instead
 from vlmedge.spec import AdapterSlot, Component, TensorSpec
 
 from ._linear import Linear, linears
@@ -123,10 +123,7 @@ def _branch(
     graph.insert_after(last, nodes)
     for use in uses:
         use.node.replace_input_with(use.idx, total)
-    for index, output in enumerate(graph.outputs):
-        if output is y:  # the graph's name for it goes with it
-            total.name, y.name = y.name, f"{name}.base"
-            graph.outputs[index] = total
+    give_instead(graph, y, total, f"{name}.base")
 
 
 def _keeps_batch(x: ir.Value) -> bool:

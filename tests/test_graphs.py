@@ -77,6 +77,18 @@ def test_replace_keeps_names_readers_and_outputs() -> None:
     assert (made.name, made.dtype, list(made.shape or ())) == ("Abs.0.out", FLOAT, ["batch", 4])
 
 
+def test_new_value_is_given_by_the_old_ones_name() -> None:
+    graph = graph_of(x=["batch", 4])
+    y = put(graph, "Abs", graph.inputs[0])
+    z, new = put(graph, "Neg", y), put(graph, "Relu", y)
+    edit.give_instead(graph, y, new, "inner")
+    assert y.name == "Abs.0.out" and not graph.outputs
+    graph.outputs.append(y)
+    edit.give_instead(graph, y, new, "inner")
+    assert graph.outputs[0] is new and (new.name, y.name) == ("Abs.0.out", "inner")
+    assert z.producer().inputs[0] is y
+
+
 def test_constants_know_their_type_and_shape() -> None:
     graph = graph_of(x=[4])
     one = edit.constant(graph, "one", np.ones((2, 3), np.float32))

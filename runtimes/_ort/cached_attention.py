@@ -17,7 +17,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.graphs.edit import append, constant, factored, producer, rank, reader, size
+from vlmedge.graphs.edit import (
+    append,
+    constant,
+    factored,
+    give_instead,
+    producer,
+    rank,
+    reader,
+    size,
+)
 from vlmedge.graphs.heads import REPEAT, asks_for_past, flat, leave
 from vlmedge.spec import Component
 
@@ -267,11 +276,7 @@ def _replace(
     joined.name, joined.type = f"{name}.out", ir.TensorType(ir.DataType.FLOAT)
     joined.shape = ir.Shape(["batch", "tokens", query_heads * width])
     for old, new in zip((layer.present_key, layer.present_value), present, strict=True):
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        old.name = f"{old.name}.spelt_out"
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
+        give_instead(graph, old, new, f"{old.name}.spelt_out")
     leave(graph, layer.out, joined, query_heads, width, name)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from vlmedge.graphs import heads
-from vlmedge.graphs.edit import append, factored, order, producer, rank, reader, size
+from vlmedge.graphs.edit import append, factored, give_instead, order, producer, rank, reader, size
 from vlmedge.spec import Component
 
 CONTRIB = "com.microsoft"
@@ -278,12 +278,7 @@ def _in_place(
     joined.name, joined.type = f"{name}.out", ir.TensorType(_HALF)
     joined.shape = ir.Shape(["batch", "tokens", count * width])
     for old, new in zip(layer.present, present, strict=True):
-        new.name, new.type = old.name, old.type
-        new.shape = old.shape
-        old.name = f"{old.name}.spelt_out"
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
+        give_instead(graph, old, new, f"{old.name}.spelt_out")
     heads.leave(graph, one.out, joined, count, width, name)
 
 

@@ -209,6 +209,22 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
+def give_instead(graph: ir.Graph, old: ir.Value, new: ir.Value, called: str) -> None:
+    """Let a graph give a new value in the place of an old one, whose readers keep it.
+
+    Args:
+        graph: The graph; nothing changes where the old value is none of its outputs.
+        old: What it gave.
+        new: What it gives now, by the old value's name.
+        called: The old value's name from now on.
+    """
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            name, old.name = old.name, called
+            new.name, new.type, new.shape = name, old.type, old.shape
+            graph.outputs[index] = new
+
+
 def replace(old: Sequence[ir.Node], new: Sequence[ir.Node]) -> None:
     """Put nodes in the place of others; the last new one makes what the last old one made."""
     import onnx_ir as ir
