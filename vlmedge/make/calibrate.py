@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,33 +22,18 @@ import msgspec
 from vlmedge.arrays import Array
 from vlmedge.bundle import ENGINES as ENGINE_CACHE
 from vlmedge.bundle import Bundle
-from vlmedge.errors import InputError
 from vlmedge.graphs.pieces import cut
 from vlmedge.graphs.portable import onnx_ir, save_graph, weights_bytes
 from vlmedge.make.calibration_graph import ROW_STEP, _constant, _figures
-from vlmedge.make.calibration_stats import (
-    ROWS,
-    _Made,
-    _no_past,
-    _Recorder,
-    _row,
-    _Rows,
-    _Stored,
-    _Tally,
-)
-from vlmedge.parity.samples import Samples, codes_for, texts_for
+from vlmedge.make.calibration_stats import ROWS, _no_past, _Recorder, _Stored, _Tally
+from vlmedge.parity.feeds import Feeds, prefill
 from vlmedge.progress import Progress
 from vlmedge.run.decode import loop
-from vlmedge.run.decode import prompt as prompts
 from vlmedge.run.decode.prompt import Prompt
-from vlmedge.run.inputs.image import Grid
-from vlmedge.run.inputs.image_files import ImageSource
-from vlmedge.run.tasks import encode as encoding
-from vlmedge.run.tasks import paint as painting
-from vlmedge.run.tasks import prompt as prompting
 from vlmedge.run.tasks.context import TaskContext
+from vlmedge.run.tasks.trial import Samples
 from vlmedge.shelves.contracts import Engine, Graph, Scheme, Stats, Wanted
-from vlmedge.spec import Component, GenerateTask, Generation, MatchTask, TensorSpec, wiring
+from vlmedge.spec import Component, Generation, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,7 +49,7 @@ PROMPT_TOKENS = 2 * ROWS * ROW_STEP  # that go through pieces: twice what ROWS a
 
 
 class Calibration:
-    """The pictures, and what the components so far made of them."""
+    """One walk over all components of a bundle."""
 
     def __init__(
         self, bundle: Bundle, engine: Engine, light: Scheme, samples: Samples, progress: Progress
@@ -80,31 +64,12 @@ class Calibration:
             progress: Watches.
         """
         self._bundle, self._engine, self._light = bundle, engine, light
-        self._samples, self._progress = samples, progress
-        self._context = TaskContext(bundle, {})
+        self._progress = progress
         self._scratch = bundle.path / SCRATCH
         self._scratch.mkdir()
-        self._pool: dict[str, _Rows] = {}
+        read = () if samples.captions is None else samples.captions
         images = (*samples.images, *samples.singles)
-        if bundle.spec.image is not None or bundle.spec.video is not None:
-            self._pool["pixel_values"] = _Made(
-                len(images), lambda i: _pixels(self._context, images[i])
-            )
-        if any(spec.name == "input_ids" for c in bundle.spec.components for spec in c.inputs):
-            ids, mask = self._context.tokenizer.encode(self._texts())
-            self._add({"input_ids": ids, "attention_mask": mask})
-        if bundle.spec.instruction is not None:
-            self._instruct(len(images))
-        self._add(codes_for(bundle.spec, len(images)))
-        # every input of one row is asked for before the next row's
-        trial = lru_cache(maxsize=1)(partial(painting.trial, self._context, images))
-
-        def feed(name: str, i: int) -> Array:
-            return trial(i)[name]
-
-        for task in painting.painting_tasks(self._context)[:1]:
-            for spec in bundle.spec.component(task.paint[0]).inputs:
-                self._pool[spec.name] = _Made(len(images), partial(feed, spec.name))
+        self._feeds = Feeds(TaskContext(bundle, {}), replace(samples, images=images, said=read))
 
     def observe(self, component: Component, model: ir.Model, wanted: Wanted) -> dict[str, Stats]:
         """Run one component over all samples; its outputs become inputs of the next ones.
@@ -114,8 +79,7 @@ class Calibration:
             model: The float graph; it stays as it is.
             wanted: What to watch.
         """
-        self._soften(component)
-        ready = all(spec.name in self._pool for spec in component.inputs)
+        ready = self._feeds.prepare(component)
         if not ready and not (component.state and wanted.names):
             return {}
         if not ready and weights_bytes(model) > HUGE_BYTES:
@@ -155,8 +119,8 @@ class Calibration:
             shutil.rmtree(bundle.path / ENGINE_CACHE, ignore_errors=True)
 
     def _trial(self, component: Component, graph: Graph) -> Callable[[], object] | None:
-        if all(spec.name in self._pool for spec in component.inputs):
-            feeds = {spec.name: self._pool[spec.name].at(0) for spec in component.inputs}
+        if self._feeds.prepare(component):
+            feeds = self._feeds.feed(component, 0)
             return lambda: graph.run(feeds)
         if component.state:
             return lambda: self._write_about(component, graph, 0)
@@ -166,56 +130,24 @@ class Calibration:
         """Remove what was written."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _texts(self) -> list[str]:
-        matched = any(isinstance(task, MatchTask) for task in self._bundle.spec.tasks.values())
-        if matched and self._samples.captions is not None:
-            return list(self._samples.captions)
-        return texts_for(self._bundle.spec, self._samples)
-
-    def _add(self, tensors: Mapping[str, Array]) -> None:
-        """Put whole tensors into the pool, to be taken row by row."""
-        for name, array in tensors.items():
-            self._pool[name] = _Made(len(array), partial(_row, array))
-
-    def _soften(self, component: Component) -> None:
-        """Make what a reader of soft prompts takes: the embeddings of pictures and texts."""
-        names = {spec.name for spec in component.inputs}
-        if component.state or "inputs_embeds" not in names or "inputs_embeds" in self._pool:
-            return
-        tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
-        task = next(task for task in reversed(tasks) if component.name in task.read)
-        rows = range(len(self._pool[task.soft_prompt]))
-        soft = [list(self._pool[task.soft_prompt].at(i)) for i in rows]
-        texts = [prompting.fill(task, self._said(task, i)) for i in rows]
-        self._add(prompting.sources(self._context, task, soft, texts))
-
-    def _instruct(self, count: int) -> None:
-        """Make what reads a text before the language model does: a question about each picture."""
-        tasks = [t for t in self._bundle.spec.tasks.values() if isinstance(t, GenerateTask)]
-        task = next(task for task in reversed(tasks) if task.instruct)
-        texts = [prompting.fill(task, self._said(task, i)) for i in range(count)]
-        ids, mask = self._context.instruction_tokenizer.encode(texts)
-        self._add({"qformer_input_ids": ids, "qformer_attention_mask": mask})
-
     def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:
         """Feed a stateless component from the pool."""
-        names = [spec.name for spec in component.inputs]
         stores = {
             spec.name: _Stored(self._scratch / f"{spec.name}.rows") for spec in component.outputs
         }
-        count = min(len(self._pool[name]) for name in names)
+        count = self._feeds.count(component)
         with self._progress.step(f"calibrating {component.name}", count) as advance:
             for i in range(count):
-                out = graph.run({name: self._pool[name].at(i) for name in names})
+                out = graph.run(self._feeds.feed(component, i))
                 tally.add(out)
                 for name, store in stores.items():
                     store.append(out[name])
                 advance(1)
-        self._pool |= stores
+        self._feeds.add(stores)
 
     def _decode(self, component: Component, graph: Graph, tally: _Tally) -> None:
         """Let a decoder write about every picture."""
-        count = len(self._pool["pixel_values"])
+        count = len(self._feeds.samples.images)
         recorder = _Recorder(graph, tally)
         with self._progress.step(f"calibrating {component.name}", count) as advance:
             for i in range(count):
@@ -262,64 +194,28 @@ class Calibration:
         """Make what a decoder reads about the first pictures, until it is PROMPT_TOKENS."""
         found: list[dict[str, Array]] = []
         tokens = 0
-        for i in range(len(self._pool["pixel_values"])):
-            _, prompt = self._asked(component, self._context, i)
-            mask, length = prompt.attention_mask, prompt.embeds.shape[1]
-            given = prompts.feeds(component, prompt.embeds, mask, length, prompt.media_index)
-            found.append({**given, **prompt.held, **_no_past(component)})
-            tokens += length
+        for i in range(len(self._feeds.samples.images)):
+            prompt = self._prompt(component, i)
+            found.append({**prefill(component, prompt), **_no_past(component)})
+            tokens += prompt.tokens
             if tokens >= PROMPT_TOKENS:
                 break
         return found
 
     def _write_about(self, component: Component, graph: Graph, i: int) -> None:
         """Write a few tokens about picture i."""
-        context = TaskContext(self._bundle, {component.name: graph})
-        options, prompt = self._asked(component, context, i)
-        loop.generate(graph, context.embed, prompt, options)
+        prompt = self._prompt(component, i)
+        loop.generate(graph, self._feeds.parts.embed, prompt, self._options())
 
-    def _asked(
-        self, component: Component, context: TaskContext, i: int
-    ) -> tuple[Generation, Prompt]:
-        """Make the prompt about picture i, and say how much is written about it."""
+    def _prompt(self, component: Component, i: int) -> Prompt:
+        prompt = self._feeds.prompt(component, i, self._options())
+        assert prompt is not None  # all components before it were observed
+        return prompt
+
+    def _options(self) -> Generation:
         options = self._bundle.spec.generation
         assert options is not None
-        options = msgspec.structs.replace(
-            options, max_tokens=NEW_TOKENS, num_beams=1, do_sample=False
-        )
-        tasks = [
-            task
-            for task in self._bundle.spec.tasks.values()
-            if isinstance(task, GenerateTask) and task.decoder == component.name
-        ]
-        task = encoding.settled(tasks[i % len(tasks)])
-        images = (*self._samples.images, *self._samples.singles)
-        grids = self._context.pictures([images[i]]).grids
-        found = self._pool[task.soft_prompt].at(i)
-        soft = [encoding.flat(found)]
-        if task.source == "image":
-            soft = encoding.rows(found, grids)
-        else:
-            grids = (Grid(),)  # a video of one frame
-        text = prompting.fill(task, self._said(task, i), grids)
-        held = self._held(component, i) if task.read else None
-        return options, prompting.make_prompt(context, task, soft, [text], options, held)
-
-    def _held(self, component: Component, i: int) -> dict[str, Array]:
-        """Take what a decoder is fed throughout out of what the components before it gave."""
-        found = {}
-        for name in wiring.held(component):
-            rows = self._pool["attention_mask" if name == "encoder_attention_mask" else name]
-            found[name] = rows.at(i % len(rows))
-        return found
-
-    def _said(self, task: GenerateTask, i: int) -> str:
-        """Choose what a decoder reads: a question, or a caption where one was given."""
-        samples = self._samples
-        if "{question}" in task.prompt:
-            return samples.questions[i % len(samples.questions)]
-        known = samples.captions
-        return known[i] if known is not None and i < len(known) else ""
+        return msgspec.structs.replace(options, max_tokens=NEW_TOKENS, num_beams=1, do_sample=False)
 
     @contextmanager
     def _opened(self, bundle: Bundle) -> Iterator[Graph]:
@@ -366,15 +262,6 @@ class Calibration:
             spec=msgspec.structs.replace(self._bundle.spec, components=(watched,)),
         )
         return Bundle(self._scratch, manifest)
-
-
-def _pixels(context: TaskContext, image: ImageSource) -> Array:
-    """Make the pixel_values of one picture; an error names its file."""
-    try:
-        return context.pixels([image])
-    except InputError as error:
-        name = str(image) if isinstance(image, Path) else ""
-        raise error if name in str(error) else InputError(f"{name}: {error}") from None
 
 
 def in_turns(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:

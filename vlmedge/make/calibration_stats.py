@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,24 +98,6 @@ def _no_past(component: Component) -> dict[str, Array]:
     return found
 
 
-def _row(array: Array, i: int) -> Array:
-    return array[i : i + 1]
-
-
-class _Made:
-    """Rows that are made when they are asked for."""
-
-    def __init__(self, count: int, make: Callable[[int], Array]) -> None:
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
-
-    def at(self, i: int) -> Array:
-        """Return row i with a leading axis of 1."""
-        return self._make(i)
-
-
 class _Stored:
     """What each sample gave, in a file: mapped it would count as memory."""
 
@@ -141,6 +122,3 @@ class _Stored:
         """Return sample i's as it came."""
         offset, shape = self._places[i]
         return np.fromfile(self._file, self._dtype, math.prod(shape), offset=offset).reshape(shape)
-
-
-_Rows = _Made | _Stored

@@ -11,8 +11,9 @@ from vlmedge.checkpoints.resolve import family_of, resolve
 from vlmedge.errors import AdapterError, BundleError
 from vlmedge.lora.adapter import Weighted, parse
 from vlmedge.parity.gate import run_gate
-from vlmedge.parity.samples import Samples, drawn, from_folder
+from vlmedge.parity.samples import drawn, from_folder
 from vlmedge.progress import SILENT, Progress, passing
+from vlmedge.run.tasks.trial import Samples
 from vlmedge.shelves.contracts import Export
 from vlmedge.shelves.registry import FAMILIES
 from vlmedge.spec.manifest import AdapterId, Parity

@@ -18,8 +18,8 @@ from vlmedge.graphs.portable import save_graph, weights_bytes
 from vlmedge.graphs.shared_weights import borrows, common, store_once
 from vlmedge.make.calibrate import LARGE_BYTES, Calibration
 from vlmedge.make.recipe import Recipe
-from vlmedge.parity.samples import Samples
 from vlmedge.progress import Progress
+from vlmedge.run.tasks.trial import Samples
 from vlmedge.shelves.contracts import Harm, Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component

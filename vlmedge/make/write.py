@@ -23,8 +23,9 @@ from vlmedge.make.check import samples_for
 from vlmedge.make.mixed_precision import GateRun, MixedPrecision, drop, write_graph
 from vlmedge.make.recipe import Recipe
 from vlmedge.parity.gate import run_gate
-from vlmedge.parity.samples import CALIBRATION_IMAGES, Samples, calibration_folder, drawn
+from vlmedge.parity.samples import CALIBRATION_IMAGES, calibration_folder, drawn
 from vlmedge.progress import Progress
+from vlmedge.run.tasks.trial import Samples
 from vlmedge.shelves.contracts import Export
 from vlmedge.shelves.registry import SLOTTERS
 from vlmedge.spec import EmbeddingTable, ModelSpec

@@ -6,15 +6,20 @@ what makes activations large, so each component gets what it will get.
 
 from __future__ import annotations
 
+from functools import cached_property
+
+import msgspec
 import numpy as np
 
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
+from vlmedge.parity.feeds import Feeds, prefill
+from vlmedge.parity.samples import drawn
+from vlmedge.run.inputs.image import Grid
 from vlmedge.run.tasks.context import TaskContext
-from vlmedge.run.tasks.embed import fill
+from vlmedge.run.tasks.trial import Samples, Whole
 from vlmedge.shelves.contracts import Graph
-from vlmedge.spec import Component, MatchTask, TensorSpec
-from vlmedge.spec.wiring import writing
+from vlmedge.spec import Component, TensorSpec
 
 _TOKENS = 4  # of a sequence that nobody gave
 _LABELS = ("a red circle", "a cat")
@@ -22,76 +27,61 @@ _QUESTION = "what color is the circle?"
 _FIRST = ("media_index",)  # numbers of things, of which there is one: 0
 
 
+class _OnePiece(Feeds):
+    """Pictures without their tiles: an engine is tried on one row."""
+
+    def grid(self, i: int) -> Grid:
+        """Leave the picture whole."""
+        return Grid()
+
+    def picture(self, i: int) -> Array:
+        """Make the pixel_values of the first piece of picture i."""
+        return super().picture(i)[:1]
+
+
 class Probe:
-    """The tensors that are known so far, by name; each has one row."""
+    """One sample's walk through a bundle, with numbers that stand for what is not known."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._context = TaskContext(bundle, {})
-        self._pool: dict[str, Array] | None = None
+
+    @cached_property
+    def _feeds(self) -> Feeds:
+        [image] = drawn(1, "calibration", labelled=False).images
+        samples = Samples((image,), (_QUESTION,), labels=_LABELS)
+        return _OnePiece(TaskContext(self._bundle, {}), samples)
 
     def steps(self, graph: Graph, count: int = 1) -> list[dict[str, Array]]:
         """Return what to feed: once, or a prompt and `count` tokens more for a graph with state."""
         component = graph.component
-        pool = self._known() | self._looked_at(component)
-        sizes = _sizes(component, pool)
-        prompt = self._prompt(component, pool)
-        if prompt is not None:
-            pool["inputs_embeds"], sizes["tokens"] = prompt, prompt.shape[1]
+        known = self._known(component)
+        sizes = _sizes(component, known)
         tokens = sizes.setdefault("tokens", _TOKENS)
-        first = _feeds(component, pool, sizes | {"past": 0, "total": tokens})
+        first = _feeds(component, known, sizes | {"past": 0, "total": tokens})
         if not component.state:
             return [first]
-        if prompt is not None:
-            pool["inputs_embeds"] = prompt[:, -1:]
+        if "inputs_embeds" in known:
+            known["inputs_embeds"] = known["inputs_embeds"][:, -1:]
         ends = range(tokens, tokens + count)
         each = [{"tokens": 1, "past": past, "total": past + 1} for past in ends]
-        return [first, *(_feeds(component, pool, sizes | one) for one in each)]
+        return [first, *(_feeds(component, known, sizes | one) for one in each)]
 
     def learn(self, outputs: dict[str, Array]) -> None:
         """Keep what a component gave, for those that come after it."""
-        self._known().update(outputs)
+        self._feeds.add({name: Whole(array, [len(array)]) for name, array in outputs.items()})
 
-    def _known(self) -> dict[str, Array]:
-        if self._pool is None:
-            self._pool = self._front_ends()
-        return self._pool
-
-    def _front_ends(self) -> dict[str, Array]:
-        from vlmedge.parity.samples import drawn
-
-        spec, context = self._bundle.spec, self._context
-        pool: dict[str, Array] = {}
-        if spec.image is not None:
-            pool[spec.pixels] = context.pixels(drawn(1, "calibration", labelled=False).images)
-        if any(tensor.name == "input_ids" for c in spec.components for tensor in c.inputs):
-            matches = [t for t in spec.tasks.values() if isinstance(t, MatchTask)]
-            texts = fill(matches[0].template, _LABELS) if matches else [_QUESTION]
-            pool["input_ids"], pool["attention_mask"] = context.tokenizer.encode(texts)
-        if spec.instruction is not None:
-            ids, mask = context.instruction_tokenizer.encode([_QUESTION])
-            pool |= {"qformer_input_ids": ids, "qformer_attention_mask": mask}
-        return pool
-
-    def _looked_at(self, component: Component) -> dict[str, Array]:
-        """Return what a decoder looks at beside its text, under the decoder's own name for it."""
-        tasks = [t for t in writing(self._bundle.spec) if t.decoder == component.name and t.media]
-        pool = self._known()
-        return {str(t.media): pool[t.soft_prompt] for t in tasks if t.soft_prompt in pool}
-
-    def _prompt(self, component: Component, pool: dict[str, Array]) -> Array | None:
-        """Return the embeddings that a component reads, float32 [1, tokens, width].
-
-        They are the picture's rows, or what texts begin with where another reads the picture.
-        """
-        if "inputs_embeds" not in {spec.name for spec in component.inputs}:
-            return None
-        for task in writing(self._bundle.spec):
-            if task.decoder == component.name and task.read:
-                return self._context.embed(np.array([task.start_ids], np.int64))
-            if task.media is None and task.soft_prompt in pool:
-                return pool[task.soft_prompt][:1]
-        return None
+    def _known(self, component: Component) -> dict[str, Array]:
+        """Return what is known of a component's inputs."""
+        if not component.state:
+            self._feeds.prepare(component)
+            names = [spec.name for spec in component.inputs if spec.name in self._feeds]
+            return {name: self._feeds.at(name, 0) for name in names}
+        options = self._bundle.spec.generation
+        if options is None or not self._feeds.writers(component):
+            return {}
+        options = msgspec.structs.replace(options, max_tokens=1, min_tokens=0)
+        prompt = self._feeds.prompt(component, 0, options)
+        return {} if prompt is None else prefill(component, prompt)
 
 
 def _sizes(component: Component, pool: dict[str, Array]) -> dict[str, int]:

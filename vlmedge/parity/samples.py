@@ -8,45 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from vlmedge.arrays import Array
-from vlmedge.checkpoints.scenes import CLASSES, draw_labelled, draw_scene
+from vlmedge.checkpoints.scenes import draw_labelled, draw_scene
 from vlmedge.errors import InputError
-from vlmedge.run.inputs.image_files import ImageSource, load_image, pictures_in
-from vlmedge.run.tasks.embed import fill
-from vlmedge.spec import MASK_CODE_KINDS, GenerateTask, MatchTask, ModelSpec
+from vlmedge.run.inputs.image_files import load_image, pictures_in
+from vlmedge.run.tasks.trial import Samples
 
 QUESTION = "what is in the picture?"
 CALIBRATION_IMAGES = 8  # of each kind: several objects, and one
 CALIBRATION_ADVISED = 16
 CAPTIONS = "captions.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """What the gate compares on.
-
-    Attributes:
-        images: Pictures for captions and questions.
-        questions: One for each picture.
-        captions: The right caption of each picture, or none when nobody knows.
-        answers: The right answer to each question, or none.
-        singles: Pictures to classify.
-        labels: What to choose from.
-        classes: The right label of each single, or none.
-    """
-
-    images: tuple[ImageSource, ...]
-    questions: tuple[str, ...]
-    captions: tuple[str, ...] | None = None
-    answers: tuple[str, ...] | None = None
-    singles: tuple[ImageSource, ...] = ()
-    labels: tuple[str, ...] = field(default=CLASSES)
-    classes: tuple[int, ...] | None = None
 
 
 def drawn(count: int, split: str, *, labelled: bool) -> Samples:
@@ -120,27 +92,3 @@ def from_folder(folder: Path, count: int) -> Samples:
     """Take the first `count` pictures of a folder, by name."""
     images = tuple(load_image(file) for file in pictures_in(folder)[:count])
     return Samples(images=images, questions=(QUESTION,) * len(images), singles=images)
-
-
-def texts_for(spec: ModelSpec, samples: Samples) -> list[str]:
-    """Return what a bundle's text encoders read: labels in their template, else questions."""
-    for task in spec.tasks.values():
-        if isinstance(task, MatchTask):
-            return fill(task.template, samples.labels)
-    for task in spec.tasks.values():
-        if isinstance(task, GenerateTask) and "{question}" in task.prompt:
-            return [task.prompt.replace("{question}", asked) for asked in samples.questions]
-    return list(samples.labels)
-
-
-def codes_for(spec: ModelSpec, count: int) -> dict[str, Array]:
-    """Draw what a bundle's decoder of masks reads, int64 [count, codes], by its name.
-
-    Any codes are some mask, and few texts of a model that nobody has asked well hold any.
-    """
-    for task in spec.tasks.values():
-        if isinstance(task, GenerateTask) and task.masks is not None and task.masks.decode:
-            (codes,) = spec.component(task.masks.decode).inputs
-            shape = count, int(codes.shape[1])
-            return {codes.name: np.random.default_rng(0).integers(0, MASK_CODE_KINDS, shape)}
-    return {}

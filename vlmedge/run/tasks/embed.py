@@ -14,7 +14,8 @@ from vlmedge.errors import InputError
 from vlmedge.run.inputs.image_files import ImageSource
 from vlmedge.run.tasks.context import TaskContext, activate
 from vlmedge.run.tasks.imagenet_templates import IMAGENET
-from vlmedge.spec import MatchTask
+from vlmedge.run.tasks.trial import Choices, Column, Facts, Pool, Samples, Trial, Whole
+from vlmedge.spec import Component, EmbedTask, MatchTask
 
 Vectors = NDArray[np.float32]
 TEXTS_PER_BATCH = 32
@@ -127,3 +128,54 @@ def unit(vectors: Vectors) -> Vectors:
     """Scale vectors to length 1, float32 [..., width]."""
     lengths: Vectors = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / lengths
+
+
+class MatchTrial(Trial[MatchTask], of=MatchTask):
+    """A choice among labels, on samples."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Both towers."""
+        return (*self.task.image, *self.task.text)
+
+    def inputs(self, component: Component, samples: Samples) -> dict[str, Column]:
+        """Make the labels' texts, or what is said of the pictures."""
+        if "input_ids" not in {spec.name for spec in component.inputs}:
+            return {}
+        texts = samples.said or fill(self.task.template, samples.labels)
+        ids, mask = self.parts.tokenizer.encode(texts)
+        return {"input_ids": Whole(ids), "attention_mask": Whole(mask)}
+
+    def answer(self, samples: Samples, tokens: int) -> Facts:
+        """Match one picture with one text."""
+        task = self.task
+        image = embed_images(self.parts, task.image, task.image_output, samples.images[:1])
+        text = embed_texts(self.parts, task.text, task.text_output, samples.labels[:1])
+        probabilities(task, image, text)
+        return {}
+
+    def choices(self, pool: Pool) -> Choices:
+        """Return the label that each picture gets."""
+        images, texts = (
+            unit(pool.whole(name)) for name in (self.task.image_output, self.task.text_output)
+        )
+        best = probabilities(self.task, images, texts).argmax(axis=1).tolist()
+        title = f"classify, {len(pool.samples.labels)} labels"
+        return Choices(title, best, pool.samples.classes)
+
+
+class EmbedTrial(Trial[EmbedTask], of=EmbedTask):
+    """One vector of a picture or a text, on samples."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The tower."""
+        return self.task.encode
+
+    def answer(self, samples: Samples, tokens: int) -> Facts:
+        """Embed one picture or one text."""
+        if self.task.modality == "image":
+            embed_images(self.parts, self.task.encode, self.task.output, samples.images[:1])
+        else:
+            embed_texts(self.parts, self.task.encode, self.task.output, samples.labels[:1])
+        return {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 from msgspec import structs
@@ -10,11 +11,21 @@ from msgspec import structs
 from vlmedge.arrays import Array
 from vlmedge.errors import InputError
 from vlmedge.run.decode import loop
+from vlmedge.run.decode import prompt as prompts
+from vlmedge.run.decode.prompt import Prompt
+from vlmedge.run.decode.sampling import options as merge
+from vlmedge.run.inputs.image import Grid
+from vlmedge.run.inputs.image_files import ImageSource, load_image
+from vlmedge.run.inputs.video import Video
+from vlmedge.run.tasks.boxes import CODE_KINDS
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
-from vlmedge.run.tasks.encode import Soft, instructed, settled
-from vlmedge.run.tasks.prompt import make_prompt, read
-from vlmedge.spec import GenerateTask, Generation
-from vlmedge.spec.wiring import wanted
+from vlmedge.run.tasks.encode import Soft, flat, instructed, rows, seen, settled
+from vlmedge.run.tasks.prompt import fill, make_prompt, read, sources
+from vlmedge.run.tasks.trial import Column, Facts, Pool, Run, Samples, Shown, Whole, Writer
+from vlmedge.spec import Component, GenerateTask, Generation, VideoFrontEnd
+from vlmedge.spec.wiring import held, pictured, wanted
+
+BEAMS = 5  # as BLIP-2's paper captions
 
 
 def caption_task(context: TaskContext, prompt: str, name: str = "caption") -> GenerateTask:
@@ -131,3 +142,157 @@ def stream(
     prompt = make_prompt(context, task, soft, [text], options)
     ids = loop.stream(context.graphs[task.decoder], context.embed, prompt, options, seed)
     return context.tokenizer.pieces(ids)
+
+
+class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
+    """A task that writes, on samples."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Those of the wiring, and what decodes masks."""
+        task, masks = self.task, self._masks
+        between = *task.encode, *task.instruct, *task.read
+        return (*between, task.decoder, *([] if masks is None else [masks]))
+
+    @property
+    def decoder(self) -> str:
+        """The component of the decode loop."""
+        return self.task.decoder
+
+    @property
+    def asks(self) -> bool:
+        """Whether the template has a place for a question."""
+        return "{question}" in self.task.prompt
+
+    @property
+    def _masks(self) -> str | None:
+        return None if self.task.masks is None else self.task.masks.decode
+
+    def inputs(self, component: Component, samples: Samples) -> dict[str, Column]:
+        """Make questions for what reads a text, and codes for what decodes masks."""
+        takes = prompts.input_names(component)
+        if component.name in self.task.instruct and "qformer_input_ids" in takes:
+            texts = [self._text(samples, i) for i in range(len(samples.images))]
+            ids, mask = self.parts.instruction_tokenizer.encode(texts)
+            return {"qformer_input_ids": Whole(ids), "qformer_attention_mask": Whole(mask)}
+        if component.name in self.task.read and "input_ids" in takes and self.asks:
+            texts = [self.task.prompt.replace("{question}", asked) for asked in samples.questions]
+            ids, mask = self.parts.tokenizer.encode(texts)
+            return {"input_ids": Whole(ids), "attention_mask": Whole(mask)}
+        if component.name == self._masks:
+            return {name: Whole(codes) for name, codes in self._codes(len(samples.images)).items()}
+        return {}
+
+    def mixed(self, component: Component, pool: Pool) -> dict[str, Column]:
+        """Splice pictures into texts for what reads both."""
+        embeds = "inputs_embeds" in prompts.input_names(component)
+        if component.name not in self.task.read or not embeds or self.task.soft_prompt not in pool:
+            return {}
+        count = range(len(pool.samples.images))
+        soft = [self._soft(pool, self.task.soft_prompt, i) for i in count]
+        texts = [self._text(pool.samples, i, pool.grid(i)) for i in count]
+        made = sources(self.parts, self.task, soft, texts)
+        return {name: Whole(array) for name, array in made.items()}
+
+    def runs(self, samples: Samples, beam_samples: int) -> Iterator[Run]:
+        """Answer greedily; caption greedily, and some with beams."""
+        if self.asks:
+            yield Run(f"{self.name}, greedy", 1, None, samples.answers)
+            return
+        right = samples.captions
+        yield Run(f"{self.name}, greedy", 1, None, right)
+        few = min(len(samples.images), beam_samples)
+        yield Run(f"{self.name}, {BEAMS} beams", BEAMS, few, right[:few] if right else None)
+
+    def shown(self, pool: Pool) -> Shown:
+        """Make the soft prompts, each text having its say in its own, and run `read`."""
+        context, task, count = self.parts, self.task, range(len(pool.samples.images))
+        texts = [self._text(pool.samples, i, pool.grid(i)) for i in count]
+        encoded = pictured(context.bundle.spec, task)
+        soft = instructed(context, task, [self._soft(pool, encoded, i) for i in count], texts)
+        return Shown(soft, texts, read(context, task, soft, texts) if task.read else None)
+
+    def known(self, pool: Pool, i: int) -> Shown | None:
+        """Take the soft prompt, and what `read` gave."""
+        task = self.task
+        held_names = held(self.parts.bundle.spec.component(task.decoder)) if task.read else []
+        # a reader's mask is the decoder's encoder_attention_mask
+        from_pool = {
+            name: "attention_mask" if name == "encoder_attention_mask" else name
+            for name in held_names
+        }
+        if any(name not in pool for name in (task.soft_prompt, *from_pool.values())):
+            return None
+        fed = {name: pool.at(source, i) for name, source in from_pool.items()}
+        texts = [self._text(pool.samples, i, pool.grid(i))]
+        return Shown([self._soft(pool, task.soft_prompt, i)], texts, fed if task.read else None)
+
+    def prompt(self, shown: Shown, options: Generation) -> Prompt:
+        """Put the soft prompts among the texts, as far as nothing else has read them."""
+        task = settled(self.task)
+        return make_prompt(self.parts, task, shown.soft, shown.texts, options, shown.held)
+
+    def answer(self, samples: Samples, tokens: int) -> Facts:
+        """Write a text of fixed length, greedy, so that every side takes the same steps.
+
+        Where texts may have codes of masks, one mask is decoded.
+        """
+        context, task, spec = self.parts, self.task, self.parts.bundle.spec
+        assert spec.generation is not None
+        count = min(tokens, max(2, spec.generation.max_tokens))
+        chosen = merge(
+            spec.generation, max_tokens=count, min_tokens=count, num_beams=1, do_sample=False
+        )
+        start = time.perf_counter()
+        picture = samples.images[0]
+        video = spec.video if task.source == "video" else None
+        opened = context.open(picture if video is None else _still(picture, video))
+        soft, grids = seen(context, task, [opened])
+        prompt = make_prompt(context, task, soft, [self._text(samples, 0, *grids)], chosen)
+        ids = loop.stream(context.graphs[task.decoder], context.embed, prompt, chosen)
+        written = [next(ids)]
+        first = time.perf_counter()
+        written.extend(ids)
+        rest_s = time.perf_counter() - first
+        context.tokenizer.decode(written)
+        if self._masks is not None:
+            context.graphs[self._masks].run(self._codes(1))
+        return {
+            "first_token_ms": 1000 * (first - start),
+            "tokens_per_s": (len(written) - 1) / rest_s,
+            "prompt_tokens": prompt.embeds.shape[1],
+            "new_tokens": len(written),
+        }
+
+    def _text(self, samples: Samples, i: int, grid: Grid | None = None) -> str:
+        """Fill the template about sample i: with a question, or with what is said of it."""
+        if self.asks:
+            text = samples.questions[i % len(samples.questions)]
+        else:
+            text = samples.said[i] if i < len(samples.said) else ""
+        shown = Grid() if grid is None or self.task.source == "video" else grid
+        return fill(self.task, text, [shown])
+
+    def _soft(self, pool: Pool, name: str, i: int) -> Soft:
+        """Take what the picture of sample i became, or the video that begins with it."""
+        if self.task.source == "image":
+            return rows(pool.at(name, i), [pool.grid(i)])[0]
+        encode = map(self.parts.bundle.spec.component, self.task.encode)
+        whole = any(component.takes_clips for component in encode)
+        return flat(pool.at(name, i) if whole else pool.clip(name, i))
+
+    def _codes(self, count: int) -> dict[str, Array]:
+        """Draw what decodes masks is fed: int64 [count, codes], by its name.
+
+        Any codes are some mask, and few texts of a model that nobody has asked well hold any.
+        """
+        assert self._masks is not None
+        (codes,) = self.parts.bundle.spec.component(self._masks).inputs
+        shape = count, int(codes.shape[1])
+        return {codes.name: np.random.default_rng(0).integers(0, CODE_KINDS, shape)}
+
+
+def _still(picture: ImageSource, front: VideoFrontEnd) -> Video:
+    """Show one picture for as many frames as a model is used to."""
+    count = min(front.frames, front.limit or front.frames)
+    return Video(np.stack([np.asarray(load_image(picture))] * count), count)

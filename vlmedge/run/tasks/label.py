@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vlmedge.bundle import Bundle
 from vlmedge.errors import BundleError, InputError
 from vlmedge.run.tasks.context import TaskContext, activate
+from vlmedge.run.tasks.trial import Choices, Facts, Pool, Samples, Trial
 from vlmedge.spec import LabelTask, MatchTask
 
 
@@ -44,3 +45,23 @@ def probabilities(
     """Return the probability of each label, float32 [images, labels]."""
     found = context.chain(task.encode, {context.bundle.spec.pixels: pixel_values})
     return activate(found[task.output], task.activation)
+
+
+class LabelTrial(Trial[LabelTask], of=LabelTask):
+    """A closed head, on samples."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The encoder with its head."""
+        return self.task.encode
+
+    def answer(self, samples: Samples, tokens: int) -> Facts:
+        """Classify one picture."""
+        probabilities(self.parts, self.task, self.parts.pixels(samples.images[:1]))
+        return {}
+
+    def choices(self, pool: Pool) -> Choices:
+        """Return the label that each picture gets."""
+        logits = pool.whole(self.task.output)
+        title = f"{self.name}, {logits.shape[1]} labels of its own"
+        return Choices(title, logits.argmax(axis=1).tolist())

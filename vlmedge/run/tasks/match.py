@@ -11,6 +11,7 @@ from vlmedge.arrays import Array, Ids
 from vlmedge.errors import InputError
 from vlmedge.run.inputs.image_files import ImageSource
 from vlmedge.run.tasks.context import TaskContext, activate
+from vlmedge.run.tasks.trial import Choices, Facts, Pool, Samples, Trial
 from vlmedge.spec import InfillTask, ScoreTask
 
 TEXTS_PER_BATCH = 8  # each looks at its own copy of the picture
@@ -83,3 +84,45 @@ def _together(
     }
     known = context.chain(task.text, copies | {"input_ids": ids, "attention_mask": mask})
     return known[task.output]
+
+
+class ScoreTrial(Trial[ScoreTask], of=ScoreTask):
+    """The verdict about pairs, on samples."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """What sees the picture, and what reads the text with it."""
+        return (*self.task.image, *self.task.text)
+
+    def answer(self, samples: Samples, tokens: int) -> Facts:
+        """Score one picture with one text."""
+        score(self.parts, self.task, samples.images[:1], samples.labels[:1])
+        return {}
+
+    def choices(self, pool: Pool) -> Choices:
+        """Return whether each picture and its text belong together."""
+        verdicts = pool.whole(self.task.output).argmax(axis=1).tolist()
+        return Choices(f"{self.name}, yes or no", verdicts)
+
+
+class InfillTrial(Trial[InfillTask], of=InfillTask):
+    """Words for gaps, on samples."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """What sees the picture, and what reads the text with it."""
+        return (*self.task.image, *self.task.text)
+
+    def answer(self, samples: Samples, tokens: int) -> Facts:
+        """Fill one gap."""
+        text = f"a photo of a {self.task.mask_text}"
+        infill(self.parts, self.task, samples.images[0], text, 1)
+        return {}
+
+    def choices(self, pool: Pool) -> Choices:
+        """Return the likeliest word in the place of each text's last one."""
+        scores = pool.whole(self.task.output)
+        count = len(scores)
+        last = pool.whole("attention_mask")[:count].sum(axis=1) - 2  # before the end token
+        words = scores[np.arange(count), last].argmax(axis=1).tolist()
+        return Choices(f"{self.name}, last word", words)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import msgspec
 import numpy as np
@@ -21,7 +22,8 @@ from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.image_files import ImageSource, load_image, load_painting
 from vlmedge.run.inputs.interpolate import interpolate
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
-from vlmedge.spec import PaintTask
+from vlmedge.run.tasks.trial import Choices, Column, Facts, Made, Pool, Samples, Trial
+from vlmedge.spec import Component, PaintTask
 
 LABELS_MOST = 255  # a PNG's palette has 256 entries, and the first is the background
 
@@ -197,6 +199,38 @@ def trial(context: TaskContext, images: Sequence[ImageSource], i: int) -> dict[s
 def painting_tasks(context: TaskContext) -> list[PaintTask]:
     """List a model's painting tasks."""
     return [task for task in context.bundle.spec.tasks.values() if isinstance(task, PaintTask)]
+
+
+class PaintTrial(Trial[PaintTask], of=PaintTask):
+    """A painting, on samples."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components of the wiring."""
+        return self.task.paint
+
+    def inputs(self, component: Component, samples: Samples) -> dict[str, Column]:
+        """Show each picture the one before it; see `trial`."""
+        if component.name not in self.task.paint:
+            return {}
+        # every input of one row is asked for before the next row's
+        row = lru_cache(maxsize=1)(partial(trial, self.parts, samples.images))
+
+        def column(name: str) -> Column:
+            return Made(len(samples.images), lambda i: row(i)[name])
+
+        return {spec.name: column(spec.name) for spec in component.inputs}
+
+    def answer(self, samples: Samples, tokens: int) -> Facts:
+        """Paint one picture."""
+        picture = samples.images[0]
+        paint(self.parts, self.task, [picture], [(picture, picture)])
+        return {}
+
+    def choices(self, pool: Pool) -> Choices:
+        """Return the main colour of each painting; all tasks that paint share the graph."""
+        colours = list(main_colors(self.parts, pool.whole(self.task.output)))
+        return Choices("paint, main colour", colours)
 
 
 def main_colors(context: TaskContext, painted: NDArray[np.float32]) -> Iterator[int]:
