@@ -24,32 +24,9 @@ from vlmedge.run.inputs.tiling import cut
 from vlmedge.run.inputs.video import Video, read_frames
 from vlmedge.shelves.contracts import Graph
 from vlmedge.shelves.registry import unknown
-from vlmedge.spec import (
-    ChatTask,
-    EmbedTask,
-    GenerateTask,
-    Generation,
-    ImageFrontEnd,
-    InfillTask,
-    LabelTask,
-    MatchTask,
-    PaintTask,
-    ScoreTask,
-    TextFrontEnd,
-    VideoFrontEnd,
-)
+from vlmedge.spec import Generation, ImageFrontEnd, TextFrontEnd, VideoFrontEnd
 
-T = TypeVar(
-    "T",
-    GenerateTask,
-    ChatTask,
-    MatchTask,
-    EmbedTask,
-    LabelTask,
-    ScoreTask,
-    InfillTask,
-    PaintTask,
-)
+T = TypeVar("T")
 
 IMAGES_PER_BATCH = 8  # more gain little on a CPU, and memory grows with them
 
