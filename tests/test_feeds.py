@@ -28,7 +28,7 @@ from vlmedge.run.tasks.trial import Choices, Facts, Made, Pool, Samples, Trial, 
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.shelves.contracts import Wanted
 from vlmedge.shelves.registry import ENGINES, SCHEMES
-from vlmedge.spec import ChatTask, Component, ModelSpec, Task, TensorSpec
+from vlmedge.spec import ChatTask, Component, GenerateTask, Generation, ModelSpec, Task, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 
 probes = import_module(f"{import_module(type(ENGINES['tensorrt']).__module__).__package__}._probe")
@@ -213,3 +213,19 @@ def test_a_component_is_not_ready_before_those_that_feed_it(heard: Bundle) -> No
     assert not walk.prepare(later)
     walk.add({"notes": Whole(np.zeros((COUNT, NOTES), np.float32))})
     assert walk.prepare(later)
+
+
+def test_a_decoder_has_no_prompt_before_its_pictures_are_seen(tmp_path: Path) -> None:
+    state = TensorSpec("past", "float32", ("batch", "past")), TensorSpec("present", "float32", ())
+    embeds = TensorSpec("inputs_embeds", "float32", ("batch", "tokens", 4))
+    decoder = Component("decoder", (embeds, state[0]), (state[1],), (("present", "past"),))
+    task = GenerateTask(("vision_encoder",), "image_embeds", "decoder", "{prompt}")
+    spec = ModelSpec("x", (decoder,), {"caption": task}, generation=Generation((), 0))
+    manifest = Manifest(FORMAT, "0", CheckpointId("x", None, "0"), "float32", spec, (), (), {})
+    bundle = Bundle(tmp_path, manifest)
+    walk = Feeds(TaskContext(bundle, {}), SAMPLES)
+    assert not walk.prepare(decoder)
+    assert walk.prompt(decoder, 0, Generation((), 0)) is None
+    (prefill, step) = probes.Probe(bundle).steps(SimpleNamespace(component=decoder))
+    assert prefill["inputs_embeds"].shape == (1, 4, 4)  # numbers that stand for it
+    assert step["inputs_embeds"].shape == (1, 1, 4)
