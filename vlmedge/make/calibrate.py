@@ -205,7 +205,7 @@ class Calibration:
     def _write_about(self, component: Component, graph: Graph, i: int) -> None:
         """Write a few tokens about picture i."""
         prompt = self._prompt(component, i)
-        loop.generate(graph, self._feeds.parts.embed, prompt, self._options())
+        loop.generate(graph, self._feeds.context.embed, prompt, self._options())
 
     def _prompt(self, component: Component, i: int) -> Prompt:
         prompt = self._feeds.prompt(component, i, self._options())

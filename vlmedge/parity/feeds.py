@@ -25,16 +25,17 @@ from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
 from vlmedge.run.tasks.trial import Column, Made, Samples, Whole, Writer, trials
 from vlmedge.spec import (
     Component,
+    FrontEnd,
     Generation,
     ImageFrontEnd,
-    ModelSpec,
     TextFrontEnd,
     VideoFrontEnd,
 )
+from vlmedge.spec.wiring import front_ends_by_input
 
 
 class Feeds:
-    """The tensors of every sample that are known so far, by name; see `vlmedge.run.tasks.trial.Pool`.
+    """The tensors of every sample that are known so far; a `vlmedge.run.tasks.trial.Pool`.
 
     Attributes:
         context: The bundle, and its graphs where a task's own components are to be run.
@@ -51,7 +52,7 @@ class Feeds:
             frames: How many pictures in a row a video is made of, the first piece of each; none:
                 a video is one picture, whose pieces are its frames.
         """
-        self.parts, self.samples, self._frames = context, samples, frames
+        self.context, self.samples, self._frames = context, samples, frames
         self.trials = trials(context)
         self._given: dict[str, Column] = {}  # by components, or with what they gave
         self._made: dict[str, Column] = {}  # from the samples alone
@@ -93,7 +94,7 @@ class Feeds:
         """Make the pixel_values of picture i; an error names its file."""
         image = self.samples.images[i]
         try:
-            made = self.parts.pictures([image])
+            made = self.context.pictures([image])
         except InputError as error:
             name = str(image) if isinstance(image, Path) else ""
             raise error if name in str(error) else InputError(f"{name}: {error}") from None
@@ -117,7 +118,7 @@ class Feeds:
                 self._given |= trial.mixed(component, self)
             if self._lacks(component):
                 self._made |= self._new(trial.inputs(component, self.samples))
-        for name, front in front_ends(self.parts.bundle.spec).items():
+        for name, front in front_ends_by_input(self.context.bundle.spec).items():
             if name in self._lacks(component):
                 self._made |= self._new(FRONT_ENDS[type(front)](self, name, front))
         return not self._lacks(component)
@@ -206,20 +207,6 @@ def step(component: Component, prompt: Prompt) -> dict[str, Array]:
     return {**prompts.feeds(component, last, mask, tokens, prompt.media_index), **prompt.held}
 
 
-FrontEnd = ImageFrontEnd | VideoFrontEnd | TextFrontEnd
-
-
-def front_ends(spec: ModelSpec) -> dict[str, FrontEnd]:
-    """Return the front ends by the tensor that components take from each."""
-    pictures = spec.video if spec.image is None else spec.image
-    found = {
-        "pixel_values": pictures,
-        "input_ids": spec.text,
-        "qformer_input_ids": spec.instruction,
-    }
-    return {name: front for name, front in found.items() if front is not None}
-
-
 def _pictures(feeds: Feeds, name: str, front: FrontEnd) -> dict[str, Column]:
     """Show each picture, or a video of it."""
     return {name: Made(len(feeds.samples.images), feeds.picture)}
@@ -228,7 +215,7 @@ def _pictures(feeds: Feeds, name: str, front: FrontEnd) -> dict[str, Column]:
 def _labels(feeds: Feeds, name: str, front: FrontEnd) -> dict[str, Column]:
     """Read the labels, where no task has anything else to read."""
     assert isinstance(front, TextFrontEnd)
-    tokenizer = Tokenizer(feeds.parts.bundle.path / front.tokenizer, front)
+    tokenizer = Tokenizer(feeds.context.bundle.path / front.tokenizer, front)
     ids, mask = tokenizer.encode(feeds.samples.labels)
     return {name: Whole(ids), name.replace("input_ids", "attention_mask"): Whole(mask)}
 

@@ -93,11 +93,11 @@ class _Gate:
         engine, rows = ENGINES["ort"], export.rows()  # PyTorch's side has its own table
         self._theirs = _Side(bundle, export.open, rows)
         self._ours = _Side(bundle, lambda name: engine.open(bundle, name))
-        feeds = Feeds(self._theirs.parts, samples, CLIP_FRAMES)
+        feeds = Feeds(self._theirs.context, samples, CLIP_FRAMES)
         if not any(isinstance(trial, Writer) for trial in feeds.trials):
             pictures = replace(samples, images=samples.singles)
-            feeds = Feeds(self._theirs.parts, pictures, CLIP_FRAMES)
-        self._theirs.feeds, self._ours.feeds = feeds, feeds.beside(self._ours.parts)
+            feeds = Feeds(self._theirs.context, pictures, CLIP_FRAMES)
+        self._theirs.feeds, self._ours.feeds = feeds, feeds.beside(self._ours.context)
 
     def run(self) -> tuple[list[ComponentParity], list[TaskParity]]:
         """Compare all components, then all tasks."""
@@ -113,11 +113,11 @@ class _Gate:
 
     def _rows(self) -> list[ComponentParity]:
         """Compare the token embedding table, if it was rounded: some of its rows."""
-        theirs = self._theirs.parts.rows
+        theirs = self._theirs.context.rows
         if theirs is None or self._scheme == FLOAT:
             return []
         ids = np.linspace(0, len(theirs) - 1, min(len(theirs), TABLE_SAMPLES)).astype(np.int64)
-        ours = self._ours.parts.embed(ids)
+        ours = self._ours.context.embed(ids)
         # as one sample: the cosine of a single row would not see its scale
         return [compare(TABLE, self._scheme, theirs[ids][None], ours[None])]
 
@@ -175,7 +175,7 @@ class _Gate:
     def _judge_texts(self, run: Run, theirs: list[Ids], ours: list[Ids]) -> TaskParity:
         """Compare what both sides wrote."""
         if run.right is not None:
-            decode = self._ours.parts.tokenizer.decode
+            decode = self._ours.context.tokenizer.decode
             left, right = ([decode(ids).strip() for ids in texts] for texts in (theirs, ours))
             return judge(run.title, self._scheme, [*left], [*right], [*run.right])
         # without labels the first token decides: after one near tie two texts of one
@@ -206,7 +206,7 @@ class _Side:
     def __init__(self, bundle: Bundle, opener: Opener, rows: EmbeddingRows | None = None) -> None:
         self._opener = opener
         graphs = {c.name: _Brief(c, self.opened) for c in bundle.spec.components}
-        self.parts = TaskContext(bundle, graphs, rows)
+        self.context = TaskContext(bundle, graphs, rows)
         self._shown: list[Shown] = []
 
     @contextmanager
@@ -235,12 +235,12 @@ class _Side:
         written: list[Ids] = []
         for start in range(0, len(shown.texts), IMAGES_PER_BATCH):
             prompt = writer.prompt(shown.some(slice(start, start + IMAGES_PER_BATCH)), chosen)
-            written += loop.generate(graph, self.parts.embed, prompt, chosen)
+            written += loop.generate(graph, self.context.embed, prompt, chosen)
         advance(1)
         return written
 
     def _options(self) -> Generation:
-        defaults = self.parts.bundle.spec.generation
+        defaults = self.context.bundle.spec.generation
         assert defaults is not None
         return defaults
 

@@ -1,9 +1,9 @@
-"""How many positions a picture or a video takes in a prompt, from what the manifest says."""
+"""Questions about a model that its spec answers: who is fed what, and how much of it."""
 
 from __future__ import annotations
 
 from vlmedge.spec import Component
-from vlmedge.spec.front_ends import AnyRes, ImageFrontEnd
+from vlmedge.spec.front_ends import AnyRes, FrontEnd, ImageFrontEnd, VideoFrontEnd
 from vlmedge.spec.model import ModelSpec
 from vlmedge.spec.tasks import GenerateTask
 
@@ -75,3 +75,15 @@ def held(decoder: Component) -> list[str]:
     state = {into for _, into in decoder.state}
     names = [spec.name for spec in decoder.inputs]
     return [name for name in names if name not in state and name not in FED]
+
+
+def front_ends_by_input(spec: ModelSpec) -> dict[str, FrontEnd]:
+    """Return the front ends by the input that components take from each.
+
+    Frames of a video are fed where pictures are; where a model has both, pictures stand for both.
+    """
+    found = dict(spec.front_ends)
+    for name, front in spec.front_ends.items():
+        if isinstance(front, VideoFrontEnd):
+            found.setdefault(spec.pixels, found.pop(name))
+    return found

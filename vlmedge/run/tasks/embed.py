@@ -143,14 +143,14 @@ class MatchTrial(Trial[MatchTask], of=MatchTask):
         if "input_ids" not in {spec.name for spec in component.inputs}:
             return {}
         texts = samples.said or fill(self.task.template, samples.labels)
-        ids, mask = self.parts.tokenizer.encode(texts)
+        ids, mask = self.context.tokenizer.encode(texts)
         return {"input_ids": Whole(ids), "attention_mask": Whole(mask)}
 
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Match one picture with one text."""
         task = self.task
-        image = embed_images(self.parts, task.image, task.image_output, samples.images[:1])
-        text = embed_texts(self.parts, task.text, task.text_output, samples.labels[:1])
+        image = embed_images(self.context, task.image, task.image_output, samples.images[:1])
+        text = embed_texts(self.context, task.text, task.text_output, samples.labels[:1])
         probabilities(task, image, text)
         return {}
 
@@ -175,7 +175,7 @@ class EmbedTrial(Trial[EmbedTask], of=EmbedTask):
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Embed one picture or one text."""
         if self.task.modality == "image":
-            embed_images(self.parts, self.task.encode, self.task.output, samples.images[:1])
+            embed_images(self.context, self.task.encode, self.task.output, samples.images[:1])
         else:
-            embed_texts(self.parts, self.task.encode, self.task.output, samples.labels[:1])
+            embed_texts(self.context, self.task.encode, self.task.output, samples.labels[:1])
         return {}

@@ -17,12 +17,11 @@ from vlmedge.run.decode.sampling import options as merge
 from vlmedge.run.inputs.image import Grid
 from vlmedge.run.inputs.image_files import ImageSource, load_image
 from vlmedge.run.inputs.video import Video
-from vlmedge.run.tasks.boxes import CODE_KINDS
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
 from vlmedge.run.tasks.encode import Soft, flat, instructed, rows, seen, settled
 from vlmedge.run.tasks.prompt import fill, make_prompt, read, sources
 from vlmedge.run.tasks.trial import Column, Facts, Pool, Run, Samples, Shown, Whole, Writer
-from vlmedge.spec import Component, GenerateTask, Generation, VideoFrontEnd
+from vlmedge.spec import MASK_CODE_KINDS, Component, GenerateTask, Generation, VideoFrontEnd
 from vlmedge.spec.wiring import held, pictured, wanted
 
 BEAMS = 5  # as BLIP-2's paper captions
@@ -173,11 +172,11 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         takes = prompts.input_names(component)
         if component.name in self.task.instruct and "qformer_input_ids" in takes:
             texts = [self._text(samples, i) for i in range(len(samples.images))]
-            ids, mask = self.parts.instruction_tokenizer.encode(texts)
+            ids, mask = self.context.instruction_tokenizer.encode(texts)
             return {"qformer_input_ids": Whole(ids), "qformer_attention_mask": Whole(mask)}
         if component.name in self.task.read and "input_ids" in takes and self.asks:
             texts = [self.task.prompt.replace("{question}", asked) for asked in samples.questions]
-            ids, mask = self.parts.tokenizer.encode(texts)
+            ids, mask = self.context.tokenizer.encode(texts)
             return {"input_ids": Whole(ids), "attention_mask": Whole(mask)}
         if component.name == self._masks:
             return {name: Whole(codes) for name, codes in self._codes(len(samples.images)).items()}
@@ -191,7 +190,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         count = range(len(pool.samples.images))
         soft = [self._soft(pool, self.task.soft_prompt, i) for i in count]
         texts = [self._text(pool.samples, i, pool.grid(i)) for i in count]
-        made = sources(self.parts, self.task, soft, texts)
+        made = sources(self.context, self.task, soft, texts)
         return {name: Whole(array) for name, array in made.items()}
 
     def runs(self, samples: Samples, beam_samples: int) -> Iterator[Run]:
@@ -206,7 +205,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
 
     def shown(self, pool: Pool) -> Shown:
         """Make the soft prompts, each text having its say in its own, and run `read`."""
-        context, task, count = self.parts, self.task, range(len(pool.samples.images))
+        context, task, count = self.context, self.task, range(len(pool.samples.images))
         texts = [self._text(pool.samples, i, pool.grid(i)) for i in count]
         encoded = pictured(context.bundle.spec, task)
         soft = instructed(context, task, [self._soft(pool, encoded, i) for i in count], texts)
@@ -215,7 +214,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
     def known(self, pool: Pool, i: int) -> Shown | None:
         """Take the soft prompt, and what `read` gave."""
         task = self.task
-        held_names = held(self.parts.bundle.spec.component(task.decoder)) if task.read else []
+        held_names = held(self.context.bundle.spec.component(task.decoder)) if task.read else []
         # a reader's mask is the decoder's encoder_attention_mask
         from_pool = {
             name: "attention_mask" if name == "encoder_attention_mask" else name
@@ -230,14 +229,14 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
     def prompt(self, shown: Shown, options: Generation) -> Prompt:
         """Put the soft prompts among the texts, as far as nothing else has read them."""
         task = settled(self.task)
-        return make_prompt(self.parts, task, shown.soft, shown.texts, options, shown.held)
+        return make_prompt(self.context, task, shown.soft, shown.texts, options, shown.held)
 
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Write a text of fixed length, greedy, so that every side takes the same steps.
 
         Where texts may have codes of masks, one mask is decoded.
         """
-        context, task, spec = self.parts, self.task, self.parts.bundle.spec
+        context, task, spec = self.context, self.task, self.context.bundle.spec
         assert spec.generation is not None
         count = min(tokens, max(2, spec.generation.max_tokens))
         chosen = merge(
@@ -277,7 +276,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         """Take what the picture of sample i became, or the video that begins with it."""
         if self.task.source == "image":
             return rows(pool.at(name, i), [pool.grid(i)])[0]
-        encode = map(self.parts.bundle.spec.component, self.task.encode)
+        encode = map(self.context.bundle.spec.component, self.task.encode)
         whole = any(component.takes_clips for component in encode)
         return flat(pool.at(name, i) if whole else pool.clip(name, i))
 
@@ -287,9 +286,9 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         Any codes are some mask, and few texts of a model that nobody has asked well hold any.
         """
         assert self._masks is not None
-        (codes,) = self.parts.bundle.spec.component(self._masks).inputs
+        (codes,) = self.context.bundle.spec.component(self._masks).inputs
         shape = count, int(codes.shape[1])
-        return {codes.name: np.random.default_rng(0).integers(0, CODE_KINDS, shape)}
+        return {codes.name: np.random.default_rng(0).integers(0, MASK_CODE_KINDS, shape)}
 
 
 def _still(picture: ImageSource, front: VideoFrontEnd) -> Video:

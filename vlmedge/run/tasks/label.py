@@ -57,7 +57,7 @@ class LabelTrial(Trial[LabelTask], of=LabelTask):
 
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Classify one picture."""
-        probabilities(self.parts, self.task, self.parts.pixels(samples.images[:1]))
+        probabilities(self.context, self.task, self.context.pixels(samples.images[:1]))
         return {}
 
     def choices(self, pool: Pool) -> Choices:

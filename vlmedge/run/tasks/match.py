@@ -96,7 +96,7 @@ class ScoreTrial(Trial[ScoreTask], of=ScoreTask):
 
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Score one picture with one text."""
-        score(self.parts, self.task, samples.images[:1], samples.labels[:1])
+        score(self.context, self.task, samples.images[:1], samples.labels[:1])
         return {}
 
     def choices(self, pool: Pool) -> Choices:
@@ -116,7 +116,7 @@ class InfillTrial(Trial[InfillTask], of=InfillTask):
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Fill one gap."""
         text = f"a photo of a {self.task.mask_text}"
-        infill(self.parts, self.task, samples.images[0], text, 1)
+        infill(self.context, self.task, samples.images[0], text, 1)
         return {}
 
     def choices(self, pool: Pool) -> Choices:

@@ -214,7 +214,7 @@ class PaintTrial(Trial[PaintTask], of=PaintTask):
         if component.name not in self.task.paint:
             return {}
         # every input of one row is asked for before the next row's
-        row = lru_cache(maxsize=1)(partial(trial, self.parts, samples.images))
+        row = lru_cache(maxsize=1)(partial(trial, self.context, samples.images))
 
         def column(name: str) -> Column:
             return Made(len(samples.images), lambda i: row(i)[name])
@@ -224,12 +224,12 @@ class PaintTrial(Trial[PaintTask], of=PaintTask):
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Paint one picture."""
         picture = samples.images[0]
-        paint(self.parts, self.task, [picture], [(picture, picture)])
+        paint(self.context, self.task, [picture], [(picture, picture)])
         return {}
 
     def choices(self, pool: Pool) -> Choices:
         """Return the main colour of each painting; all tasks that paint share the graph."""
-        colours = list(main_colors(self.parts, pool.whole(self.task.output)))
+        colours = list(main_colors(self.context, pool.whole(self.task.output)))
         return Choices("paint, main colour", colours)
 
 

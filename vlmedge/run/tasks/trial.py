@@ -81,6 +81,7 @@ class Made:
         self._count, self._make = count, make
 
     def __len__(self) -> int:
+        """Count the samples."""
         return self._count
 
     def at(self, i: int) -> Array:
@@ -103,6 +104,7 @@ class Whole:
         self._ends = np.cumsum([0, *self.sizes])
 
     def __len__(self) -> int:
+        """Count the samples."""
         return len(self.sizes)
 
     def at(self, i: int) -> Array:
@@ -162,7 +164,7 @@ class Trial(ABC, Generic[T]):
             Trial.kinds[of] = cls
 
     def __init__(self, context: TaskContext, name: str, task: T) -> None:
-        self.parts, self.name, self.task = context, name, task
+        self.context, self.name, self.task = context, name, task
 
     @property
     @abstractmethod

@@ -78,7 +78,7 @@ class HearTrial(Trial[HearTask], of=HearTask):
     def answer(self, samples: Samples, tokens: int) -> Facts:
         """Hear one sound."""
         feed = {"input_features": np.ones((1, BINS), np.float32), "knock": np.ones((1, 1), "f")}
-        self.parts.chain(self.task.encode, feed)
+        self.context.chain(self.task.encode, feed)
         return {"heard": 1}
 
     def choices(self, pool: Pool) -> Choices:
