@@ -12,20 +12,41 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from vlmedge.errors import BundleError
 from vlmedge.graphs import half
 from vlmedge.graphs.half import HALF_MAX, HALF_NORMAL, beyond
 
-from ._tensorrt.operators import names
-from ._tensorrt.versions import BeyondHalfError
-
-_EXACT = names(
-    "Cast CastLike Constant ConstantOfShape CumSum Exp Log Pow RMSNormalization Range Reciprocal "
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum "
-    "ReduceSumSquare Sqrt"
+_EXACT = frozenset(
+    [
+        "Cast",
+        "CastLike",
+        "Constant",
+        "ConstantOfShape",
+        "CumSum",
+        "Exp",
+        "Log",
+        "Pow",
+        "RMSNormalization",
+        "Range",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMean",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Sqrt",
+    ]
 )
 # Which input is the scale of numbers that are none themselves.
 SCALES = {"QuantizeLinear": 1, "DequantizeLinear": 1, "MatMulNBits": 2}
-_FOLLOWING = names("Abs Add Clip Div Max Min Mul Neg Sigmoid Sub")
+_FOLLOWING = frozenset(["Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sigmoid", "Sub"])
+
+
+class BeyondHalfError(BundleError):
+    """A weight has no float16."""
 
 
 def halve(model: ir.Model, state: Collection[str] = (), exact: Collection[str] = ()) -> None:

@@ -31,6 +31,7 @@ from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component
 
 from ._cuda import Cuda, connect
+from ._half import BeyondHalfError
 from ._judge import judge
 from ._tensorrt import dla
 from ._tensorrt import store as cache
@@ -194,7 +195,7 @@ class TensorRt:
             exact = {node.output for node in restored}
             try:
                 compile_component(job, partial, job.profiles, precision, exact, plain=plain)
-            except api.BeyondHalfError as error:
+            except BeyondHalfError as error:
                 job.note(f"{str(error).split(':')[0]}: built in float32")
                 left, output = iter([FLOAT]), ""
                 continue

@@ -22,14 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmedge.errors import BundleError, MissingExtraError
+from vlmedge.errors import MissingExtraError
 
 from .operators import Version, version_of
-
-
-class BeyondHalfError(BundleError):
-    """A weight has no float16."""
-
 
 _NUMPY = {
     "FLOAT": np.float32,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from kit.fake_cuda import Notes
 from kit.overflow import COMPONENT, overflowing
-from kit.tensorrt import Use, api, build, engine, left
+from kit.tensorrt import Use, build, engine, left
 
 from vlmedge.bundle import Bundle
 from vlmedge.cli import tables_build
@@ -96,7 +96,7 @@ def test_weight_beyond_float16_falls_back_to_float32(
 
     def refuse(*arguments: Any, plain: bool) -> None:
         if arguments[3] == "float16":
-            raise api.BeyondHalfError("w reaches 1.0e+05, beyond float16: build with float32")
+            raise engine.BeyondHalfError("w reaches 1.0e+05, beyond float16: build with float32")
         compiled(*arguments, plain=plain)
 
     monkeypatch.setattr(engine, "compile_component", refuse)
