@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
@@ -68,6 +69,8 @@ def trace(component: Component, build: Build) -> tuple[ir.Model, dict[str, Array
             if isinstance(raw, torch.Tensor) and raw.device.type == "meta":
                 value.const_value = None
         onnxscript.optimizer.optimize_ir(model)
+    # torch notes the line of Python that each node came from: a path of the machine that traced
+    ClearMetadataAndDocStringPass()(model)
     return model, buffers
 
 
