@@ -69,7 +69,7 @@ class TensorRt:
     def open(self, bundle: Bundle, component: str) -> Graph:
         """Open an engine that fits this machine; it is built first if there is none.
 
-        What `build` was last asked for is what is opened, whichever options that were.
+        Opens the engine of the most recent `build`, whatever options it used.
         """
         spec = bundle.spec.component(component)
         trt, cuda = api.load(), connect()

@@ -390,9 +390,9 @@ def search(
     model: Model, file: Path, text: str | None, image: str | None, top: int, as_json: bool
 ) -> None:
     """Print the best pictures of an index, a line each."""
-    from vlmedge.run.tasks.retrieve import load as read
+    from vlmedge.run.tasks.retrieve import load_index
 
-    found = read(file)
+    found = load_index(file)
     hits = model.search(found, text, image=image, top=top)
     if as_json:
         rows = [{"image": _name(path), "cosine": cosine} for path, cosine in hits]

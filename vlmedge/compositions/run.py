@@ -24,7 +24,12 @@ from vlmedge.shelves.registry import unknown
 
 
 class Composed:
-    """A composition with its bundles, ready to run; made by `vlmedge.compose`."""
+    """A composition with its bundles, ready to run; `vlmedge.compose` makes one.
+
+    Attributes:
+        composition: The steps and the names of their bundles.
+        models: The open model of each bundle, by the composition's names.
+    """
 
     def __init__(
         self, composition: Composition, models: Mapping[str, Model], *, low_memory: bool = False
@@ -62,21 +67,25 @@ class Composed:
     ) -> Iterator[Texts | None]: ...
 
     def run(self, images: Any, *, on_error: OnError | None = None) -> Any:
-        """Do all steps for one image, for each of several, or for a stream of them.
+        """Run all steps for an image.
 
         Args:
-            images: What to look at, as of `Model.caption`; no videos.
-            on_error: Of a stream: is told (image, error) of one that cannot be used, whose texts
-                are then none. Without it that error is raised, after the texts before it.
+            images: One image, a list or tuple of images, or an iterator of images; no videos.
+            on_error: Streams only. Called with (image, error) for each image that cannot be used;
+                its texts are None. If omitted, the error is raised after the texts of the images
+                before it.
 
         Returns:
-            (text, score) pairs of the last step, in its order; a score is none where no step has
-            given one.
+            (text, score) pairs of the last step, in its order; a list or an iterator of such lists
+            for several images. A score is None if no step has given one.
+
+        Raises:
+            VlmEdgeError: A step cannot use the image or a text; the message names the step.
         """
         return respond(load_image, images, self._answer, on_error, per_batch=1)
 
     def close(self) -> None:
-        """Give the memory of every open graph back; they open again when needed."""
+        """Free the memory of every open graph; graphs open again when they are needed."""
         for model in self.models.values():
             model.close()
 
@@ -122,23 +131,30 @@ def compose(
     low_memory: bool = False,
     allow_fallback: bool = False,
 ) -> Composed:
-    """Put tasks of several bundles together; graphs open when they are first needed.
-
-        capfilt = vlmedge.compose("capfilt", {"captioner": "blip-int8", "matcher": "blip-itm-int8"})
-        capfilt.run("cat.jpg")  # [(caption, score), ...], best first
+    """Chain tasks of several bundles; each graph opens when it is first needed.
 
     Args:
-        composition: The name of a built-in one, a JSON file, or what would stand in one; see
-            `vlmedge.compositions.composition`.
+        composition: Name of a built-in composition, path of a JSON file, or the content of one as
+            a dict (its JSON Schema is composition.schema.json in the package).
         bundles: Folders or open models by the composition's names, in place of its own.
-        changes: Other values for words of its steps, such as {"kept.at_least": 0.3}.
-        engine: As of `vlmedge.load`, for every folder; so are the others.
-        low_memory: As of `load`; and a bundle is closed before the next one opens.
-        allow_fallback: As of `load`.
+        changes: Other values for fields of its steps, such as {"kept.at_least": 0.3}.
+        engine: Engine that runs the folders' graphs, see `vlmedge.load`.
+        low_memory: See `vlmedge.load`; a bundle is also closed before the next one opens.
+        allow_fallback: See `vlmedge.load`.
+
+    Returns:
+        A `Composed`, whose `run` takes images.
 
     Raises:
-        VlmEdgeError: The composition makes no sense (before any bundle is read), a bundle is not
-            given, is none, or cannot do what a step wants.
+        InputError: The composition is not valid (found before any bundle is read), a bundle is
+            not given, or a bundle cannot do what its step needs.
+        BundleError: A folder is no bundle.
+        UnknownNameError: No composition, bundle of it, or engine has this name.
+
+    Examples:
+        >>> bundles = {"captioner": "blip-int8", "matcher": "blip-itm-int8"}
+        >>> vlmedge.compose("capfilt", bundles).run("cat.jpg")
+        [('a cat on a sofa', 0.93), ('a cat', 0.71)]
     """
     read = read_composition(composition, changes)
     given = bundles or {}

@@ -32,7 +32,10 @@ class Graph(Protocol):
 
     @property
     def reads(self) -> int:
-        """How often it ran or was reset: by it one knows whether one's text is still cached."""
+        """Number of runs and resets so far.
+
+        If it has changed, the cache no longer holds your text.
+        """
         ...
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
@@ -83,7 +86,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class FallsBack(Protocol):
-    """An engine that is strict about where work runs, and need not be."""
+    """An engine that refuses to run nodes on the CPU by default and can be told to allow it."""
 
     def falling_back(self) -> Engine:
         """Return this engine as one that leaves to the CPU what its device cannot run."""

@@ -91,11 +91,11 @@ class MaskCodes(Data, frozen=True):
 class GenerateTask(Data, frozen=True, tag="generate", tag_field="kind"):
     """Image in, text out, by the decode loop.
 
-    A soft prompt stands among the embeddings of the text. Where there are components in `instruct`,
-    the text has a say in it: they read it first (InstructBLIP's Q-Former). Where there are
-    components in `read`, they come between: one that takes input_ids or inputs_embeds is the text's
-    reader (BLIP's question encoder, T5's encoder), and what the decoder takes beside its text and
-    its state (cross-attention's keys and values) is what `read` gave, fed unchanged at every step.
+    A soft prompt stands among the embeddings of the text. `instruct` lists components that make it
+    depend on the text too (InstructBLIP's Q-Former reads the instruction). `read` lists components
+    that run once between the image and the decoder: a text encoder, which takes input_ids or
+    inputs_embeds (BLIP's question encoder, T5's encoder), and whatever computes cross-attention
+    keys and values. Their outputs are fed to the decoder unchanged at every step.
 
     Attributes:
         encode: Components from pixel_values to `soft_prompt`, or to what `instruct` begins with.

@@ -25,17 +25,24 @@ if TYPE_CHECKING:
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv")
 
 Pick = Callable[[int, "float | None"], list[int]]
-"""How many frames there are, and how many a second -> which ones to look at, in order."""
+"""Number of frames and frames per second (None: unknown) -> numbers of those to look at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video to write about, in place of an image.
+    """A video, which stands in place of an image in `Model.caption`, `captions`, `ask`, `stream`.
+
+    Files and bytes need PyAV (`pip install 'vlmedge[video]'`); folders and arrays need nothing.
 
     Attributes:
-        source: A file's path or its bytes, a folder whose pictures are the frames in the order of
-            their names, or uint8 [frames, height, width, 3], RGB.
-        frames: How many to look at; none: as many as the checkpoint is used to.
+        source: Path of a file, its bytes, path of a folder whose pictures are the frames in the
+            order of their names, or uint8 [frames, height, width, 3], RGB.
+        frames: Number of frames that the model looks at, at least 1. None: the number that the
+            checkpoint was trained with, which may depend on the video's length.
+
+    Examples:
+        >>> model.caption(vlmedge.Video("clip.mp4", frames=8))
+        'a cat jumps onto a sofa'
     """
 
     source: str | Path | bytes | NDArray[np.uint8]
@@ -43,23 +50,23 @@ class Video:
 
 
 def is_video(path: str) -> bool:
-    """Tell the path of a video from that of an image: by its ending, or it is a folder."""
+    """Return whether a path is that of a video, by its ending, or of a folder of frames."""
     return path.lower().endswith(VIDEO_ENDINGS) or os.path.isdir(path)
 
 
 def read_frames(video: Video, front: VideoFrontEnd) -> list[PIL.Image.Image]:
-    """Take the frames out of a video that a model looks at.
+    """Read the frames of a video that a model looks at.
 
     Args:
-        video: Which.
-        front: How they are chosen.
+        video: The video.
+        front: The checkpoint's rule for choosing frames.
 
     Returns:
-        RGB, in the order of time; no more than the video has.
+        RGB images in the order of time; no more than the video has.
 
     Raises:
-        InputError: It cannot be read, or has no frames.
-        MissingExtraError: It is a file, and PyAV is not installed.
+        InputError: The video cannot be read, has no frames, or `frames` is out of range.
+        MissingExtraError: The video is a file or its bytes, and PyAV is not installed.
     """
     if video.frames is not None and video.frames < 1:
         raise InputError(f"frames is {video.frames}: look at 1 or more")
@@ -92,16 +99,17 @@ def read_frames(video: Video, front: VideoFrontEnd) -> list[PIL.Image.Image]:
 def chosen(
     total: int, fps: float | None, front: VideoFrontEnd, frames: int | None = None
 ) -> list[int]:
-    """Say which frames a model looks at.
+    """Choose the frames that a model looks at.
 
     Args:
-        total: How many there are, at least 1.
-        fps: How many a second, or none where nobody knows.
+        total: Number of frames of the video, at least 1.
+        fps: Frames per second, or None if unknown.
         front: The checkpoint's rule.
-        frames: How many the user wants; none leaves it to the rule.
+        frames: Number of frames that the user wants; None leaves it to the rule.
 
     Returns:
-        Their numbers from 0, never falling; at most `total`. "middle" may name one twice.
+        Numbers of frames from 0, never falling; at most `total` of them. The rule "middle" may
+        choose a frame twice.
     """
     count = front.frames if frames is None else frames
     if frames is None and front.fps is not None:

@@ -50,18 +50,21 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Where one thing is.
+    """The place of one thing in a picture; `Model.detect` returns a list of them.
+
+    Sides are fractions of the picture, 0..1; `pixels` and `mask` convert them to a picture's size.
 
     Attributes:
-        label: What it is, as the model says.
-        left: 0 to 1, of the picture's width; at most `right`.
-        top: 0 to 1, of its height; at most `bottom`.
-        right: As left.
-        bottom: As top.
-        codes: 16 numbers of its mask, or none.
-        polygons: Outlines (x, y) of its parts, 0 to 1 of width and height, or none.
-        raster: What `codes` stand for, float32 [rows, columns], stretched over the box; above 0 is
-            inside. None where there are no codes, or nothing to decode them.
+        label: Name of the thing, in the model's words.
+        left: Left side as a fraction of the picture's width; at most `right`.
+        top: Upper side as a fraction of the picture's height; at most `bottom`.
+        right: Right side as a fraction of the width.
+        bottom: Lower side as a fraction of the height.
+        codes: The 16 codes of its mask, 0..127, or an empty tuple.
+        polygons: Outline of each of its parts, (x, y) corners as fractions of width and height, or
+            an empty tuple.
+        raster: Mask that `codes` decode to, float32 [rows, columns], stretched over the box; values
+            above 0 are inside. None without codes, or without a decoder for them.
     """
 
     label: str
@@ -74,18 +77,35 @@ class Box:
     raster: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return left, top, right and bottom in pixels of a picture of this size."""
+        """Return (left, top, right, bottom) in pixels of a picture of this size.
+
+        Args:
+            width: Width of the picture, pixels.
+            height: Height of the picture, pixels.
+        """
         return self.left * width, self.top * height, self.right * width, self.bottom * height
 
     def outlines(self, width: int, height: int) -> list[list[Point]]:
-        """Return the corners (x, y) of each polygon in pixels."""
+        """Return the (x, y) corners of each polygon in pixels of a picture of this size.
+
+        Args:
+            width: Width of the picture, pixels.
+            height: Height of the picture, pixels.
+        """
         return [[(x * width, y * height) for x, y in polygon] for polygon in self.polygons]
 
     def mask(self, width: int, height: int) -> NDArray[np.bool_] | None:
-        """Return what belongs to the thing: bool [height, width] of a picture of this size.
+        """Return the mask of the thing in a picture of this size.
 
-        A raster is resized to the box, whose corners are cut to whole pixels, as big_vision has it.
-        Polygons are filled. Without either there is none.
+        A raster is resized to the box, whose sides are cut to whole pixels, as the evaluator of
+        segmentation in github.com/google-research/big_vision does. Polygons are filled.
+
+        Args:
+            width: Width of the picture, pixels.
+            height: Height of the picture, pixels.
+
+        Returns:
+            bool [height, width], or None if the box has neither a raster nor polygons.
         """
         if self.raster is None and not self.polygons:
             return None

@@ -31,11 +31,19 @@ def reply_tokens(context: TaskContext) -> int:
 
 
 class Chat:
-    """One conversation; made by `Model.chat`.
+    """One conversation; `Model.chat` makes one.
 
-    A reply that is cut short (its iterator closed, or max_tokens reached) stays in the
-    conversation as far as it came. Other work with the model in between costs one reading of the
-    whole conversation, nothing else.
+    A reply that is cut short (its iterator is closed, or max_tokens is reached) stays in the
+    conversation as far as it was written. Other work with the model between two turns costs one
+    read of the whole conversation, and changes no reply.
+
+    Attributes:
+        turns: (text, reply) of every turn so far, in order.
+
+    Examples:
+        >>> chat = model.chat()
+        >>> chat.ask("What is in the picture?", "cat.jpg")
+        'A cat on a sofa.'
     """
 
     def __init__(
@@ -46,14 +54,14 @@ class Chat:
         options: Generation,
         system: str | None = None,
     ) -> None:
-        """Begin.
+        """Begin an empty conversation.
 
         Args:
             context: The model.
-            task: How turns are put together.
-            write: How replies are written.
-            options: Of every reply.
-            system: What the model is told before all, or none.
+            task: Templates that turns are put together from.
+            write: The task that writes replies.
+            options: Decode options of every reply.
+            system: System text before the first turn, or None.
 
         Raises:
             InputError: The checkpoint's template has no place for a system text.
@@ -77,7 +85,20 @@ class Chat:
         seed: int | None = None,
         **options: Any,
     ) -> str:
-        """Say something, with pictures if there are any, and return the reply; see `stream`."""
+        """Say something, with or without pictures, and return the reply.
+
+        Args:
+            text: Text of the user's turn.
+            images: Pictures that the turn shows, in order; they stay in the conversation.
+            seed: Random seed for sampling.
+            **options: Decode options of this reply, see `stream`.
+
+        Returns:
+            The whole reply.
+
+        Raises:
+            InputError: As `stream` does.
+        """
         return "".join(self.stream(text, images, seed=seed, **options)).strip()
 
     @in_turn
@@ -89,16 +110,20 @@ class Chat:
         seed: int | None = None,
         **options: Any,
     ) -> Iterator[str]:
-        """Say something and yield the reply in pieces, as they come.
+        """Say something, with or without pictures, and return the reply in pieces.
 
         Args:
-            text: What the user says.
-            images: What to look at from now on, in their order.
-            seed: Of the draw, when sampling.
-            **options: Of this reply, as of `Model.caption`; no beams.
+            text: Text of the user's turn.
+            images: Pictures that the turn shows, in order; they stay in the conversation.
+            seed: Random seed for sampling.
+            **options: Decode options of this reply, see `Model.caption`; no beams.
+
+        Returns:
+            An iterator of pieces of text, as they are written.
 
         Raises:
-            InputError: Nothing is said, or there is no room left; the conversation stays as it was.
+            InputError: The text is empty, a picture or an option cannot be used, or the
+                conversation leaves no room for a reply. The conversation stays as it was.
         """
         if not text.strip():
             raise InputError("the turn is empty: say something")

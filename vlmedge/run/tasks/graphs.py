@@ -15,12 +15,12 @@ class Graphs(Mapping[str, Graph]):
     """The components of a bundle; each is opened when it is first asked for."""
 
     def __init__(self, bundle: Bundle, engine: Engine, *, low_memory: bool = False) -> None:
-        """Open nothing yet.
+        """Remember the bundle and the engine; no component is opened yet.
 
         Args:
-            bundle: Whose components.
-            engine: What runs them.
-            low_memory: Whether opening one closes the one before, so that only one is open.
+            bundle: The bundle whose components these are.
+            engine: Engine that opens them.
+            low_memory: Whether to close the open component before the next one opens.
         """
         self._bundle = bundle
         self._engine = engine
@@ -29,7 +29,7 @@ class Graphs(Mapping[str, Graph]):
         self.factors: Factors = {}
 
     def __getitem__(self, name: str) -> Graph:
-        """Return a component, opened."""
+        """Open a component, unless it is open, and return its graph."""
         if name not in self._open:
             self._bundle.spec.component(name)  # refuses an unknown one
             if self._low_memory:
@@ -41,7 +41,7 @@ class Graphs(Mapping[str, Graph]):
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over names."""
+        """Iterate over the names of all components, open or not."""
         return iter(component.name for component in self._bundle.spec.components)
 
     def __len__(self) -> int:
@@ -49,14 +49,14 @@ class Graphs(Mapping[str, Graph]):
         return len(self._bundle.spec.components)
 
     def adapt(self, factors: Factors) -> None:
-        """Feed the adapter slots of all components from now on; an empty table: zeros."""
+        """Fill the adapter slots of all components from now on; an empty table fills in zeros."""
         self.factors = factors
         for graph in self._open.values():
             _adapt(graph, factors)
             reader.forget(graph)
 
     def close(self) -> None:
-        """Give the memory of all that is open back."""
+        """Free the memory of all open components."""
         for graph in self._open.values():
             graph.close()
         self._open.clear()

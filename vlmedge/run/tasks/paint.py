@@ -28,18 +28,19 @@ from vlmedge.spec import Component, PaintTask
 LABELS_MOST = 255  # a PNG's palette has 256 entries, and the first is the background
 
 Example = tuple[ImageSource, ImageSource | NDArray[np.uint16]]
-"""A picture and its painting: RGB; or numbers of labels, gray, or a depth in millimetres."""
+"""A picture and its painting: RGB, labels, gray, or a depth as uint16 in millimetres."""
 
 
 @dataclass(frozen=True, slots=True)
 class Painting:
-    """What a picture became.
+    """The answer of `Model.paint` for one picture.
 
     Attributes:
-        pixels: As the model painted it, uint8 [height, width, 3] of the picture's size.
-        values: What the pixels mean. Labels: uint8 [height, width], 0 the background; or gray if
-            no number of labels was given. Depth: float32 [height, width], metres. Points: float32
-            [points, height, width], 0..1, how near each is. None for a picture.
+        pixels: The painting, uint8 [height, width, 3], RGB, of the picture's size.
+        values: Meaning of the pixels, by the task. Labels: uint8 [height, width], 0 is the
+            background, or gray values if no number of labels was given. Depth: float32
+            [height, width], metres. Points: float32 [points, height, width], 0..1, 1 at the point
+            itself. None where the painting is a picture.
     """
 
     pixels: NDArray[np.uint8]

@@ -21,12 +21,17 @@ from vlmedge.spec.wiring import held, reads_text, wanted
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture with the right answer, to be read before the one that is asked about.
+    """A picture with its correct answer, which a model reads first (few-shot).
 
     Attributes:
         image: The picture.
-        text: The right caption or answer.
-        question: What was asked, where the task asks.
+        text: The correct caption or answer.
+        question: The question, for `Model.ask`; a caption has none.
+
+    Examples:
+        >>> shown = [vlmedge.Example("dog.jpg", "a dog in the snow")]
+        >>> model.caption("cat.jpg", examples=shown)
+        'a cat on a sofa'
     """
 
     image: ImageSource

@@ -12,14 +12,15 @@ from vlmedge.spec import GenerateTask, ImageFrontEnd
 PLACE = "{region}"
 
 Region = Sequence[float]
-"""(left, top, right, bottom) of a box, or (x, y) of a point; pixels of the picture."""
+"""A box (left, top, right, bottom) or a point (x, y), in pixels of the picture as it was given."""
 
 
 def check_regions(task: GenerateTask, question: str, regions: Sequence[Region]) -> None:
-    """Refuse regions that a model, or its question, has no place for.
+    """Refuse regions that the model or the question has no place for.
 
     Raises:
-        InputError: The model knows none; there are more or fewer than places; or one is none.
+        InputError: The model takes no regions, their number is not that of the question's
+            `{region}`, or one is neither a box nor a point.
     """
     if not regions and task.regions is None:
         return  # and the question may hold any words
@@ -45,16 +46,16 @@ def check_regions(task: GenerateTask, question: str, regions: Sequence[Region]) 
 def placed(
     question: str, regions: Sequence[Region], size: tuple[int, int], front: ImageFrontEnd
 ) -> str:
-    """Write regions where a question has their places.
+    """Replace each `{region}` of a question by a region, in the model's own writing.
 
     Args:
-        question: With a `{region}` for each, as `check_regions` has found.
-        regions: In the same order.
+        question: Question with one `{region}` for each region, which `check_regions` has checked.
+        regions: Regions in the same order; what reaches beyond the picture is cut off.
         size: (width, height) of the picture, pixels.
-        front: Whether the model counts from the picture's own corner, or from its square's.
+        front: The image front end; its `square` decides from which corner the model counts.
 
     Raises:
-        InputError: A region is beside the picture.
+        InputError: A region lies outside the picture.
     """
     if not regions:
         return question

@@ -30,13 +30,17 @@ Hits = list[tuple[str, float]]
 
 @dataclass(frozen=True)
 class Index:
-    """Pictures and their vectors.
+    """The pictures of a folder and their vectors; `Model.index` makes one.
+
+    `save` writes it to a file, and `vlmedge.load_index` reads the file. `Model.search` searches it
+    by a text or an image; `search` takes a vector.
 
     Attributes:
-        vectors: float32 [pictures, width] or [pictures, vectors, width], each of length 1.
-        paths: Of the pictures, below `folder`.
-        folder: Where they lay when they were indexed.
-        checkpoint: SHA-256 of the checkpoint, as the manifest has it.
+        vectors: float32 [pictures, width], or [pictures, vectors, width] where a picture has
+            several, each of length 1.
+        paths: Path of each picture relative to `folder`, with "/" on every system.
+        folder: Absolute path of the folder when it was indexed.
+        checkpoint: SHA-256 of the checkpoint whose vectors these are, as the manifest has it.
     """
 
     vectors: Vectors
@@ -48,11 +52,15 @@ class Index:
         """Rank pictures by their cosine with a query.
 
         Args:
-            query: float32 [width], of length 1; or [vectors, width], as a picture's are.
-            top: How many.
+            query: float32 [width], of length 1; or [vectors, width], as a picture's are. The
+                nearest pair of vectors counts.
+            top: Number of pictures.
 
         Returns:
-            (path, cosine) pairs, best first; the paths lead from `folder`.
+            (path, cosine) pairs, best first; paths are relative to `folder`.
+
+        Raises:
+            InputError: The query's shape does not fit the index, or `top` is less than 1.
         """
         if top < 1:
             raise InputError(f"top is {top}: it must be at least 1")
@@ -67,8 +75,15 @@ class Index:
         best = np.argsort(-cosines, kind="stable")[:top]
         return [(self.paths[i], float(cosines[i])) for i in best]
 
-    def save(self, file: Path) -> None:
-        """Write the index whole or not at all."""
+    def save(self, file: str | Path) -> None:
+        """Write the index to a .npz file, whole or not at all.
+
+        Args:
+            file: Path of the file; one that exists is replaced.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
         data = io.BytesIO()
         np.savez(
             data,
@@ -78,13 +93,28 @@ class Index:
             checkpoint=np.array(self.checkpoint, np.str_),
         )
         try:
-            replace_file(file, data.getvalue())
+            replace_file(Path(file), data.getvalue())
         except OSError as error:
             raise InputError(f"{file} cannot be written: {error.strerror}") from None
 
 
-def load(file: Path) -> Index:
-    """Read an index, and refuse a file that is none."""
+def load_index(file: str | Path) -> Index:
+    """Read an index that `Index.save` or `vlmedge index` wrote.
+
+    Args:
+        file: Path of the .npz file; it is read without pickle.
+
+    Returns:
+        An `Index`, for `Model.search` of a bundle of the same checkpoint.
+
+    Raises:
+        InputError: The file does not exist, cannot be read or holds no index.
+
+    Examples:
+        >>> index = vlmedge.load_index("photos.npz")
+        >>> model.search(index, "a cat on a sofa", top=1)
+        [('2024/cat.jpg', 0.31)]
+    """
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("vectors", "paths", "folder", "checkpoint")}

@@ -54,20 +54,25 @@ class _Prefix:
 
 
 class Session:
-    """Questions about one picture; made by `Model.session`.
+    """Questions about one picture; `Model.session` makes one.
 
-    Answers are those that `Model.ask` and `Model.caption` give. Other work with the model in
-    between costs a copy of the prefix back into the cache, or one more reading of the prompt where
-    the copy did not fit into the budget.
+    Answers equal those of `Model.ask` and `Model.caption`. Other work with the model between two
+    questions costs a copy of the prompt's prefix back into the decoder's cache, or one more read of
+    the prompt if the copy did not fit into `session_mib`. A session is a context manager that
+    closes itself.
+
+    Examples:
+        >>> with model.session("cat.jpg") as session:
+        ...     answers = [session.ask(question) for question in questions]
     """
 
     def __init__(self, context: TaskContext, kept: ByteBudgetCache, image: ImageSource) -> None:
-        """Open the picture; it is encoded when something is asked.
+        """Decode the picture; it is encoded at the first question.
 
         Args:
             context: The model.
-            kept: Where encoded pictures and prefixes stay; shared by all sessions of a model.
-            image: What to look at.
+            kept: Cache of encoded pictures and prefixes, shared by all sessions of a model.
+            image: The picture.
         """
         self._context, self._kept = context, kept
         self._pictures = context.pictures([image])
@@ -77,7 +82,19 @@ class Session:
 
     @in_turn
     def caption(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
-        """Describe the picture; see `Model.caption`."""
+        """Describe the picture, as `Model.caption` does.
+
+        Args:
+            prompt: Beginning of the caption; the answer does not repeat it.
+            seed: Random seed for sampling.
+            **options: Decode options, see `Model.caption`.
+
+        Returns:
+            The caption.
+
+        Raises:
+            InputError: The prompt or an option cannot be used.
+        """
         task = generating.caption_task(self._context, prompt)
         return self._write(task, prompt, self._context.options(options), seed)
 
@@ -90,7 +107,20 @@ class Session:
         seed: int | None = None,
         **options: Any,
     ) -> str:
-        """Answer a question about the picture; see `Model.ask`."""
+        """Answer a question about the picture, as `Model.ask` does.
+
+        Args:
+            question: The question in plain words.
+            first_token: Token that replaces the first token of the question, see `Model.ask`.
+            seed: Random seed for sampling.
+            **options: Decode options, see `Model.caption`.
+
+        Returns:
+            The answer.
+
+        Raises:
+            InputError: The question or an option cannot be used.
+        """
         task = generating.ask_task(self._context, question, first_token)
         return self._write(task, question, self._context.options(options), seed)
 
@@ -103,7 +133,21 @@ class Session:
         seed: int | None = None,
         **options: Any,
     ) -> Iterator[str]:
-        """Caption the picture, or answer `question`, in pieces as they come; see `Model.stream`."""
+        """Caption the picture, or answer a question, in pieces as they are written.
+
+        Args:
+            prompt: Beginning of the caption, if no question is given.
+            question: Question to answer; None: caption the picture.
+            seed: Random seed for sampling.
+            **options: Decode options, see `Model.stream`; no beams.
+
+        Returns:
+            An iterator of pieces of text; joined and stripped they are what `caption` or `ask`
+            returns.
+
+        Raises:
+            InputError: The prompt, the question or an option cannot be used.
+        """
         if question is None:
             task, text = generating.caption_task(self._context, prompt), prompt
         else:
@@ -117,12 +161,12 @@ class Session:
 
     @in_turn
     def close(self) -> None:
-        """Give back what is kept for this picture; asking again computes it again."""
+        """Free the cache of this picture; the next question encodes the picture again."""
         self._kept.drop(self._owner)
         self._last = None
 
     def __enter__(self) -> Session:
-        """Return itself."""
+        """Return the session itself."""
         return self
 
     def __exit__(
@@ -131,7 +175,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close."""
+        """Close the session."""
         self.close()
 
     def _write(self, task: GenerateTask, text: str, chosen: Generation, seed: int | None) -> str:

@@ -26,13 +26,13 @@ THREADS_MAX = 4  # Pillow decodes some hundred pictures a second in each
 
 Loaded = TypeVar("Loaded")
 Answers = Callable[[Sequence[Loaded], Sequence[int]], Iterable[Any]]
-"""Answers for some that are loaded, given their places in the whole list or stream."""
+"""Answers a batch that is loaded, given its positions in the whole list or stream."""
 OnError = Callable[[ImageSource, InputError], None]
-"""Is told of a picture that cannot be used."""
+"""Called with (image, error) for each image of a stream that cannot be used."""
 
 
 def is_stream(images: object) -> TypeGuard[Iterator[ImageSource]]:
-    """Tell what is to be iterated over from one image and from a list of them."""
+    """Return whether `images` is an iterable to stream from, not one image or a list of them."""
     single = (str, bytes, bytearray, memoryview, np.ndarray, list, tuple)
     file = hasattr(images, "read")  # its lines are no pictures
     return hasattr(images, "__iter__") and not file and not isinstance(images, single)
@@ -73,13 +73,14 @@ def answers(
     """Answer for each picture, in order.
 
     Args:
-        load: Decodes and resizes one, in a thread.
-        sources: Read as they are needed, in the caller's thread, up to two batches ahead.
-        answer: Answers for some, in the caller's thread, told their places in `sources`; an error
-            in the place of an answer says that the picture cannot be used after all.
-        on_error: Is told of a picture that cannot be used, whose answer is then none. Without it
-            the first such picture raises, after the answers of those before it.
-        per_batch: How many are loaded, and answered for, at a time.
+        load: Decodes and resizes one picture, in a thread.
+        sources: Pictures, read in the caller's thread when they are needed, at most two batches
+            ahead.
+        answer: Answers for a batch, in the caller's thread, given its positions in `sources`. An
+            error in place of an answer means that the picture cannot be used after all.
+        on_error: Called with (image, error) for each picture that cannot be used; its answer is
+            None. If omitted, the error is raised after the answers of the pictures before it.
+        per_batch: Number of pictures that are loaded and answered for at a time.
 
     Raises:
         InputError: A picture cannot be used; the message names it.

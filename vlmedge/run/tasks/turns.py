@@ -1,7 +1,7 @@
 """One call of a model at a time: its graphs keep state, so threads take turns.
 
-A turn is a batch, an answer or a piece of a stream. What a stream of one thread has in the cache
-when another call comes between is gone; the decode loop finds that out and says so.
+A turn is a batch, an answer or a piece of a stream. If another call comes between two pieces of a
+stream, the decoder's cache no longer holds the stream's text; the decode loop notices and raises.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Piece = TypeVar("Piece")
 
 
 def in_turn(method: Method) -> Method:
-    """Let a method of what has `_context` wait until no other call works with its graphs."""
+    """Make a method wait until no other call uses the graphs; its class must have `_context`."""
 
     @wraps(method)
     def waits(self: Any, *args: Any, **options: Any) -> Any:
@@ -29,7 +29,7 @@ def in_turn(method: Method) -> Method:
 def each_in_turn(
     turn: AbstractContextManager[Any], pieces: Generator[Piece, None, None]
 ) -> Iterator[Piece]:
-    """Let each piece of a stream wait; nothing is held while the caller has one in hand."""
+    """Make each piece of a stream wait; no turn is held while the caller has a piece in hand."""
     try:
         while True:
             with turn:

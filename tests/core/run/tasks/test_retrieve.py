@@ -14,7 +14,7 @@ from PIL import Image
 import vlmedge as package
 from vlmedge.checkpoints.scenes import CLASSES, draw_labelled
 from vlmedge.errors import InputError
-from vlmedge.run.tasks.retrieve import Index, load, recall_at
+from vlmedge.run.tasks.retrieve import Index, load_index, recall_at
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_picture_finds_itself(model: package.Model, gallery: Path, index: Index)
 
 def test_index_comes_back_from_disk(index: Index, tmp_path: Path) -> None:
     index.save(tmp_path / "index.npz")
-    back = load(tmp_path / "index.npz")
+    back = load_index(tmp_path / "index.npz")
     np.testing.assert_array_equal(back.vectors, index.vectors)
     assert (back.paths, back.folder, back.checkpoint) == (
         index.paths,
@@ -75,17 +75,17 @@ def test_index_comes_back_from_disk(index: Index, tmp_path: Path) -> None:
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*missing\.npz: `vlmedge index` makes one"):
-        load(tmp_path / "missing.npz")
+        load_index(tmp_path / "missing.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(InputError, match=r"text\.npz is no index: make it again"):
-        load(tmp_path / "text.npz")
+        load_index(tmp_path / "text.npz")
     np.savez(tmp_path / "other.npz", vectors=np.zeros(3))
     with pytest.raises(InputError, match=r"other\.npz is no index: make it again"):
-        load(tmp_path / "other.npz")
+        load_index(tmp_path / "other.npz")
     wrong = {"paths": np.array(["a"]), "folder": np.array(""), "checkpoint": np.array("")}
     np.savez(tmp_path / "shapes.npz", vectors=np.zeros((2, 3), np.float32), **wrong)
     with pytest.raises(InputError, match=r"shapes\.npz is no index: make it again"):
-        load(tmp_path / "shapes.npz")
+        load_index(tmp_path / "shapes.npz")
     with pytest.raises(InputError, match="cannot be written"):
         Index(np.zeros((1, 3), np.float32), ("a",), "", "").save(tmp_path / "no" / "index.npz")
 
@@ -147,7 +147,7 @@ def test_pictures_of_several_vectors_are_found_by_their_nearest(
     bundle = bundle_of("blip2-itm", tmp_path / "bundle")
     model = package.load(bundle)
     model.index(gallery).save(tmp_path / "index.npz")
-    index = load(tmp_path / "index.npz")
+    index = load_index(tmp_path / "index.npz")
     assert index.vectors.shape == (11, 6, 20)  # of its 6 queries
     hits = model.search(index, "a red circle", top=11)
     text = model.embed_text("a red circle")
