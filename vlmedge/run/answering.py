@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -211,12 +211,14 @@ def write_in_pieces(
 
 
 def detect(
-    context: TaskContext, images: Any, what: str | None, name: str, options: Generation
+    context: TaskContext, images: Any, what: str | None, name: str, given: Mapping[str, Any]
 ) -> list[Box] | list[list[Box]]:
     """Find things on one image, or on each of several, by the task of this name."""
     task = detecting.detect_task(context, name)
+    texts = detecting.requests(task, name, what)
+    options = context.options(given)
     found: list[list[Box]] = []
-    for text in detecting.requests(task, name, what):
+    for text in texts:
         read = partial(detecting.boxes, context, task, text)
         made = write(context, Request(task, text, options), images, read=read)
         rows = made if is_images(images) else [made]

@@ -420,8 +420,7 @@ class Model:
             [('cat', (64.0, 48.0, 320.0, 432.0))]
         """
         name = detecting.usual(self.bundle, what) if task is None else task
-        chosen = self._context.options(options)
-        return answering.detect(self._context, images, what, name, chosen)
+        return answering.detect(self._context, images, what, name, options)
 
     @overload
     def classify(
