@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.cli import output as console
+from vlmedge.cli import output, watch
 from vlmedge.progress import SILENT, passing
 
 COMMAND = [sys.executable, "-m", "vlmedge.cli"]
@@ -114,7 +114,7 @@ def test_caption_takes_options(vlmedge, blip2_int8: Path, pictures) -> None:
 
 def test_trimmed_pieces_are_the_stripped_text() -> None:
     pieces = ["  ", " a", " red ", "", "\n", "circle", " \n "]
-    assert "".join(console.trimmed(pieces)) == "a red  circle"
+    assert "".join(output.trimmed(pieces)) == "a red  circle"
 
 
 def test_ask_answers(vlmedge, blip2_int8: Path, pictures) -> None:
@@ -635,11 +635,11 @@ def test_passing_step_is_seen_on_a_terminal_alone(capsys) -> None:
             titles.append(title)
             return nullcontext()
 
-    for watcher in (Terminal(), console.progress(False), SILENT):
+    for watcher in (Terminal(), watch.progress(False), SILENT):
         with passing(watcher, "opening it"):  # type: ignore[arg-type]
             pass
     assert titles == ["opening it"] and capsys.readouterr().err == ""
-    with passing(console._Drawn(), "opening it"):
+    with passing(watch._Drawn(), "opening it"):
         pass
 
 
@@ -677,18 +677,18 @@ def test_folder_in_place_of_a_file_is_refused(vlmedge, clip_int8: Path, pictures
 
 @pytest.mark.parametrize(
     ("command", "default"),
-    [("check", "drawn"), ("export", "NAME-SCHEME"), ("build", "half of what's free")],
+    [("check", "drawn scenes"), ("export", "NAME-SCHEME"), ("build", "half of what's free")],
 )
 def test_help_shows_what_it_says_in_brackets(vlmedge, command: str, default: str) -> None:
     assert f"[default: ({default})]" in vlmedge(command, "--help").out
 
 
 def test_bug_keeps_its_traceback(vlmedge, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmedge.cli import tables
+    from vlmedge.cli import info
 
     def broken() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(tables, "show_list", broken)
+    monkeypatch.setattr(info, "show_list", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         vlmedge("list")

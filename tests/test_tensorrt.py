@@ -31,7 +31,7 @@ from tiny import KINDS, tiny
 import vlmedge
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
-from vlmedge.cli import tables_build
+from vlmedge.cli import build as cli_build
 from vlmedge.errors import BundleError, InputError, MissingExtraError, VlmEdgeError
 from vlmedge.make import export as exporting
 from vlmedge.parity import on_device as level4
@@ -894,7 +894,7 @@ def test_overflow_in_float16_is_repaired_node_by_node(
     expected = ENGINES["ort"].open(bundle, COMPONENT).run(feeds)["image_embeds"]
     assert compare(COMPONENT, "fp16", expected, found).passed
     graph.close()
-    tables_build.show_built([built])
+    cli_build.show_built([built])
     assert f"float16, {count} nodes float32" in capsys.readouterr().out
 
 
@@ -1280,7 +1280,7 @@ def test_dla_runs_what_was_built_for_it_row_by_row(
     here, there = Model(clip, "tensorrt"), Model(clip)
     found, expected = here.embed_image(paths), there.embed_image(paths)
     assert (np.sum(found * expected, axis=1) > 0.99).all()
-    tables_build.show_built([built])
+    cli_build.show_built([built])
     assert "float16 on the DLA" in " ".join(capsys.readouterr().out.split())
 
 
