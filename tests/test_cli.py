@@ -371,15 +371,15 @@ def test_template_without_a_place_is_refused(vlmedge, clip_int8: Path, pictures)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--max-tokens", 0), "max_tokens is 0"),
-        (("--num-beams", 0), "num_beams is 0"),
-        (("--temperature", 0), "temperature is 0"),
-        (("--temperature", "nan"), "temperature is nan"),
-        (("--top-p", 1.5), "top_p is 1.5"),
-        (("--top-k", -1), "top_k is -1"),
-        (("--repetition-penalty", 0), "repetition_penalty is 0"),
-        (("--temperature", 1, "--num-beams", 2), "num_beams is 2"),
-        (("--temperature", 1, "--seed", -1), "seed is -1"),
+        (("--max-tokens", 0), "--max-tokens is 0"),
+        (("--num-beams", 0), "--num-beams is 0"),
+        (("--temperature", 0), "--temperature is 0"),
+        (("--temperature", "nan"), "--temperature is nan"),
+        (("--top-p", 1.5), "--top-p is 1.5"),
+        (("--top-k", -1), "--top-k is -1"),
+        (("--repetition-penalty", 0), "--repetition-penalty is 0"),
+        (("--temperature", 1, "--num-beams", 2), "--num-beams is 2"),
+        (("--temperature", 1, "--seed", -1), "--seed is -1"),
         (("--prompt", "red circle " * 500), "the model has room for"),
     ],
 )
@@ -609,7 +609,9 @@ def test_check_of_what_cannot_be_written_is_refused_before_the_work(
     may = os.access  # the superuser may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
     ran = vlmedge("check", clip_int8, "--against", "tiny-clip")
-    assert ran.code == 1 and "cannot be written, and the verdict goes into it" in ran.err
+    assert (
+        ran.code == 1 and "is read-only, and `check` writes its report into the bundle" in ran.err
+    )
 
 
 def test_closed_streams_are_nowhere() -> None:

@@ -83,7 +83,7 @@ class BuildOptions:
         if self.precision not in (known := get_args(Precision)):
             raise InputError(f"precision {self.precision!r}: it must be {' or '.join(known)}")
         if self.level is not None and self.level not in LEVELS:
-            raise InputError(f"optimization level {self.level}: it must be 0 to {LEVELS[-1]}")
+            raise InputError(f"level is {self.level}: it must be 0 to {LEVELS[-1]}")
         for name in ("workspace_mib", "memory_mib"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise InputError(f"{name} is {size}: it must be at least 1")
