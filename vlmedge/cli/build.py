@@ -31,8 +31,7 @@ Axes = Annotated[
     ),
 ]
 Level = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Optimization level, from 0 (quick) to 5 (thorough)."),
+    int | None, typer.Option(metavar="N", help="Optimization level, 0 (quick) to 5 (thorough).")
 ]
 WorkspaceMib = Annotated[
     int | None,
@@ -69,26 +68,28 @@ DlaMode = Annotated[
     str,
     typer.Option(
         metavar="MODE",
-        help="Vision encoder on a DLA: off, auto, faster or always. No board has tried it.",
+        help="Vision encoder on a DLA: off, auto, faster or always. Not tested on any board.",
     ),
 ]
 BuildDevice = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Compile for this device: fail if it cannot run the bundle, or is another machine.",
+        help="Compile for this device; fail if it cannot run the bundle or is not this machine.",
     ),
 ]
 CheckOnly = Annotated[
     bool,
     typer.Option(
         "--check-only",
-        help="Only list the nodes that --tensorrt, or the one of --device, rejects; needs no GPU.",
+        help="List the nodes that TensorRT would reject; needs --tensorrt or --device, but no GPU.",
     ),
 ]
 TensorRtVersion = Annotated[
     str | None,
-    typer.Option(metavar="VERSION", help="Version for --check-only, such as 8.6, 10.3 or 11.x."),
+    typer.Option(
+        metavar="VERSION", help="TensorRT version for --check-only, such as 8.6, 10.3 or 11.x."
+    ),
 ]
 
 

@@ -48,7 +48,7 @@ def chat(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
 ) -> None:
-    """Chat about pictures: each line is a turn, and may be preceded by more pictures.
+    """Chat about pictures in the terminal: each line is a turn.
 
     /image FILE adds a picture to the next turn, /new starts a new conversation, /quit ends.
     Lines can be piped in as a script: it goes on after a line that fails, and exits with 1 then.

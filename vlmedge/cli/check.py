@@ -29,7 +29,7 @@ def check(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Compare this engine with the bundle's graphs (level 4), without --against.",
+            help="Compare this engine with the bundle's graphs (level 4); not with --against.",
             show_default="ort",
         ),
     ] = None,

@@ -34,9 +34,9 @@ Run = Callable[..., None]  # echoes a command, given by its words, and runs it
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that is made.")] = Path(
-        "vlmedge-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to write everything into.")
+    ] = Path("vlmedge-demo"),
 ) -> None:
     """Export, quantize and check built-in checkpoints; then caption, ask and classify."""
     start = time.perf_counter()

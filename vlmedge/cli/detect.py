@@ -54,7 +54,7 @@ def detect(
         typer.Option(
             "--masks",
             metavar="DIR",
-            help="Also write the masks of outlined objects, 255 inside: 0.png is the first box's.",
+            help="Also write masks of outlined objects here, 255 inside: 0.png is the first box's.",
         ),
     ] = None,
     max_tokens: MaxTokens = None,
@@ -65,7 +65,7 @@ def detect(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find objects in a picture: a line each, with the box's left, top, right and bottom pixel."""
+    """Find objects in a picture: each line is left, top, right, bottom, in pixels, and a label."""
     from vlmedge.cli.drawing import draw
     from vlmedge.run.inputs.image_files import load_image
     from vlmedge.run.tasks.detect import check_masks, usual

@@ -70,7 +70,7 @@ TargetDrop = Annotated[
     typer.Option(
         "--target-drop",
         metavar="POINTS",
-        help="Give layers more bits until no task loses more than this.",
+        help="Give layers more bits until no task loses more points than this.",
     ),
 ]
 BudgetMib = Annotated[
@@ -106,7 +106,7 @@ LoraSlots = Annotated[
         "--lora-slots",
         min=1,
         metavar="RANK",
-        help="Let adapters up to this rank be loaded at run time.",
+        help="Leave room for LoRA adapters up to this rank, to be loaded at run time.",
     ),
 ]
 LoraModules = Annotated[
@@ -114,7 +114,7 @@ LoraModules = Annotated[
     typer.Option(
         "--lora-modules",
         metavar="A,B,C",
-        help="Linears that such an adapter may change, such as q_proj,v_proj.",
+        help="Linears that those adapters may change, such as q_proj,v_proj.",
         show_default="all of the model's layers",
     ),
 ]

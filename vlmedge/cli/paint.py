@@ -25,7 +25,7 @@ def paint(
         list[str],
         typer.Option(
             metavar="PICTURE=PAINTING",
-            help="A picture and its painting: what to do. May be repeated.",
+            help="An example: a picture, and what it was turned into. May be repeated.",
         ),
     ],
     task: Annotated[
@@ -35,14 +35,14 @@ def paint(
         int | None,
         typer.Option(
             metavar="N",
-            help="Treat the paintings as labels 1 to N, and write labels, in an indexed PNG.",
+            help="Read the paintings as labels 1 to N, and write labels, as an indexed PNG.",
         ),
     ] = None,
     engine: EngineName = "ort",
     allow_fallback: AllowFallback = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do to a picture what was done to the pictures of the examples, such as segment them."""
+    """Turn a picture into what the examples show, such as a segmentation."""
     if out.suffix.lower() != ".png":
         raise InputError(f"{out}: paintings are written as PNG: name a .png file")
     examples = [_example(text) for text in example]

@@ -61,7 +61,7 @@ def plan(
         typer.Option(
             metavar="X",
             help="Memory for the model, in GiB.",
-            show_default="estimated",
+            show_default="what the device has free",
         ),
     ] = None,
     cores: Annotated[
