@@ -31,7 +31,7 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
         ("classify", "template 'a photo': it must", "--template 'a photo': it must"),
         ("export", "keep 'fc9' matches no layer", "--keep 'fc9' matches no layer"),
         ("build", "memory_mib is 0: it must be", "--memory is 0: it must be"),
-        ("compose", "change 'kept': it must be STEP.WORD", "--set 'kept': it must be STEP.WORD"),
+        ("compose", "capfilt: change 'kept': it must be", "capfilt: --set 'kept': it must be"),
         ("caption", "leave allow_fallback (--allow-fallback) out", "leave --allow-fallback out"),
     ],
 )

@@ -155,7 +155,7 @@ def _check_masks(folder: Path) -> None:
     """Refuse a folder with something in it: masks of an earlier picture would stay among these."""
     _check_parent(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is no empty folder: name another for the masks")
+        raise InputError(f"{folder} is not an empty folder: name another one for the masks")
 
 
 def _check_parent(path: Path) -> None:

@@ -32,7 +32,8 @@ def as_typed(error: Exception, command: Any) -> str:
     """Return an error's line with a command's options in place of their names in Python.
 
     A library's error names a parameter, max_tokens, for callers in Python; here it is --max-tokens.
-    A name of one word could be any word, and counts at the beginning alone: "seed is -1: ...".
+    A name of one word could be any word, and counts where a line or a part of it begins alone:
+    "seed is -1: ...", "capfilt: change 'kept': ...".
     """
     text = " ".join(str(error).splitlines())
     for option in command.params:
@@ -42,7 +43,7 @@ def as_typed(error: Exception, command: Any) -> str:
         if "_" in name:  # not inside a path, and --allow-fallback only once where both are named
             text = re.sub(rf"(?<![\w/.'-]){name}(?![\w/.']\w)(?: \({typed}\))?", typed, text)
         else:
-            text = re.sub(rf"^{name}(?= is | has |:? ['\"\d-])", typed, text)
+            text = re.sub(rf"(^|: ){name}(?= is | ['\"\d-])", rf"\1{typed}", text)
     return text
 
 
