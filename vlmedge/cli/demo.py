@@ -5,7 +5,6 @@ Each command is echoed and then run as it stands, in this process.
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import sys
 import time
@@ -56,6 +55,8 @@ def demo(
 
 def _runner(context: typer.Context) -> Run:
     """Make what runs a command of the same command line."""
+    import shlex
+
     commands = context.find_root().command
 
     def run(*words: str | Path) -> None:

@@ -6,7 +6,6 @@ Heavy imports stand inside the functions, for every command's file imports this 
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,6 +73,8 @@ def warn(bundle: Bundle) -> None:
 
 def emit(value: Any) -> None:
     """Print a struct, a dataclass, a list or a dict as JSON; nan becomes null, a path its text."""
+    import json
+
     import msgspec
 
     print(json.dumps(json.loads(msgspec.json.encode(value, enc_hook=str)), indent=2))
