@@ -217,28 +217,31 @@ def test_folders_are_seen_from_the_file(captioner: Path, tmp_path: Path) -> None
 REFUSED = [
     ({}, "missing required field `steps`"),
     ({"steps": [], "extra": 1}, "unknown field `extra`"),
-    ({"steps": []}, "0 steps whose texts no other takes"),
-    (steps({"task": "caption"}), "step 1: give it a name without dots"),
-    (steps(CAPTION | {"name": "a.b"}), "give it a name without dots .it is 'a.b'"),
+    ({"steps": []}, "a composition ends in one step, this one has none"),
+    (steps({"task": "caption"}), "step 1 is named None: give it a name without dots"),
+    (steps(CAPTION | {"name": "a.b"}), "is named 'a.b': give it a name without dots"),
     (steps(CAPTION | {"task": "captoin"}), "'said': no task 'captoin': did you mean 'caption'"),
     (steps(CAPTION | {"prmpt": "a"}), "'said', caption: no word 'prmpt': did you mean 'prompt'"),
     (steps(CAPTION | {"count": 0}), "'said', caption: expected `int` >= 1"),
     (steps(CAPTION | {"seed": -1}), "'said', caption: expected `int` >= 0"),
     (steps(CAPTION | {"options": {"topp": 1}}), "'said', caption: no option 'topp'"),
     (steps(CAPTION | {"options": {"top_p": 2}}), "'said', caption: top_p is 2"),
-    (steps(CAPTION | {"inputs": ["said"]}), "caption takes no texts here: leave its inputs out"),
-    (steps(CAPTION, MATCH | {"inputs": []}), "match takes texts: name steps in its inputs"),
+    (steps(CAPTION | {"inputs": ["said"]}), "caption takes no texts here: leave them out"),
+    (steps(CAPTION, MATCH | {"inputs": []}), "match takes texts: name the steps that give them"),
     (steps(CAPTION, MATCH | {"inputs": ["sad"]}), "'scored', inputs: no step 'sad'"),
-    (steps(CAPTION, CAPTION), "step 'said' is there twice"),
-    (steps(CAPTION, CAPTION | {"name": "b"}), r"2 steps whose texts no other takes \(said, b\)"),
-    (steps(MATCH | {"inputs": ["scored"]}), "steps scored -> scored go in a circle"),
+    (steps(CAPTION, CAPTION), "two steps are named 'said'"),
+    (
+        steps(CAPTION, CAPTION | {"name": "b"}),
+        r"ends in one step, this one ends in 2 \(said, b\): name",
+    ),
+    (steps(MATCH | {"inputs": ["scored"]}), "steps scored -> scored form a cycle"),
     (
         steps(CAPTION, MATCH | {"inputs": ["said", "kept"]}, FILTER),
-        "go in a circle: let one of them take another",
+        "form a cycle: change the inputs of one of them",
     ),
     (steps(CAPTION, FILTER | {"inputs": ["said"]}), "'kept' needs scores and 'said' gives none"),
     (steps(CAPTION, bundles=()), "step 'said': no bundle 'a': choose from none"),
-    (steps(CAPTION) | {"bundles": {"a": None, "z": None}}, "bundle 'z': no step uses it"),
+    (steps(CAPTION) | {"bundles": {"a": None, "z": None}}, "bundle 'z' is used by no step"),
 ]
 
 
@@ -282,7 +285,7 @@ def test_changes_that_lead_nowhere_are_refused() -> None:
     for changes, message in (
         ({"kept": 1}, "change 'kept': it must be STEP.WORD"),
         ({"kpt.at_least": 1}, "no step 'kpt': did you mean 'kept'"),
-        ({"kept.at_least.x": 1}, "at_least holds no words"),
+        ({"kept.at_least.x": 1}, "at_least is a value, not a table"),
         ({"kept.atleast": 1}, "no word 'atleast': did you mean 'at_least'"),
         ({"kept.at_least": "high"}, "'kept', filter: expected `float`, got `str`"),
     ):
@@ -337,7 +340,7 @@ def test_list_names_the_compositions(vlmedge: Run) -> None:
 
 def test_bundle_that_is_given_twice_is_refused(vlmedge: Run) -> None:
     ran = vlmedge("compose", "capfilt", "a.png", "--bundle", "matcher=a", "--bundle", "matcher=b")
-    assert ran.code == 2 and "matcher, matcher: each once" in ran.err
+    assert ran.code == 2 and "matcher, matcher: give each name once" in ran.err
 
 
 def test_command_prints_what_is_kept(

@@ -83,8 +83,8 @@ class Bundle:
             replace_file(file, report)
         except OSError as error:
             raise BundleError(
-                f"{self.path} cannot be written ({error.strerror}), and the verdict goes into it: "
-                "give a copy"
+                f"{self.path} cannot be written ({error.strerror}), and `check` writes its "
+                "report into the bundle: check a copy of it"
             ) from None
         others = [f for f in self.manifest.files if f.path != REPORT]
         files = (*others, StoredFile(REPORT, hashlib.sha256(report).hexdigest(), len(report)))

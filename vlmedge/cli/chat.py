@@ -1,4 +1,4 @@
-"""`vlmedge chat`: a conversation in the terminal."""
+"""The command `chat`: a conversation about pictures in the terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmedge.cli import output
 from vlmedge.cli.options import (
     AllowFallback,
     BundleFolder,
@@ -18,6 +19,7 @@ from vlmedge.cli.options import (
     Temperature,
     TopK,
     TopP,
+    sampling,
 )
 from vlmedge.errors import InputError
 
@@ -26,17 +28,16 @@ if TYPE_CHECKING:
 
     from vlmedge.run.tasks.chat import Chat
 
-HELP = "/image FILE adds a picture to the next turn, /new begins anew, /quit ends."
+HELP = "/image FILE adds a picture to the next turn, /new starts a new conversation, /quit ends."
 
 
 def chat(
+    context: typer.Context,
     bundle: BundleFolder,
     images: Annotated[
-        list[str] | None, typer.Argument(metavar="[IMAGE...]", help="For the first turn.")
+        list[str] | None, typer.Argument(metavar="IMAGE", help="Image files for the first turn.")
     ] = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the model is told before all.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     engine: EngineName = "ort",
     low_memory: LowMemory = False,
     allow_fallback: AllowFallback = False,
@@ -47,21 +48,16 @@ def chat(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
 ) -> None:
-    """Talk about pictures, a line a turn; each turn may bring more of them.
+    """Chat about pictures in the terminal: each line is a turn.
 
-    Lines that are piped in make a script: it goes on after one that fails, and exits 1 at its end.
+    /image FILE adds a picture to the next turn, /new starts a new conversation, /quit ends.
+    Lines can be piped in as a script: it goes on after a line that fails, and exits with 1 then.
     """
-    from vlmedge.cli import output as console
     from vlmedge.run.inputs.image_files import load_image
 
-    model = console.open_model(bundle, engine, low_memory, allow_fallback)
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-    }
+    model = output.open_model(bundle, engine, low_memory, allow_fallback)
+    options = sampling(context)
+    seed = options.pop("seed")
     talk = model.chat(system, **options)
     seen = [load_image(image) for image in images or []]
     prompted, failed = sys.stdin.isatty(), False
@@ -82,7 +78,7 @@ def chat(
                 _turn(talk, line.strip(), seen, seed)
                 seen = []
         except InputError as error:  # the conversation stays as it was
-            print(f"vlmedge: {error}", file=sys.stderr)
+            output.say(output.as_typed(error, context.command))
             failed = True
     if failed and not prompted:
         raise typer.Exit(1)
@@ -98,11 +94,9 @@ def _read(prompted: bool) -> str | None:
 
 def _turn(talk: Chat, text: str, images: list[Image], seed: int | None) -> None:
     """Say something and print the reply as it comes; Ctrl-C cuts it short."""
-    from vlmedge.cli import output as console
-
     pieces = talk.stream(text, images, seed=seed)
     try:
-        for piece in console.trimmed(pieces):
+        for piece in output.trimmed(pieces):
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
         print(" ...", end="")

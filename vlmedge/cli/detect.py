@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmedge.cli import output
 from vlmedge.cli.options import (
     AllowFallback,
     BundleFolder,
     EngineName,
+    Image,
     Json,
     LowMemory,
     MaxTokens,
     NumBeams,
     Quiet,
+    sampling,
 )
+from vlmedge.errors import InputError
+
+if TYPE_CHECKING:
+    from vlmedge.run.tasks.boxes import Box
 
 
 def detect(
+    context: typer.Context,
     bundle: BundleFolder,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: Image,
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[WHAT]", help='As "cat", or "cat; dog"; none: all that the model knows.'
+            metavar="WHAT",
+            help='Objects to find, such as "cat" or "cat; dog".',
+            show_default="all that the model knows",
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Another task of the bundle, such as segment."),
+        typer.Option(metavar="NAME", help="Task of the bundle to run, such as segment."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--draw", metavar="FILE", help="Draw what is found on the picture: a PNG."),
+        typer.Option(
+            "--draw", metavar="FILE", help="Also draw the boxes on the picture, into this PNG."
+        ),
     ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
             "--masks",
             metavar="DIR",
-            help="Write a PNG for each thing that is outlined, 255 inside: 0.png of the first box.",
+            help="Also write masks of outlined objects here, 255 inside: 0.png is the first box's.",
         ),
     ] = None,
     max_tokens: MaxTokens = None,
@@ -52,8 +65,7 @@ def detect(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say where things are on a picture: a line each, pixels from its upper left corner."""
-    from vlmedge.cli import output as console
+    """Find objects in a picture: each line is left, top, right, bottom, in pixels, and a label."""
     from vlmedge.cli.drawing import draw
     from vlmedge.run.inputs.image_files import load_image
     from vlmedge.run.tasks.detect import check_masks, usual
@@ -62,22 +74,76 @@ def detect(
         _check_drawing(out, Path(image))
     if masks is not None:
         _check_masks(masks)
-    model = console.open_model(bundle, engine, low_memory, allow_fallback)
+    model = output.open_model(bundle, engine, low_memory, allow_fallback)
     if masks is not None:
         check_masks(model.bundle, task or usual(model.bundle, what))
     picture = load_image(image)
-    options = {"max_tokens": max_tokens, "num_beams": num_beams}
-    boxes = model.detect(picture, what, task=task, **options)
-    saved = {} if masks is None else console.save_masks(boxes, picture.size, masks)
+    boxes = model.detect(picture, what, task=task, **sampling(context))
+    saved = {} if masks is None else _save_masks(boxes, picture.size, masks)
     if out is not None:
-        console.save(draw(picture, boxes), out)
-    console.detect(image, picture.size, boxes, saved, out, as_json, quiet)
+        output.save(draw(picture, boxes), out)
+    if as_json:
+        _emit(image, picture.size, boxes, saved, out)
+        return
+    for box in boxes:
+        sides = ",".join(f"{side:.0f}" for side in box.pixels(*picture.size))
+        print(sides, output.one_line(box.label))
+    if out is not None and not quiet:
+        print(out)
+
+
+def _emit(
+    image: str,
+    size: tuple[int, int],
+    boxes: Sequence[Box],
+    masks: Mapping[int, Path],
+    drawing: Path | None,
+) -> None:
+    """Print boxes as JSON, with their codes, polygons and masks.
+
+    Args:
+        image: The picture's name.
+        size: Its width and height, pixels.
+        boxes: What was found.
+        masks: Files of masks, by the box's place.
+        drawing: The file that the boxes were drawn into, or none.
+    """
+    rows = [
+        {"label": box.label, "box": box.pixels(*size)}
+        | ({"codes": box.codes} if box.codes else {})
+        | ({"polygons": box.outlines(*size)} if box.polygons else {})
+        | ({"mask": output.file_name(str(masks[i]))} if i in masks else {})
+        for i, box in enumerate(boxes)
+    ]
+    name, (width, height) = output.file_name(image), size
+    table = {"image": name, "width": width, "height": height, "boxes": rows}
+    output.emit(table if drawing is None else table | {"drawing": output.file_name(str(drawing))})
+
+
+def _save_masks(boxes: Sequence[Box], size: tuple[int, int], folder: Path) -> dict[int, Path]:
+    """Write a PNG for each box that has an outline, and return which; the folder is made.
+
+    Args:
+        boxes: What was found.
+        size: Width and height of the picture, pixels.
+        folder: Where to; the files are called after the boxes' places.
+    """
+    import numpy as np
+    import PIL.Image
+
+    folder.mkdir(exist_ok=True)
+    saved = {}
+    for i, box in enumerate(boxes):
+        inside = box.mask(*size)
+        if inside is not None:
+            saved[i] = folder / f"{i}.png"
+            mask = PIL.Image.fromarray(np.where(inside, np.uint8(255), np.uint8(0)))
+            output.save(mask, saved[i])
+    return saved
 
 
 def _check_drawing(out: Path, image: Path) -> None:
     """Refuse what cannot be written before there is any work; a file that is there is replaced."""
-    from vlmedge.errors import InputError
-
     if out.suffix.lower() != ".png":
         raise InputError(f"{out}: drawings are written as PNG: name a .png file")
     _check_parent(out)
@@ -87,15 +153,11 @@ def _check_drawing(out: Path, image: Path) -> None:
 
 def _check_masks(folder: Path) -> None:
     """Refuse a folder with something in it: masks of an earlier picture would stay among these."""
-    from vlmedge.errors import InputError
-
     _check_parent(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is no empty folder: name another for the masks")
+        raise InputError(f"{folder} is not an empty folder: name another one for the masks")
 
 
 def _check_parent(path: Path) -> None:
-    from vlmedge.errors import InputError
-
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}: make it")

@@ -7,59 +7,61 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmedge.cli.options import AllowFallback, BundleFolder, EngineName, Quiet
+from vlmedge.cli import output
+from vlmedge.cli.options import AllowFallback, BundleFolder, EngineName, Image, Quiet
+from vlmedge.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image as Picture
 
     from vlmedge.run.tasks.paint import Painting
 
 
 def paint(
     bundle: BundleFolder,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The PNG to write.")],
+    image: Image,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="PNG file to write.")],
     example: Annotated[
         list[str],
-        typer.Option(metavar="PICTURE=PAINTING", help="What was done to a picture; repeatable."),
+        typer.Option(
+            metavar="PICTURE=PAINTING",
+            help="An example: a picture, and what it was turned into. May be repeated.",
+        ),
     ],
     task: Annotated[
-        str, typer.Option(metavar="NAME", help="Another task of the bundle, such as depth.")
+        str, typer.Option(metavar="NAME", help="Task of the bundle to run, such as depth.")
     ] = "paint",
     labels: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Paintings hold labels 1..N: write theirs, indexed."),
+        typer.Option(
+            metavar="N",
+            help="Read the paintings as labels 1 to N, and write labels, as an indexed PNG.",
+        ),
     ] = None,
     engine: EngineName = "ort",
     allow_fallback: AllowFallback = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do to a picture what was done to the pictures of examples."""
-    from vlmedge.cli import output as console
-    from vlmedge.errors import InputError
-
+    """Turn a picture into what the examples show, such as a segmentation."""
     if out.suffix.lower() != ".png":
         raise InputError(f"{out}: paintings are written as PNG: name a .png file")
     examples = [_example(text) for text in example]
-    painting = console.open_model(bundle, engine, allow_fallback=allow_fallback).paint(
-        image, examples, task=task, labels=labels
-    )
-    console.save(_picture(painting, labels), out)
+    model = output.open_model(bundle, engine, allow_fallback=allow_fallback)
+    painting = model.paint(image, examples, task=task, labels=labels)
+    output.save(_picture(painting, labels), out)
     if not quiet:
         print(out)
 
 
 def _example(text: str) -> tuple[str, str]:
     """Part PICTURE=PAINTING."""
-    from vlmedge.errors import InputError
-
     picture, separator, painting = text.partition("=")
     if not (separator and picture and painting):
-        raise InputError(f"example {text!r}: it must be PICTURE=PAINTING, two image files")
+        raise InputError(f"--example {text}: give PICTURE=PAINTING, two image files")
     return picture, painting
 
 
-def _picture(painting: Painting, labels: int | None) -> Image:
+def _picture(painting: Painting, labels: int | None) -> Picture:
     """Make what is saved: labels as an indexed picture in the model's own colours, else pixels."""
     import numpy as np
     import PIL.Image

@@ -142,7 +142,9 @@ def _change(steps: list[dict[str, Any]], path: str, value: Any) -> None:
     for word in words[:-1]:
         place = place.setdefault(word, {})
         if not isinstance(place, dict):
-            raise InputError(f"change {path!r}: {word} holds no words: leave off what follows")
+            raise InputError(
+                f"change {path!r}: {word} is a value, not a table: leave out what follows it"
+            )
     place[words[-1]] = value
 
 
@@ -150,7 +152,7 @@ def _step(number: int, given: dict[str, Any]) -> Step:
     """Make one step; errors name it."""
     name, task = given.get("name"), given.get("task")
     if not isinstance(name, str) or not name or "." in name:
-        raise InputError(f"step {number}: give it a name without dots (it is {name!r})")
+        raise InputError(f"step {number} is named {name!r}: give it a name without dots")
     if not isinstance(task, str) or task not in KINDS:
         raise UnknownNameError(f"step {name!r}: {unknown('task', str(task), list(KINDS))}")
     words = KINDS[task].__struct_fields__
@@ -162,9 +164,13 @@ def _step(number: int, given: dict[str, Any]) -> Step:
     except msgspec.ValidationError as error:
         raise InputError(f"step {name!r}, {task}: {_lowered(error)}") from None
     if step.takes_texts and not step.inputs:
-        raise InputError(f"step {name!r}: {task} takes texts: name steps in its inputs")
+        raise InputError(
+            f"step {name!r} has no inputs, and {task} takes texts: name the steps that give them"
+        )
     if step.inputs and not step.takes_texts:
-        raise InputError(f"step {name!r}: {task} takes no texts here: leave its inputs out")
+        raise InputError(
+            f"step {name!r} has inputs, and {task} takes no texts here: leave them out"
+        )
     return step
 
 
@@ -173,7 +179,7 @@ def _ordered(steps: list[Step]) -> list[Step]:
     known: dict[str, Step] = {}
     for step in steps:
         if step.name in known:
-            raise InputError(f"step {step.name!r} is there twice: give each a name of its own")
+            raise InputError(f"two steps are named {step.name!r}: give each a name of its own")
         known[step.name] = step
     for step in steps:
         for name in step.inputs:
@@ -185,13 +191,15 @@ def _ordered(steps: list[Step]) -> list[Step]:
         order = [*TopologicalSorter({step.name: step.inputs for step in steps}).static_order()]
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-        raise InputError(f"steps {circle} go in a circle: let one of them take another") from None
+        raise InputError(f"steps {circle} form a cycle: change the inputs of one of them") from None
+    if not order:
+        raise InputError("a composition ends in one step, this one has none: add steps")
     taken = {name for step in steps for name in step.inputs}
     ends = [name for name in order if name not in taken]
     if len(ends) != 1:
         raise InputError(
-            f"{len(ends)} steps whose texts no other takes ({', '.join(ends) or 'there are none'}):"
-            " one of them must be left, its texts are the answer"
+            f"a composition ends in one step, this one ends in {len(ends)} ({', '.join(ends)}): "
+            "name the others in some step's inputs, or remove them"
         )
     scored: dict[str, bool] = {}
     for step in (known[name] for name in order):
@@ -200,7 +208,7 @@ def _ordered(steps: list[Step]) -> list[Step]:
                 if not scored[name]:
                     raise InputError(
                         f"step {step.name!r} needs scores and {name!r} gives none: "
-                        "put a step that gives some between (match, cosine)"
+                        "put a step that gives some between them (match, cosine)"
                     )
         scored[step.name] = step.scores([scored[name] for name in step.inputs])
     return [known[name] for name in order]
@@ -214,7 +222,7 @@ def _check_bundles(steps: list[Step], bundles: Mapping[str, str | None]) -> None
             raise UnknownNameError(f"step {step.name!r}: {unknown('bundle', name, list(bundles))}")
     for name in bundles:
         if name not in used:
-            raise InputError(f"bundle {name!r}: no step uses it: leave it out")
+            raise InputError(f"bundle {name!r} is used by no step: leave it out")
 
 
 def _lowered(error: Exception) -> str:

@@ -164,9 +164,7 @@ def compose(
     chosen = {name: given.get(name, folder) for name, folder in read.bundles.items()}
     missing = [name for name, source in chosen.items() if source is None]
     if missing:
-        raise InputError(
-            f"no bundle for {' and '.join(missing)}: give its folder (--bundle {missing[0]}=DIR)"
-        )
+        raise InputError(f"no bundle for {' and '.join(missing)}: give --bundle {missing[0]}=DIR")
     models: dict[str, Model] = {}
     opened: dict[Path, Model] = {}
     for name, source in chosen.items():

@@ -42,19 +42,23 @@ def check(
     opened = Bundle.load(bundle, thorough=True)
     if not os.access(bundle, os.W_OK):  # before minutes of work
         raise BundleError(
-            f"{bundle} cannot be written, and the verdict goes into it: give a copy of it"
+            f"{bundle} is read-only, and `check` writes its report into the bundle: "
+            "check a copy of it"
         )
     checkpoint = resolve(against, progress)
     family = family_of(checkpoint.folder)
     if family != opened.spec.family:
         raise BundleError(
             f"{bundle} is of family {opened.spec.family}, {against} of {family}: "
-            "check it against the checkpoint that it came from"
+            "give the checkpoint that it was exported from"
         )
     with passing(progress, f"opening {checkpoint.name}"):
         export = FAMILIES[family].open(checkpoint.folder)
     if export.spec.components != opened.spec.bare():
-        raise BundleError(f"{bundle} has other shapes than {against}: they do not belong together")
+        raise BundleError(
+            f"{bundle} has other shapes than {against}: "
+            "give the checkpoint that it was exported from"
+        )
     if checkpoint.identity().sha256 != opened.manifest.checkpoint.sha256:
         progress.note(f"{bundle} was not exported from {against} as it is now")
     export = merged_like(opened, export, lora)

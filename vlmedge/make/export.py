@@ -57,7 +57,7 @@ def export(
     """
     chosen = _recipe(recipe, check)
     if lora_modules and lora_slots is None:
-        raise InputError("modules for slots, but no slots: give --lora-slots RANK too")
+        raise InputError("lora_modules needs lora_slots: give their rank too")
     adapters = [parse(text) for text in lora]
     if out is not None:
         refuse_existing(out, overwrite=overwrite)

@@ -106,7 +106,7 @@ class MixedPrecision:
         for pattern in self._recipe.keep:
             if not any(fnmatch.fnmatchcase(layer, pattern) for layer in self._layers):
                 some = ", ".join(self._layers[:: max(1, len(self._layers) // 3)][:3])
-                raise InputError(f"layers {pattern!r}: there are none; there are {some}, ...")
+                raise InputError(f"keep {pattern!r} matches no layer: layers are named like {some}")
 
     def finish(self) -> None:
         """Remove what calibration left, and write the report."""
@@ -130,8 +130,8 @@ class MixedPrecision:
         have = self._graphs_mib()
         if have > budget_mib:
             raise BundleError(
-                f"the smallest mix of {self._recipe.scheme} takes {have:.1f} MiB: "
-                f"a budget of {budget_mib:g} MiB is too small"
+                f"budget_mib is {budget_mib:g}, and the smallest mix of "
+                f"{self._recipe.scheme} takes {have:.1f} MiB: give more"
             )
         for part, layer, cost_mib in self._ranked(by_size=True):
             if have + cost_mib <= budget_mib:

@@ -49,17 +49,18 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for pattern, precision in self.keep.items():
             if precision not in PRECISIONS:
                 raise InputError(
-                    f"layers {pattern!r} cannot be kept in {precision!r}: "
-                    f"choose from {', '.join(PRECISIONS)}"
+                    f"keep {pattern!r} asks for {precision!r}: choose from {', '.join(PRECISIONS)}"
                 )
         if self.options and self.scheme == FLOAT:
-            raise InputError("options of float32: it has none: leave them out")
+            raise InputError("scheme float32 has no options: leave them out")
         if self.target_drop is not None and not 0 <= self.target_drop < math.inf:
-            raise InputError(f"target drop {self.target_drop:g}: it must be finite and at least 0")
+            raise InputError(
+                f"target_drop is {self.target_drop:g}: it must be finite and at least 0"
+            )
         if self.budget_mib is not None and not 0 < self.budget_mib < math.inf:
-            raise InputError(f"budget {self.budget_mib:g} MiB: it must be finite and over 0")
+            raise InputError(f"budget_mib is {self.budget_mib:g}: it must be finite and above 0")
         if self.target_drop is not None and self.budget_mib is not None:
-            raise InputError("a target drop and a budget pull apart: give one of them")
+            raise InputError("target_drop and budget_mib exclude each other: give one of them")
 
     @property
     def mixes(self) -> bool:
@@ -76,7 +77,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.options:
             return scheme
         if not isinstance(scheme, msgspec.Struct):
-            raise InputError(f"options of {self.scheme}: it has none: leave them out")
+            raise InputError(f"scheme {self.scheme} has no options: leave them out")
         try:
             return msgspec.convert(self.options, type(scheme))
         except msgspec.ValidationError as error:

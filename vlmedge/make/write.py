@@ -42,7 +42,7 @@ _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxrun
 def _recipe(given: Recipe | str | None, check: bool) -> Recipe:
     chosen = given if isinstance(given, Recipe) else Recipe(given or FLOAT)
     if chosen.target_drop is not None and not check:
-        raise InputError("a target drop is measured by the check: leave --no-check out")
+        raise InputError("target_drop is measured by comparing with PyTorch: leave out --no-check")
     if chosen.options:
         chosen.chosen()  # before any work
     return chosen
@@ -61,8 +61,8 @@ def _refuse_missed(bundle: Bundle, recipe: Recipe, allow_unverified: bool) -> No
     lost = drop(parity)
     if lost > recipe.target_drop or not parity.passed:
         raise BundleError(
-            f"the best mix of {recipe.scheme} loses {lost:.2f}, the target is "
-            f"{recipe.target_drop:g}: give a larger --target-drop, or --allow-unverified"
+            f"the best mix of {recipe.scheme} loses {lost:.2f} points, and target_drop is "
+            f"{recipe.target_drop:g}: give a larger one, or allow_unverified"
         )
 
 
@@ -87,10 +87,12 @@ def _slotted(source: _Source, rank: int, modules: Sequence[str]) -> _Source:
         components.append(msgspec.structs.replace(component, slots=slots))
     found = [slot.module for component in components for slot in component.slots]
     if not found and not modules:
-        raise InputError("slots: the model has no layers: name its Linears with --lora-modules")
+        raise InputError(
+            "lora_slots finds no layers in the model: name its Linears in lora_modules"
+        )
     for end in modules:
         if not any(f".{module}".endswith(f".{end}") for module in found):
-            raise InputError(f"slots: the model has no Linear {end!r}: choose others")
+            raise InputError(f"lora_modules: the model has no Linear {end!r}: choose others")
     spec = msgspec.structs.replace(source.spec, components=tuple(components))
     return msgspec.structs.replace(source, spec=spec, graph=graphs.__getitem__)
 

@@ -338,7 +338,7 @@ def _tokens(shape: Shape, wish: PlanRequest) -> tuple[int, int]:
     if most is not None and total > most:
         raise InputError(
             f"{total} tokens ({shape.soft_rows} of the picture, {read} of the prompt, {written} "
-            f"new): the model has {most} positions, give fewer"
+            f"new): the model has {most} positions, lower prompt_tokens or max_tokens"
         )
     return read, written
 

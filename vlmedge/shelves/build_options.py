@@ -30,7 +30,7 @@ class AxisRange:
     def __post_init__(self) -> None:
         """Refuse what is no range."""
         if not 0 <= self.min <= self.opt <= self.max:
-            raise InputError(f"range {self}: it must be MIN:OPT:MAX, none smaller than the last")
+            raise InputError(f"axis {self}: it must be MIN:OPT:MAX, none smaller than the last")
 
     def __str__(self) -> str:
         """Write it as the command line takes it."""
@@ -41,7 +41,7 @@ class AxisRange:
         """Read MIN:OPT:MAX, or one number for all three."""
         parts = text.split(":")
         if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
-            raise InputError(f"range {text!r}: it must be MIN:OPT:MAX, or one number")
+            raise InputError(f"axis {text!r}: it must be MIN:OPT:MAX, or one number")
         numbers = [int(part) for part in parts]
         return cls(*(numbers if len(numbers) == 3 else numbers * 3))
 
@@ -83,7 +83,7 @@ class BuildOptions:
         if self.precision not in (known := get_args(Precision)):
             raise InputError(f"precision {self.precision!r}: it must be {' or '.join(known)}")
         if self.level is not None and self.level not in LEVELS:
-            raise InputError(f"optimization level {self.level}: it must be 0 to {LEVELS[-1]}")
+            raise InputError(f"level is {self.level}: it must be 0 to {LEVELS[-1]}")
         for name in ("workspace_mib", "memory_mib"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise InputError(f"{name} is {size}: it must be at least 1")

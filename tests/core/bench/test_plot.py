@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from vlmedge.bench import run as benching
-from vlmedge.bench.figures import show_bench
 from vlmedge.bench.plot import draw
 from vlmedge.bench.result import FORMAT, BenchResult, Board, Energy, Latency, Side
+from vlmedge.cli.bench import show_bench
 from vlmedge.errors import InputError
 from vlmedge.host.hardware import this_machine
 

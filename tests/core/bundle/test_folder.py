@@ -104,7 +104,9 @@ def test_bundle_that_came_meanwhile_stays(tmp_path: Path) -> None:
 def test_verdict_that_cannot_be_written_is_one_line(folder: Path) -> None:
     bundle = Bundle.load(folder)
     (folder / "reports").write_text("a file")
-    with pytest.raises(BundleError, match="cannot be written .*, and the verdict goes into it"):
+    with pytest.raises(
+        BundleError, match="cannot be written .*, and `check` writes its report into the"
+    ):
         bundle.with_parity(None, b"{}")
 
 

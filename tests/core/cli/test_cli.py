@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmedge.cli import output as console
+from vlmedge.cli import output, watch
 from vlmedge.progress import SILENT, passing
 
 COMMAND = [sys.executable, "-m", "vlmedge.cli"]
@@ -109,7 +109,7 @@ def test_caption_takes_options(vlmedge, blip2_int8: Path, pictures) -> None:
 
 def test_trimmed_pieces_are_the_stripped_text() -> None:
     pieces = ["  ", " a", " red ", "", "\n", "circle", " \n "]
-    assert "".join(console.trimmed(pieces)) == "a red  circle"
+    assert "".join(output.trimmed(pieces)) == "a red  circle"
 
 
 def test_ask_answers(vlmedge, blip2_int8: Path, pictures) -> None:
@@ -366,15 +366,15 @@ def test_template_without_a_place_is_refused(vlmedge, clip_int8: Path, pictures)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--max-tokens", 0), "max_tokens is 0"),
-        (("--num-beams", 0), "num_beams is 0"),
-        (("--temperature", 0), "temperature is 0"),
-        (("--temperature", "nan"), "temperature is nan"),
-        (("--top-p", 1.5), "top_p is 1.5"),
-        (("--top-k", -1), "top_k is -1"),
-        (("--repetition-penalty", 0), "repetition_penalty is 0"),
-        (("--temperature", 1, "--num-beams", 2), "num_beams is 2"),
-        (("--temperature", 1, "--seed", -1), "seed is -1"),
+        (("--max-tokens", 0), "--max-tokens is 0"),
+        (("--num-beams", 0), "--num-beams is 0"),
+        (("--temperature", 0), "--temperature is 0"),
+        (("--temperature", "nan"), "--temperature is nan"),
+        (("--top-p", 1.5), "--top-p is 1.5"),
+        (("--top-k", -1), "--top-k is -1"),
+        (("--repetition-penalty", 0), "--repetition-penalty is 0"),
+        (("--temperature", 1, "--num-beams", 2), "--num-beams is 2"),
+        (("--temperature", 1, "--seed", -1), "--seed is -1"),
         (("--prompt", "red circle " * 500), "the model has room for"),
     ],
 )
@@ -604,7 +604,9 @@ def test_check_of_what_cannot_be_written_is_refused_before_the_work(
     may = os.access  # the superuser may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
     ran = vlmedge("check", clip_int8, "--against", "tiny-clip")
-    assert ran.code == 1 and "cannot be written, and the verdict goes into it" in ran.err
+    assert (
+        ran.code == 1 and "is read-only, and `check` writes its report into the bundle" in ran.err
+    )
 
 
 def test_closed_streams_are_nowhere() -> None:
@@ -630,11 +632,11 @@ def test_passing_step_is_seen_on_a_terminal_alone(capsys) -> None:
             titles.append(title)
             return nullcontext()
 
-    for watcher in (Terminal(), console.progress(False), SILENT):
+    for watcher in (Terminal(), watch.progress(False), SILENT):
         with passing(watcher, "opening it"):  # type: ignore[arg-type]
             pass
     assert titles == ["opening it"] and capsys.readouterr().err == ""
-    with passing(console._Drawn(), "opening it"):
+    with passing(watch._Drawn(), "opening it"):
         pass
 
 
@@ -672,18 +674,18 @@ def test_folder_in_place_of_a_file_is_refused(vlmedge, clip_int8: Path, pictures
 
 @pytest.mark.parametrize(
     ("command", "default"),
-    [("check", "drawn"), ("export", "NAME-SCHEME"), ("build", "half of what's free")],
+    [("check", "drawn scenes"), ("export", "NAME-SCHEME"), ("build", "half of what's free")],
 )
 def test_help_shows_what_it_says_in_brackets(vlmedge, command: str, default: str) -> None:
     assert f"[default: ({default})]" in vlmedge(command, "--help").out
 
 
 def test_bug_keeps_its_traceback(vlmedge, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmedge.cli import tables
+    from vlmedge.cli import info
 
     def broken() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(tables, "show_list", broken)
+    monkeypatch.setattr(info, "show_list", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         vlmedge("list")

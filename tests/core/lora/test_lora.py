@@ -887,11 +887,11 @@ def test_unknown_modules_for_slots_are_refused_before_anything_is_written(
     checkpoints: Path, tmp_path: Path
 ) -> None:
     source = str(checkpoints / "clip")
-    with pytest.raises(InputError, match="slots: the model has no Linear 'q_prj'"):
+    with pytest.raises(InputError, match="lora_modules: the model has no Linear 'q_prj'"):
         export(source, tmp_path / "out", lora_slots=4, lora_modules=["v_proj", "q_prj"])
     with pytest.raises(InputError, match="slots of rank 0: the rank must be at least 1"):
         export(source, tmp_path / "out", lora_slots=0)
-    with pytest.raises(InputError, match="modules for slots, but no slots: give --lora-slots"):
+    with pytest.raises(InputError, match="lora_modules needs lora_slots: give their rank too"):
         export(source, tmp_path / "out", lora_modules=["q_proj"])
     assert not list(tmp_path.iterdir())
 

@@ -134,7 +134,7 @@ def test_check_only_runs_anywhere_for_all_versions_of_a_device(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--check-only"], "--check-only wants --tensorrt VERSION or --device NAME"),
+        (["--check-only"], "--check-only needs --tensorrt VERSION or --device NAME"),
         (["--check-only", "--device", "rtx-4090"], "rtx-4090 takes any TensorRT: give --tensorrt"),
     ],
 )

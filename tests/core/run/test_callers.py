@@ -140,7 +140,10 @@ ODD: list[tuple[Callable[[vlmedge.Model, Any], Any], str]] = [
     (lambda m, image: m.caption(image, seed="a", top_k=2), "seed is 'a': it must be a whole"),
     (lambda m, image: m.caption(image, seed=1.5, top_k=2), "seed is 1.5: it must be a whole"),
     (lambda m, image: m.captions(image, 2.5, top_k=2), "count is 2.5: it must be a whole"),
-    (lambda m, image: m.caption(image, max_tokens=10**6), "room for 0 beside the 1000000 of max"),
+    (
+        lambda m, image: m.caption(image, max_tokens=10**6),
+        "room for 0 beside 1000000 new ones .max",
+    ),
     (lambda m, image: m.caption(io.BytesIO(b"a")), "image of type BytesIO: give a path, bytes"),
     (lambda m, image: m.caption(bytearray(b"a")), "image of type bytearray: give a path, bytes"),
     (

@@ -22,7 +22,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle, read_manifest
 from vlmedge.bundle.writer import stored_files, write_manifest
-from vlmedge.cli.tables import show_fusions
+from vlmedge.cli.info import show_fusions
 from vlmedge.errors import BundleError, InputError
 from vlmedge.graphs.portable import save_graph
 from vlmedge.make.quantize import quantize

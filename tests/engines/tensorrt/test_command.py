@@ -24,13 +24,13 @@ def test_build_command_prints_what_it_built(use: Use, clip: Bundle, vlmedge: Any
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--level", "9"], "optimization level 9: it must be 0 to 5"),
-        (["--workspace", "0"], "workspace_mib is 0: it must be at least 1"),
+        (["--level", "9"], "--level is 9: it must be 0 to 5"),
+        (["--workspace", "0"], "--workspace is 0: it must be at least 1"),
         (["--axis", "batch=4:1:1"], "it must be MIN:OPT:MAX"),
         (["--axis", "depth=1"], "no axis 'depth'"),
         (["--component", "decoder"], "no component 'decoder'"),
-        (["--engine", "ort"], "engine 'ort' is not built"),
-        (["--precision", "int3"], "precision 'int3': it must be float32 or float16"),
+        (["--engine", "ort"], "--engine 'ort' is not built"),
+        (["--precision", "int3"], "--precision 'int3': it must be float32 or float16"),
     ],
 )
 def test_build_command_refuses(

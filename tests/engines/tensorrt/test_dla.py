@@ -23,7 +23,7 @@ from kit.tensorrt import (
 )
 
 from vlmedge.bundle import Bundle
-from vlmedge.cli import tables_build
+from vlmedge.cli import build as cli_build
 from vlmedge.errors import BundleError, InputError
 from vlmedge.parity import on_device
 from vlmedge.run.model import Model
@@ -88,7 +88,7 @@ def test_dla_runs_what_was_built_for_it_row_by_row(
     here, there = Model(clip, "tensorrt"), Model(clip)
     found, expected = here.embed_image(paths), there.embed_image(paths)
     assert (np.sum(found * expected, axis=1) > 0.99).all()
-    tables_build.show_built([built])
+    cli_build.show_built([built])
     marked = "float16 on the DLA (experimental)"
     assert marked in " ".join(capsys.readouterr().out.split())
     (recorded,) = on_device.recorded(clip)

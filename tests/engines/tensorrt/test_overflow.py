@@ -13,7 +13,7 @@ from kit.overflow import COMPONENT, overflowing
 from kit.tensorrt import Use, build, engine, left
 
 from vlmedge.bundle import Bundle
-from vlmedge.cli import tables_build
+from vlmedge.cli import build as cli_build
 from vlmedge.errors import BundleError
 from vlmedge.parity import probe as probes
 from vlmedge.parity.tolerances import compare
@@ -62,7 +62,7 @@ def test_overflow_in_float16_is_repaired_node_by_node(
     expected = ENGINES["ort"].open(bundle, COMPONENT).run(feeds)["image_embeds"]
     assert compare(COMPONENT, "fp16", expected, found).passed
     graph.close()
-    tables_build.show_built([built])
+    cli_build.show_built([built])
     assert f"float16, {count} nodes float32" in capsys.readouterr().out
 
 

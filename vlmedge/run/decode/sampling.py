@@ -28,7 +28,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_beams": (lambda n: n >= 1, "at least 1"),
     "temperature": (
         lambda x: 0 < x < math.inf,
-        "finite and above 0 (do_sample=False takes the likeliest token)",
+        "finite and above 0 (without sampling, leave it out)",
     ),
     "top_k": (lambda n: n >= 0, "at least 0 (0 keeps all)"),
     "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
@@ -87,8 +87,8 @@ def options(defaults: Generation, **given: Any) -> Generation:
         )
     if merged.do_sample and merged.num_beams > 1:
         raise InputError(
-            f"num_beams is {merged.num_beams} with do_sample=True: "
-            "give num_beams=1 to sample, or do_sample=False for beams"
+            f"num_beams is {merged.num_beams}, and sampling uses one beam: "
+            "give num_beams 1, or no option that samples, such as top_k"
         )
     return merged
 

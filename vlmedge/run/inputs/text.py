@@ -96,7 +96,7 @@ class Tokenizer:
         room = room if pad_to is None else min(room, pad_to)
         longest = max(map(len, rows))
         if longest > room:
-            beside = f" beside the {reserve} of max_tokens" if reserve else ""
+            beside = f" beside {reserve} new ones (max_tokens)" if reserve else ""
             raise InputError(f"prompt of {longest} tokens: the model has room for {room}{beside}")
         shape = len(rows), longest if pad_to is None else pad_to
         input_ids = np.full(shape, self._front.pad_id, np.int64)

@@ -20,7 +20,8 @@ def detect_task(context: TaskContext, name: str) -> GenerateTask:
     found = [n for n, t in known.items() if isinstance(t, GenerateTask) and t.answer != "text"]
     if not found:
         raise InputError(
-            f"{context.bundle.path} says of nothing where it is: its tasks are {', '.join(known)}"
+            f"{context.bundle.path} has no task that finds objects: "
+            f"its tasks are {', '.join(known)}"
         )
     task = context.task(name, GenerateTask)
     if task.answer == "text":

@@ -220,7 +220,7 @@ def check_room(context: TaskContext, tokens: int, options: Generation) -> None:
     if tokens > room:
         raise InputError(
             f"prompt of {tokens} tokens, pictures included: the model has room for {room} "
-            f"beside the {options.max_tokens} of max_tokens"
+            f"beside {options.max_tokens} new ones (max_tokens)"
         )
 
 

@@ -231,7 +231,7 @@ def test_command_refuses_a_bundle_that_locates_nothing(
     blip2_bundle: Path, pictures: list[Path], tmp_path: Path, vlmedge: Run
 ) -> None:
     ran = vlmedge("detect", blip2_bundle, pictures[0], "cat", "--draw", tmp_path / "o.png")
-    assert ran.code == 1 and "says of nothing where it is: its tasks are caption" in ran.err
+    assert ran.code == 1 and "has no task that finds objects: its tasks are caption" in ran.err
     assert not list(tmp_path.iterdir())
 
 
@@ -271,7 +271,7 @@ def test_command_writes_masks(
             assert (saved.mode, saved.size) == ("L", (shown["width"], shown["height"]))
             assert 255 in np.asarray(saved)
     again = vlmedge(*words)
-    assert again.code == 1 and f"{folder} is no empty folder: name another" in again.err
+    assert again.code == 1 and f"{folder} is not an empty folder: name another" in again.err
     boxes = vlmedge("detect", florence, pictures[2], "cat", "--masks", tmp_path / "none", *long)
     assert boxes.code == 1 and "its boxes have no outlines: leave --masks out" in boxes.err
     assert not (tmp_path / "none").exists()

@@ -167,7 +167,7 @@ def test_command_writes_labels_as_an_indexed_picture_of_the_same_size(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--example", "a.png", "--out", "o.png"], "example 'a.png': it must be PICTURE=PAINTING"),
+        (["--example", "a.png", "--out", "o.png"], "--example a.png: give PICTURE=PAINTING"),
         (["--example", "a.png=b.png", "--out", "o.jpg"], "o.jpg: paintings are written as PNG"),
         (["--example", "a.png=b.png", "--out", "o.png"], "no file b.png"),
     ],

@@ -204,7 +204,7 @@ def test_command_takes_regions(shikra: Path, tmp_path: Path, vlmedge: Run) -> No
     model = package.load(shikra)
     assert shown["answer"] == model.ask(file, words[3], regions=[(10, 20, 30, 40)], max_tokens=6)
     for region, refusal in {
-        "a,b": "region 'a,b': give X0,Y0,X1,Y1, or a point X,Y, in pixels",
+        "a,b": "--region a,b: give X0,Y0,X1,Y1, or a point X,Y, in pixels",
         "200,1": "region 200,1 is beside the picture of 100 x 50 pixels",
     }.items():
         ran = vlmedge(*words, "--region", region)
