@@ -4,8 +4,8 @@
 
 nncf_compare.py starts it. SOURCE is a float32 bundle. OUT gets graphs/, assets/ and a cost.json
 with the processor seconds of each component and the peak memory. Every method calibrates on the
-scenes that an export draws: the own schemes through vlmedge/calibrating.py, NNCF on the very feeds
-that its runs give to each component, recorded on disk and read one at a time.
+scenes that an export draws: the own schemes through vlmedge/make/calibrate.py, NNCF on the very
+feeds that its runs give to each component, recorded on disk and read one at a time.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ NEW_TOKENS = 20
 RUN = f"""
 import sys
 import vlmedge
-from vlmedge.bench_worker import peak_memory_mib
-from vlmedge.scenes import draw_scene
+from vlmedge.bench.worker import peak_memory_mib
+from vlmedge.checkpoints.scenes import draw_scene
 model = vlmedge.load(sys.argv[1])
 image = draw_scene(0, "heldout").image
 if "classify" in model.bundle.spec.tasks:

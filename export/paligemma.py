@@ -1,7 +1,8 @@
 """PaliGemma (Beyer et al. 2024, arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555).
 
 They follow PaLI-3's recipe (arXiv 2310.09199) with open weights; PaLI's own were never released.
-A checkpoint's folder may hold vae-oid.npz too: then `segment` gives masks (see _mask_decoder.py).
+A checkpoint's folder may hold vae-oid.npz too: then `segment` gives masks, see
+_parts/mask_decoder.py.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Group:
 
     Attributes:
         norm: The LayerNorm; `x` is what it makes.
-        linears: Some read x, some one token of it (the queries of a last layer, export/_pooled.py).
+        linears: Some read x, some one token of it (the queries of a last
+            layer, export/_trace/pool_early.py).
         slots: The nodes by which it goes into adapters' slots.
         inputs: x, and what is chosen from it.
     """

@@ -2,8 +2,9 @@
 
 PyTorch is not on a board, so it has vouched for the portable graph at the export (levels 1 and 3),
 and the portable graph, on ONNX Runtime with nothing lowered, vouches for the engine here. Both run
-on what a fresh engine is tried on (_probe.py): a picture, then a prompt and one token more. ONNX
-Runtime's own engines are judged so too: they lower by the processor or the GPU that they find.
+on what a fresh engine is tried on (vlmedge/parity/probe.py): a picture, then a prompt and one token
+more. ONNX Runtime's own engines are judged so too: they lower by the processor or the GPU that they
+find.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU, by its CUDA provider.
 
-    portable graph --_ort_cuda_lower--> contrib kernels, and a part for the host
-    engines/ort_cuda-<key>/ --_ort_cuda_session--> sessions --_ort_cuda_graph--> a graph that runs
+    portable graph --lower--> contrib kernels, and a part for the host
+    engines/ort_cuda-<key>/ --session--> sessions --graph--> a graph that runs
 
 The cache of a decoder stays on the device, steps of one shape are recorded (CUDA graphs), and a
 node that would fall back to the CPU is an error that names it.
@@ -29,7 +29,7 @@ from ._ort_cuda.store import Stored, stored
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING = 3  # count it up when _ort_cuda_lower.py writes something else: engines are made again
+LOWERING = 3  # count it up when _ort_cuda/lower.py writes something else: engines are made again
 IN_PLACE, MASK, SHAPES = "vlmedge.in_place", "vlmedge.mask", "vlmedge.shapes"
 UNRECORDABLE = "graph capture"  # in ONNX Runtime's words when a session cannot record its runs
 

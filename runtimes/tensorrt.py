@@ -1,10 +1,10 @@
 """TensorRT 8.6 to 11.x: compiled on the device that runs it, kept beside the bundle.
 
-    portable graph --_trt_lower--> graph of this version --_trt_worker (a child)--> plan
-    plan + record --_trt_cache--> engines/trt-<key>/ --_trt_graph--> a graph that runs
+    portable graph --lower--> graph of this version --worker (a child)--> plan
+    plan + record --store--> engines/trt-<key>/ --graph--> a graph that runs
 
-What differs between the versions is in _trt_api.py. Neither TensorRT nor CUDA is imported before it
-is needed, so that the lint runs anywhere.
+What differs between the versions is in _tensorrt/versions.py. Neither TensorRT nor CUDA is imported
+before it is needed, so that the lint runs anywhere.
 """
 
 from __future__ import annotations

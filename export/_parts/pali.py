@@ -3,7 +3,7 @@
 pixel_values -> ViT, no pooling -> every patch -> Linear -> in front of the text's embeddings
                                                             -> mT5's encoder -> mT5's decoder
 
-Google released neither weights nor code. `PRESETS` of vlmedge/shapes/pali.py are the paper's sizes;
+Google released neither weights nor code. `PRESETS` of export/shapes/pali.py are the paper's sizes;
 its ViTs have no class token, which is how SigLIP's tower is built.
 """
 

@@ -4,7 +4,7 @@
 
 Reshape of [batch, tokens, width] to [batch * tokens, width] and back moves nothing. The weights
 stay where they are; Gemm's own factor takes what an activation between two Linears needs
-(_ort_gate.py).
+(gated_activation.py).
 """
 
 from __future__ import annotations

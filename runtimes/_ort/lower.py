@@ -12,10 +12,11 @@ The static step of x is dropped: the kernel takes x's own range at each call, wh
 closer, and one kernel that quantizes, multiplies and restores is faster than three nodes. Left
 alone, ONNX Runtime fuses only some of the MatMuls and restores the others' weights to float32.
 What several of them read is quantized once; where int8 weights would overflow, they are stored as
-uint8 (_ort_integer.py).
+uint8 (quantize_once.py).
 
-What has no state gets its attentions as one node (_ort_bidirectional.py), and its float Linears
-with their biases (_ort_gemm.py); activations between Linears scale nothing (_ort_gate.py).
+What has no state gets its attentions as one node (encoder_attention.py), and its float Linears
+with their biases (float_linears.py); activations between Linears scale nothing
+(gated_activation.py).
 
 A float16 graph is widened to float32, which is what a CPU computes in; its weights stay float16 on
 disk. FP8 stays as it is: ONNX Runtime restores its weights to float32 when it opens the graph.
@@ -71,7 +72,7 @@ class Lowered:
     Attributes:
         dynamic: How many multiply integers, x being quantized at each call.
         weight_only: How many became MatMulNBits.
-        attentions: How many keep their cache in place; see _ort_attention.py.
+        attentions: How many keep their cache in place; see cached_attention.py.
         packed: Initializers whose tensors are made when asked for, and must be written.
         groups: How many MatMulNBits do the work of several that read the same.
         norms: How many RMS norms became one node.
@@ -206,7 +207,7 @@ def _match(node: ir.Node) -> _Linear | None:
 def _cached(component: Component, done: int) -> Fusion:
     """Tell how many caches are in place: all or none."""
     total = sum(into.endswith(".key") for _, into in component.state)
-    why = "one of them does not look like the sketch in _ort_attention.py"
+    why = "one of them does not look like the sketch in cached_attention.py"
     return Fusion("cached attentions", done, total, () if done == total else (why,))
 
 

@@ -3,8 +3,8 @@
     int8 or int4 weight, float x     MatMulNBits: a decoder waits for its weights, they stay small
     int8 weight, rounded x           float16 weight: the provider has no product of two int8 that
                                      restores its own scale, and an encoder waits for its products
-    attention                        one kernel, see _ort_cuda_attention.py
-    masks, places                    on the host, see _ort_cuda_host.py
+    attention                        one kernel, see attention.py
+    masks, places                    on the host, see host.py
 
 A graph that a scheme made small computes in float16, as does one that a scheme typed; one of plain
 float32 stays so.

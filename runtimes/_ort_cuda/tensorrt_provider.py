@@ -1,7 +1,7 @@
 """ONNX Runtime's two providers that compile with TensorRT: what both need of a bundle.
 
-    portable graph --_trt_lower--> what the parser of TensorRT 10.3 takes, and so all after it
-    engines/<engine>-<key>/ --_ort_cuda_session--> a session, whose plans are kept in that folder
+    portable graph --lower--> what the parser of TensorRT 10.3 takes, and so all after it
+    engines/<engine>-<key>/ --session--> a session, whose plans are kept in that folder
 
 The types are the graph's: a provider that is told no precision has TensorRT typed strongly. Each
 input has one range that covers prompt and steps, since a provider that meets a size beyond what it
@@ -31,7 +31,7 @@ from .store import stored
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING = 1  # count it up when _trt_lower.py writes something else: engines are made again
+LOWERING = 1  # count it up when _tensorrt/lower.py writes something else: engines are made again
 PARSER = (10, 3)  # the oldest that a wheel with these providers may have
 _SHAPES = "vlmedge.shapes"
 

@@ -55,7 +55,7 @@ def lowered(
     """Return a component's graph for a version, whether it was changed, and what is wrong.
 
     `exact` are nodes that stay float32, by the name of their first output; a `plain` graph has no
-    rounding (_trt_plain.py); one to `record` has no loops.
+    rounding (unquantize.py); one to `record` has no loops.
     """
     model = load_graph(bundle.path, component.name)
     from .lint import lint  # onnx_ir is not needed once the engine is there

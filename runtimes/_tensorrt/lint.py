@@ -1,6 +1,6 @@
 """Find in a graph what a version of TensorRT would refuse, without TensorRT and without a GPU.
 
-Operators and types are _trt_operators.py's. The rules on Q/DQ are those of IQuantizeLayer and
+Operators and types are operators.py's. The rules on Q/DQ are those of IQuantizeLayer and
 IDequantizeLayer in NvInfer.h (10.x and 11.1) and of NVIDIA's "Working with Quantized Types":
 symmetric only, weights per channel, activations per tensor, Q is followed by DQ, and in a strongly
 typed network a scale has the type of what it scales. INT4 is known from 10.3 on, FP4 from 10.8.
@@ -91,7 +91,7 @@ def _problems(node: ir.Node, table: Operators, cached: bool) -> Iterator[Problem
         yield f"domain {node.domain!r} is no standard ONNX", "write it in standard operators"
         return
     if node.op_type not in table.types:
-        yield "its parser has no such operator", "decompose it (runtimes/_trt_lower.py)"
+        yield "its parser has no such operator", "decompose it (runtimes/_tensorrt/lower.py)"
         return
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         yield from _quantization(node, table.version)

@@ -38,7 +38,7 @@ from .outcome import Outcome
 from .worker import PLAN
 
 FORMAT = 2  # of engine.json
-LOWERING = 6  # count it up when _trt_lower.py writes something else: engines are rebuilt
+LOWERING = 6  # count it up when lower.py writes something else: engines are rebuilt
 _POLL_S = 0.2
 
 

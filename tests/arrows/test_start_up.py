@@ -20,10 +20,10 @@ import io, json, sys
 from contextlib import redirect_stdout
 for name in ("torch", "transformers", "onnxruntime", "onnx_ir", "onnx", "tensorrt", "numpy.random"):
     sys.modules[name] = None
-from vlmedge.detect import detect
+from vlmedge.host.identify import detect
 print(json.dumps(str(detect().device)))
 del sys.modules["numpy.random"]
-from vlmedge.registry import ENGINES
+from vlmedge.shelves.registry import ENGINES
 print(json.dumps(type(ENGINES["tensorrt"]).__name__))
 from vlmedge.cli import main
 try:
@@ -89,7 +89,7 @@ def _children_s() -> float:
 
 def test_worker_of_a_bundle_needs_no_torch(clip_int8: Path) -> None:
     code = (
-        "import io, json, sys; from vlmedge import bench_worker as w;"
+        "import io, json, sys; from vlmedge.bench import worker as w;"
         f"sys.argv = ['', json.dumps(dict(bundle={str(clip_int8)!r}, checkpoint=None, how='ort'))];"
         "sys.stdin = io.StringIO('round\\n'); w.main();"
         "assert not {'torch', 'transformers'} & set(sys.modules)"

@@ -423,7 +423,7 @@ def test_a_target_out_of_reach_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("vlmedge.make.mixed_precision.drop", lambda parity: 9.0)
-    monkeypatch.setattr("vlmedge.make.export.drop", lambda parity: 9.0)
+    monkeypatch.setattr("vlmedge.make.write.drop", lambda parity: 9.0)
     recipe = Recipe("int8", target_drop=1.0, keep_slower=True)
     with pytest.raises(
         BundleError, match=r"best mix of int8 loses 9.00 points, and target_drop is 1: .*allow"

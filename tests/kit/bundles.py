@@ -23,7 +23,7 @@ from kit.tiny import KINDS, tiny
 ROOT = Path(__file__).parents[2]
 # The whole core, for tracing reads specs and a manifest names its makers; less what stands above
 # the exporter in the house and is edited most: test_kit.py holds that no export imports it.
-ABOVE = ("bench", "cli", "console", "doctor", "tables")
+ABOVE = ("bench", "cli", "doctor")
 SOURCES = {"float32": ("export", "vlmedge"), "other": ("quantize", "runtimes")}
 LIBRARIES = (
     *("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", "peft"),

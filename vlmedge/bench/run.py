@@ -1,6 +1,6 @@
 """Speed, memory, start and energy of a bundle, beside PyTorch's of the same in the same run.
 
-    bench.py --spawns--> bench_side.py ==pipe== bench_worker.py --asks--> bench_items.py
+    run.py --spawns--> side.py ==pipe== worker.py --asks--> items.py
         '-- bench_start.py, energy.py                '-- times every component
 
 Every side is a process of its own, so its peak of memory is its own. The sides take turns, round by

@@ -3,7 +3,7 @@
     manifest.json  graphs/<component>.onnx + .bin  assets/*  reports/*  engines/ (a cache)
 
 Weights lie beside their graph because ONNX forbids external data outside the graph's folder. What
-two components have in common lies in the first one's file alone (sharing.py).
+two components have in common lies in the first one's file alone (graphs/shared_weights.py).
 """
 
 from __future__ import annotations

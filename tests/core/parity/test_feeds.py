@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -21,6 +20,7 @@ from vlmedge.graphs.portable import load_graph
 from vlmedge.make import calibrate as calibrating
 from vlmedge.parity import feeds, samples
 from vlmedge.parity import gate as checking
+from vlmedge.parity import probe as probes
 from vlmedge.parity.feeds import Feeds
 from vlmedge.progress import SILENT
 from vlmedge.run.tasks.context import TaskContext
@@ -31,7 +31,6 @@ from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import ChatTask, Component, GenerateTask, Generation, ModelSpec, Task, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
 
-probes = import_module(f"{import_module(type(ENGINES['tensorrt']).__module__).__package__}._probe")
 WALKERS = (feeds, checking, calibrating, samples, bench_items, probes)
 KINDS = [kind for kind in get_args(Task) if kind is not ChatTask]
 BINS, NOTES, COUNT = 16, 5, 12  # of a sound, of what it may be, and of samples
@@ -107,7 +106,7 @@ class Reference(CheckedGraph):
 @pytest.fixture
 def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """Write a bundle that hears; nothing but this file knows how."""
-    monkeypatch.setattr(feeds, "front_ends", lambda spec: {"input_features": Sound(2.0)})
+    monkeypatch.setattr(feeds, "front_ends_by_input", lambda spec: {"input_features": Sound(2.0)})
     monkeypatch.setitem(feeds.FRONT_ENDS, Sound, listen)
     given = [
         helper.make_tensor_value_info(s.name, TensorProto.FLOAT, s.shape) for s in ENCODER.inputs

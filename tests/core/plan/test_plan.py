@@ -25,8 +25,8 @@ RUN = """
 import json, sys
 import numpy as np
 import vlmedge
-from vlmedge.bench_worker import peak_memory_mib
-from vlmedge.scenes import draw_scene
+from vlmedge.bench.worker import peak_memory_mib
+from vlmedge.checkpoints.scenes import draw_scene
 model = vlmedge.load(sys.argv[1])
 image = np.asarray(draw_scene(0, "heldout").image)
 for _ in range(2):
