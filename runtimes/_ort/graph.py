@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
 from vlmedge.errors import InputError
-from vlmedge.runtimes._ort.last_logits import FROM
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.spec import Component
+
+from .last_logits import FROM
 
 CAPACITY_MIN = 64  # positions of a new cache
 
