@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import vlmedge
 from vlmedge.checkpoints.scenes import draw_scene
 from vlmedge.errors import InputError
 from vlmedge.host.hardware import cores
+from vlmedge.run import answering
 from vlmedge.run.inputs.image_files import HUSH
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH
 from vlmedge.run.tasks.streaming import respond
@@ -52,10 +54,7 @@ def test_draws_belong_to_a_place_in_the_list(
     found = [*model.caption(iter(holes), on_error=lambda image, error: None, **options)]
     assert found == [None if place in (0, 3, 9) else same[place] for place in range(COUNT)]
 
-    def in_threes(images: Any, answer: Any, on_error: Any) -> Any:
-        return respond(model._context.open, images, answer, on_error, per_batch=3)
-
-    monkeypatch.setattr(model, "_answer", in_threes)
+    monkeypatch.setattr(answering, "respond", partial(respond, per_batch=3))
     assert model.caption([scenes[0]] * COUNT, **options) == same
 
 
