@@ -31,7 +31,7 @@ from vlmedge.make.calibrate import Calibration
 from vlmedge.parity.samples import CALIBRATION_IMAGES, drawn
 from vlmedge.progress import SILENT
 from vlmedge.shelves.checked_graph import CheckedGraph
-from vlmedge.shelves.contracts import Engine, Graph, Wanted
+from vlmedge.shelves.contracts import Engine, Graph, Watched
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import FLOAT
@@ -182,7 +182,7 @@ def shrink(
     recorder.folder.mkdir(parents=True)
     # a decoder runs in calibration only where something is watched
     first = SCHEMES["int4"].watch(component, model).names[:1] if component.state else ()
-    calibration.observe(component, model, Wanted(first, rows=False))
+    calibration.observe(component, model, Watched(first, rows=False))
     feeds, recorder.folder = sorted(recorder.folder.iterdir()), None
     if kind is None:
         save_graph(model.clone(), out.path, component.name)
@@ -210,7 +210,7 @@ def main(source_folder: str, out_folder: str, title: str, only: str | None = Non
     seconds = {}
     for component in source.spec.components:
         if only is not None and component.name != only:  # it feeds the one
-            calibration.observe(component, load_graph(source.path, component.name), Wanted())
+            calibration.observe(component, load_graph(source.path, component.name), Watched())
             continue
         began = time.process_time()  # all threads of this process; others may be busy too
         shrink(source, out, component, method, calibration, recorder)

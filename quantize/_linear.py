@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array
 from vlmedge.graphs.edit import constant, is_weight, promise, reader
-from vlmedge.shelves.contracts import Harm, Stats
+from vlmedge.shelves.contracts import LayerError, Stats
 from vlmedge.spec import Component
 
 Floats = NDArray[np.float32]
@@ -205,7 +205,7 @@ RoundRows = Callable[[Floats], Floats]
 
 def harm(
     linear: Linear, stats: Mapping[str, Stats], form: Format, round_rows: RoundRows | None
-) -> Harm:
+) -> LayerError:
     """Measure the error of a Linear's output; it is 0 where its input was not seen.
 
     Args:
@@ -216,13 +216,13 @@ def harm(
     """
     seen = stats.get(str(linear.x.name))
     if seen is None or seen.rows is None or len(seen.rows) == 0:
-        return Harm(0.0, form.bits)
+        return LayerError(0.0, form.bits)
     rows, weight = seen.rows.astype(np.float32), linear.read()
     exact = rows @ weight
     restored = rounded(form, weight, importance(stats, linear))
     error = (rows if round_rows is None else round_rows(rows)) @ restored - exact
     size = max(float(np.linalg.norm(exact)), 1e-30)
-    return Harm(float(np.linalg.norm(error)) / size, form.bits)
+    return LayerError(float(np.linalg.norm(error)) / size, form.bits)
 
 
 def rounded(form: Format, weight: Floats, importance: Floats | None) -> Floats:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.shelves.contracts import Harm, Stats, Wanted
+from vlmedge.shelves.contracts import LayerError, Stats, Watched
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 
@@ -58,13 +58,13 @@ class Static:
     timed: bool
     table: str = "int8"
 
-    def watch(self, component: Component, model: ir.Model) -> Wanted:
+    def watch(self, component: Component, model: ir.Model) -> Watched:
         """Name what the Linears of a stateless component read; a decoder's activations stay."""
         if component.state:
-            return Wanted()
+            return Watched()
         last = last_projections(component, model)
         names = [str(linear.x.name) for linear in linears(model) if linear.name not in last]
-        return Wanted(tuple(dict.fromkeys(names)))
+        return Watched(tuple(dict.fromkeys(names)))
 
     def rewrite(
         self,
@@ -114,7 +114,7 @@ class Static:
 
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
-    ) -> dict[str, Harm]:
+    ) -> dict[str, LayerError]:
         """Say what rounding each layer alone would do; see `Scheme.harms`."""
         last = last_projections(component, model)
         found = {}
@@ -123,7 +123,7 @@ class Static:
                 found[linear.name] = self._harm(component, linear, stats)
         return found
 
-    def _harm(self, component: Component, linear: Linear, stats: Mapping[str, Stats]) -> Harm:
+    def _harm(self, component: Component, linear: Linear, stats: Mapping[str, Stats]) -> LayerError:
         seen = stats.get(str(linear.x.name))
         rows = None if seen is None or component.state else self._round_rows(seen)
         return harm(linear, stats, self.form, rows)

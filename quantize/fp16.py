@@ -22,7 +22,7 @@ import onnx_ir as ir
 from vlmedge.arrays import Array
 from vlmedge.errors import CheckpointError
 from vlmedge.graphs.half import HALF_MAX, MASK, beyond, halve, to_half
-from vlmedge.shelves.contracts import Harm, Stats, Wanted
+from vlmedge.shelves.contracts import LayerError, Stats, Watched
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 
@@ -39,10 +39,10 @@ class Fp16:
     timed = False
     table = "float16"
 
-    def watch(self, component: Component, model: ir.Model) -> Wanted:
+    def watch(self, component: Component, model: ir.Model) -> Watched:
         """Name every float tensor that a node makes; a decoder's are not seen."""
         names = (v.name for node in model.graph for v in node.outputs if v.dtype == FLOAT)
-        return Wanted(tuple(str(name) for name in names), rows=False)
+        return Watched(tuple(str(name) for name in names), rows=False)
 
     def rewrite(
         self,
@@ -63,7 +63,7 @@ class Fp16:
 
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
-    ) -> dict[str, Harm]:
+    ) -> dict[str, LayerError]:
         """Say what rounding each layer alone would do; see `Scheme.harms`."""
         return {linear.name: harm(linear, stats, _Half(), None) for linear in linears(model)}
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 import onnx_ir as ir
 
-from vlmedge.shelves.contracts import Harm, Stats, Wanted
+from vlmedge.shelves.contracts import LayerError, Stats, Watched
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 
@@ -44,11 +44,11 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timed = True
     table = "int8"
 
-    def watch(self, component: Component, model: ir.Model) -> Wanted:
+    def watch(self, component: Component, model: ir.Model) -> Watched:
         """Name what the Linears read."""
         if not component.state:
             return ENCODERS.watch(component, model)
-        return Wanted(tuple(dict.fromkeys(str(linear.x.name) for linear in linears(model))))
+        return Watched(tuple(dict.fromkeys(str(linear.x.name) for linear in linears(model))))
 
     def rewrite(
         self,
@@ -77,7 +77,7 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
-    ) -> dict[str, Harm]:
+    ) -> dict[str, LayerError]:
         """Say what rounding each layer alone would do; see `Scheme.harms`."""
         if not component.state:
             return ENCODERS.harms(component, model, stats)

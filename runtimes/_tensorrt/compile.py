@@ -29,13 +29,13 @@ from vlmedge.host.hardware import RESERVE_BYTES, free_bytes
 from vlmedge.progress import Advance, Progress
 from vlmedge.shelves.build_options import BuildOptions, Finding, Precision
 from vlmedge.spec import Component
+from vlmedge.units import MIB
 
 from . import worker
 from .job import Job
 from .operators import Version
 from .profiles import Profile, shapes
 
-MIB = 2**20
 DISK_MARGIN_BYTES = 64 * MIB  # beside the plan: timings, the graph
 WORKSPACE_SHARE = 0.5  # of the GPU's free memory; weights and activations need room too
 _TICK_S = 0.2

@@ -32,7 +32,7 @@ from vlmedge.run.decode import loop
 from vlmedge.run.decode.prompt import Prompt
 from vlmedge.run.tasks.context import TaskContext
 from vlmedge.run.tasks.trial import Samples
-from vlmedge.shelves.contracts import Engine, Graph, Scheme, Stats, Wanted
+from vlmedge.shelves.contracts import Engine, Graph, Scheme, Stats, Watched
 from vlmedge.spec import Component, Generation, TensorSpec
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Calibration:
         images = (*samples.images, *samples.singles)
         self._feeds = Feeds(TaskContext(bundle, {}), replace(samples, images=images, said=read))
 
-    def observe(self, component: Component, model: ir.Model, wanted: Wanted) -> dict[str, Stats]:
+    def observe(self, component: Component, model: ir.Model, wanted: Watched) -> dict[str, Stats]:
         """Run one component over all samples; its outputs become inputs of the next ones.
 
         Args:
@@ -108,7 +108,7 @@ class Calibration:
         Returns:
             Milliseconds in float and in the bundle, or none for a component that never ran.
         """
-        floats = self._write(component, model.clone(), Wanted())
+        floats = self._write(component, model.clone(), Watched())
         small = self._engine.open(bundle, component.name)
         try:
             with self._opened(floats) as graph:
@@ -155,7 +155,7 @@ class Calibration:
                 advance(1)
 
     def _observe_pieces(
-        self, component: Component, model: ir.Model, wanted: Wanted
+        self, component: Component, model: ir.Model, wanted: Watched
     ) -> dict[str, Stats]:
         """Run the prompts through a decoder, one piece of it after the other."""
         model = model.clone()
@@ -166,7 +166,7 @@ class Calibration:
         stored: dict[str, _Stored] = {}
         with self._progress.step(f"calibrating {component.name}", weights_bytes(model)) as advance:
             for piece in cut(component, model, PIECE_BYTES):
-                here = Wanted(tuple(n for n in wanted.names if n in piece.made | first))
+                here = Watched(tuple(n for n in wanted.names if n in piece.made | first))
                 if not (here.names or piece.component.outputs):  # behind all that is watched
                     break
                 tally = _Tally(here)
@@ -229,7 +229,7 @@ class Calibration:
             bundle.graph_file(name).with_suffix(".bin").unlink(missing_ok=True)
             shutil.rmtree(self._scratch / ENGINE_CACHE, ignore_errors=True)
 
-    def _write(self, component: Component, model: ir.Model, wanted: Wanted) -> Bundle:
+    def _write(self, component: Component, model: ir.Model, wanted: Watched) -> Bundle:
         """Write a component with its watched tensors' figures as further outputs.
 
         x -> ReduceL2      x -> Size      x -> Reshape -> Slice

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlmedge.arrays import Array, Arrays
 from vlmedge.make.calibration_graph import _AMAX, _CHANNELS, _LENGTH, _SIZE, _SOME
-from vlmedge.shelves.contracts import Graph, Stats, Wanted
+from vlmedge.shelves.contracts import Graph, Stats, Watched
 from vlmedge.spec import Component
 
 ROWS = 192  # of each watched tensor that are kept: enough to compare roundings
@@ -20,7 +20,7 @@ ROWS = 192  # of each watched tensor that are kept: enough to compare roundings
 class _Tally:
     """The statistics so far."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Watched) -> None:
         self._wanted = wanted
         self._amax = dict.fromkeys(wanted.names, 0.0)
         self._squares = dict.fromkeys(wanted.names, 0.0)

@@ -20,7 +20,7 @@ from vlmedge.make.calibrate import LARGE_BYTES, Calibration
 from vlmedge.make.recipe import Recipe
 from vlmedge.progress import Progress
 from vlmedge.run.tasks.trial import Samples
-from vlmedge.shelves.contracts import Harm, Stats
+from vlmedge.shelves.contracts import LayerError, Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import FLOAT, KeptLayer, Parity
@@ -56,7 +56,7 @@ class _Part:
     component: Component
     model: ir.Model
     stats: dict[str, Stats] = field(default_factory=dict)
-    harms: dict[str, Harm] = field(default_factory=dict)
+    harms: dict[str, LayerError] = field(default_factory=dict)
     keep: dict[str, str] = field(default_factory=dict)
     kept: list[KeptLayer] = field(default_factory=list)
     timing: dict[str, float] = field(default_factory=dict)

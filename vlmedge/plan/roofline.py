@@ -23,7 +23,7 @@ CACHE_ROWS_MIN = 64  # of a cache that grows by doubling
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class SchemeBytes:
     """How a scheme stores and computes.
 
     Attributes:
@@ -53,25 +53,25 @@ class Numbers:
 # float16 is widened when a graph is opened; beside 128 weights of 4 bits stand their scale and,
 # once they are packed, their sum.
 _CPU = {
-    "float32": Numbers("fp32", 4, 4, 4, 4, "fp32", "fp32"),
-    "fp16": Numbers("fp16", 4, 4, 4, 4, "fp32", "fp32", widened=2),
-    "fp8": Numbers("fp8", 1, 1, 1, 4, "fp32", "fp32"),
-    "int8": Numbers("int8", 1, 1, 1, 4, "int8", "int8"),
-    "int4": Numbers("int4", 1, 0.5 + 4 / 128, 1, 4, "int8", "int8", sums_bytes=4 / 128),
+    "float32": SchemeBytes("fp32", 4, 4, 4, 4, "fp32", "fp32"),
+    "fp16": SchemeBytes("fp16", 4, 4, 4, 4, "fp32", "fp32", widened=2),
+    "fp8": SchemeBytes("fp8", 1, 1, 1, 4, "fp32", "fp32"),
+    "int8": SchemeBytes("int8", 1, 1, 1, 4, "int8", "int8"),
+    "int4": SchemeBytes("int4", 1, 0.5 + 4 / 128, 1, 4, "int8", "int8", sums_bytes=4 / 128),
 }
 # On a GPU what is not quantized is float16, and a decoder's weights are unpacked to it.
 _GPU = {
-    "float32": Numbers("fp32", 4, 4, 4, 4, "fp32", "fp32"),
-    "fp16": Numbers("fp16", 2, 2, 2, 2, "fp16", "fp16"),
-    "fp8": Numbers("fp8", 1, 1, 1, 2, "fp8", "fp8"),
-    "int8": Numbers("int8", 1, 1, 1, 2, "int8", "fp16"),
-    "int4": Numbers("int4", 1, 0.5 + 2 / 128, 1, 2, "int8", "fp16"),
+    "float32": SchemeBytes("fp32", 4, 4, 4, 4, "fp32", "fp32"),
+    "fp16": SchemeBytes("fp16", 2, 2, 2, 2, "fp16", "fp16"),
+    "fp8": SchemeBytes("fp8", 1, 1, 1, 2, "fp8", "fp8"),
+    "int8": SchemeBytes("int8", 1, 1, 1, 2, "int8", "fp16"),
+    "int4": SchemeBytes("int4", 1, 0.5 + 2 / 128, 1, 2, "int8", "fp16"),
 }
 SCHEMES = tuple(_GPU)  # the most bits first
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class EngineOverhead:
     """What an engine on a kind of device does beyond the arithmetic.
 
     Attributes:
@@ -101,7 +101,7 @@ class Habits:
 # Measured with ONNX Runtime 1.32 on two cores of an AMD EPYC with AVX512-VNNI: memory on tiny-clip,
 # tiny-blip2 and CLIP ViT-B/16; time on ViT-B/16 (98 ms float32, 66 ms int8, one image) and BLIP-2
 # OPT-2.7b int8 (12.0 tokens a second); a step of tiny-blip2's four layers takes 0.27 ms.
-_ORT_CPU = Habits(78, 2, 1, True, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62, 60)
+_ORT_CPU = EngineOverhead(78, 2, 1, True, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62, 60)
 # Assumed until a board has been measured: a CUDA process with its libraries takes 0.5 GiB of a
 # card, and 0.9 GiB of a board where the host's part is in the same memory. TensorRT-Edge-LLM's
 # claim for Orin Nano (Qwen3-VL-2B in int4: 36.9 tokens a second) is half of its bandwidth. A layer
@@ -109,10 +109,10 @@ _ORT_CPU = Habits(78, 2, 1, True, True, False, {"fp32": 0.9, "int8": 0.4}, 0.62,
 _CARD_SHARE = dict.fromkeys(("fp32", "fp16", "int8", "fp8"), 0.5)
 _HABITS = {
     ("ort", "cpu"): _ORT_CPU,
-    ("ort", "gpu"): Habits(500, 8, 2, False, False, False, _CARD_SHARE, 0.7, 20),
-    ("ort", "jetson"): Habits(900, 8, 2, False, False, False, _CARD_SHARE, 0.5, 50),
-    ("tensorrt", "gpu"): Habits(500, 16, 2, False, False, True, _CARD_SHARE, 0.7, 20),
-    ("tensorrt", "jetson"): Habits(900, 16, 2, False, False, True, _CARD_SHARE, 0.5, 50),
+    ("ort", "gpu"): EngineOverhead(500, 8, 2, False, False, False, _CARD_SHARE, 0.7, 20),
+    ("ort", "jetson"): EngineOverhead(900, 8, 2, False, False, False, _CARD_SHARE, 0.5, 50),
+    ("tensorrt", "gpu"): EngineOverhead(500, 16, 2, False, False, True, _CARD_SHARE, 0.7, 20),
+    ("tensorrt", "jetson"): EngineOverhead(900, 16, 2, False, False, True, _CARD_SHARE, 0.5, 50),
 }
 
 
@@ -160,7 +160,7 @@ class Cost:
         return self.weights_bytes + self.activations_bytes + self.cache_bytes + self.workspace_bytes
 
 
-def habits(device: Device, engine: str) -> Habits:
+def habits(device: Device, engine: str) -> EngineOverhead:
     """Return what an engine does on a device."""
     return _HABITS[engine, device.kind]
 
@@ -170,7 +170,7 @@ def engines() -> set[str]:
     return {engine for engine, _ in _HABITS}
 
 
-def numbers(device: Device, scheme: str) -> Numbers:
+def numbers(device: Device, scheme: str) -> SchemeBytes:
     """Return how a scheme stores and computes on a device."""
     return (_CPU if device.kind == "cpu" else _GPU)[scheme]
 
@@ -241,7 +241,7 @@ def cost(
     )
 
 
-def stored_bytes(part: Part, how: Numbers, *, resident: bool) -> float:
+def stored_bytes(part: Part, how: SchemeBytes, *, resident: bool) -> float:
     """Return the size of a component's weights; of mapped tables nothing is resident."""
     linear = how.decoder_bytes if part.writes else how.linear_bytes
     table = 0 if resident else part.table * how.float_bytes
@@ -249,7 +249,7 @@ def stored_bytes(part: Part, how: Numbers, *, resident: bool) -> float:
     return part.linear * linear + rest + table
 
 
-def _packing_bytes(part: Part, how: Numbers) -> float:
+def _packing_bytes(part: Part, how: SchemeBytes) -> float:
     """Return what a component's largest weight takes beside its packed form: as it was mapped.
 
     What is widened is there in full before it is packed, too.
@@ -272,7 +272,13 @@ def _activations(part: Part, rows: int, keys: int, size: float) -> float:
 
 
 def _compute_ms(
-    part: Part, device: Device, how: Numbers, does: Habits, rows: int, keys: int, cores: int
+    part: Part,
+    device: Device,
+    how: SchemeBytes,
+    does: EngineOverhead,
+    rows: int,
+    keys: int,
+    cores: int,
 ) -> float:
     """Return the time of the arithmetic alone."""
     wanted = how.decoder_compute if part.writes else how.compute
@@ -286,7 +292,7 @@ def _compute_ms(
     )
 
 
-def _rate(device: Device, does: Habits, precision: str) -> float:
+def _rate(device: Device, does: EngineOverhead, precision: str) -> float:
     """Return what is reached of a rate; what a device has no units for goes to the next wider."""
     order = ("fp8", "int8", "fp16", "fp32")
     for name in order[order.index(precision) :]:

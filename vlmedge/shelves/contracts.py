@@ -132,7 +132,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Watched:
     """The tensors of one float graph that a scheme wants to know about.
 
     Attributes:
@@ -145,7 +145,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Harm:
+class LayerError:
     """What a scheme does to one layer.
 
     Attributes:
@@ -173,7 +173,7 @@ class Scheme(Protocol):
         """What the token embedding table becomes: "float16", or "int8" with one scale a row."""
         ...
 
-    def watch(self, component: Component, model: ir.Model) -> Wanted:
+    def watch(self, component: Component, model: ir.Model) -> Watched:
         """Name the tensors whose statistics `rewrite` wants."""
         ...
 
@@ -203,7 +203,7 @@ class Scheme(Protocol):
 
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
-    ) -> dict[str, Harm]:
+    ) -> dict[str, LayerError]:
         """Say what rounding each layer alone would do, by the name of its weight."""
         ...
 

@@ -26,7 +26,7 @@ from vlmedge.progress import SILENT
 from vlmedge.run.tasks.context import TaskContext
 from vlmedge.run.tasks.trial import Choices, Facts, Made, Pool, Samples, Trial, Whole, trials
 from vlmedge.shelves.checked_graph import CheckedGraph
-from vlmedge.shelves.contracts import Wanted
+from vlmedge.shelves.contracts import Watched
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import ChatTask, Component, GenerateTask, Generation, ModelSpec, Task, TensorSpec
 from vlmedge.spec.manifest import FORMAT, CheckpointId, Manifest
@@ -140,7 +140,7 @@ def test_gate_compares_a_new_kind_of_task(heard: Bundle) -> None:
 def test_calibration_watches_a_new_modality(heard: Bundle) -> None:
     calibration = calibrating.Calibration(heard, ENGINES["ort"], SCHEMES["int8"], SAMPLES, SILENT)
     model: ir.Model = load_graph(heard.path, "audio_encoder")
-    wanted = Wanted(("input_features",))
+    wanted = Watched(("input_features",))
     found = calibration.observe(ENCODER, model, wanted)["input_features"]
     calibration.close()
     walk = Feeds(TaskContext(heard, {}), SAMPLES)
