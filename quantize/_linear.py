@@ -203,7 +203,7 @@ def round_activation(
 RoundRows = Callable[[Floats], Floats]
 
 
-def harm(
+def layer_error(
     linear: Linear, stats: Mapping[str, Stats], form: Format, round_rows: RoundRows | None
 ) -> LayerError:
     """Measure the error of a Linear's output; it is 0 where its input was not seen.

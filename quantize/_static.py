@@ -25,8 +25,8 @@ from ._linear import (
     Floats,
     Format,
     Linear,
-    harm,
     last_projections,
+    layer_error,
     linears,
     round_activation,
     shrink,
@@ -120,13 +120,15 @@ class Static:
         found = {}
         for linear in linears(model):
             if linear.name not in last:
-                found[linear.name] = self._harm(component, linear, stats)
+                found[linear.name] = self._layer_error(component, linear, stats)
         return found
 
-    def _harm(self, component: Component, linear: Linear, stats: Mapping[str, Stats]) -> LayerError:
+    def _layer_error(
+        self, component: Component, linear: Linear, stats: Mapping[str, Stats]
+    ) -> LayerError:
         seen = stats.get(str(linear.x.name))
         rows = None if seen is None or component.state else self._round_rows(seen)
-        return harm(linear, stats, self.form, rows)
+        return layer_error(linear, stats, self.form, rows)
 
     def _noise(self, seen: Stats) -> float:
         """Return the share of the signal that rounding to integers adds as noise."""

@@ -26,7 +26,7 @@ from vlmedge.shelves.contracts import LayerError, Stats, Watched
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 
-from ._linear import Floats, harm, linears
+from ._linear import Floats, layer_error, linears
 
 HEADROOM = 4.0  # calibration has not seen everything
 
@@ -65,7 +65,7 @@ class Fp16:
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
     ) -> dict[str, LayerError]:
         """Say what rounding each layer alone would do; see `Scheme.harms`."""
-        return {linear.name: harm(linear, stats, _Half(), None) for linear in linears(model)}
+        return {linear.name: layer_error(linear, stats, _Half(), None) for linear in linears(model)}
 
 
 SCHEME = Fp16()

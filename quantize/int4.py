@@ -18,7 +18,7 @@ from vlmedge.spec import Component
 from vlmedge.spec.manifest import KeptLayer
 
 from ._formats import INT8_LEVELS, Int4Blocks, Int8Columns
-from ._linear import FLOAT, Format, Linear, harm, importance, linears, shrink
+from ._linear import FLOAT, Format, Linear, importance, layer_error, linears, shrink
 from ._smooth import groups, smooth
 from ._static import Static
 
@@ -83,7 +83,7 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return ENCODERS.harms(component, model, stats)
         finer = self._finer(model)
         return {
-            linear.name: harm(linear, stats, self._form(linear, finer), None)
+            linear.name: layer_error(linear, stats, self._form(linear, finer), None)
             for linear in linears(model)
         }
 

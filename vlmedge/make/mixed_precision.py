@@ -120,7 +120,7 @@ class MixedPrecision:
         """What is not as the scheme would have it."""
         return [layer for part in self._parts for layer in part.kept]
 
-    def fit(self, budget_mib: float) -> None:
+    def to_budget(self, budget_mib: float) -> None:
         """Give layers more bits, the most harmful for its size first, while all graphs fit.
 
         Raises:
@@ -139,7 +139,7 @@ class MixedPrecision:
                 _give_back(part, layer)
         self._rewrite()
 
-    def reach(self, target: float, gate: GateRun, seal: Callable[[], Bundle]) -> Parity:
+    def to_target(self, target: float, gate: GateRun, seal: Callable[[], Bundle]) -> Parity:
         """Give layers more bits, the most harmful first, until the gate passes.
 
         Args:
@@ -176,14 +176,14 @@ class MixedPrecision:
             if part.float_only:
                 continue
             stay = {name.rpartition(".")[0] for name in shared[part.component.name]}
-            for layer, harm in part.harms.items():
+            for layer, measured in part.harms.items():
                 if layer in part.keep:
                     continue
                 tensor = part.model.graph.initializers[layer].const_value
                 assert tensor is not None
-                freed = 0.0 if layer in stay else harm.bits / 8
-                cost_mib = tensor.size * (FINER[harm.bits][1] - freed) / 2**20
-                worth = harm.error / cost_mib if by_size else harm.error
+                freed = 0.0 if layer in stay else measured.bits / 8
+                cost_mib = tensor.size * (FINER[measured.bits][1] - freed) / 2**20
+                worth = measured.error / cost_mib if by_size else measured.error
                 found.append((worth, part, layer, cost_mib))
         found.sort(key=lambda entry: -entry[0])
         return [(part, layer, cost_mib) for _, part, layer, cost_mib in found]
@@ -208,8 +208,8 @@ class MixedPrecision:
         part.kept = self._scheme.rewrite(part.component, model, stats, part.keep)
         for layer, precision in part.keep.items():
             known = part.harms.get(layer)
-            harm = "" if known is None else f": alone it costs {known.error:.2%}"
-            part.kept.append(KeptLayer(name, layer, f"{precision} instead{harm}"))
+            measured = "" if known is None else f": alone it costs {known.error:.2%}"
+            part.kept.append(KeptLayer(name, layer, f"{precision} instead{measured}"))
         write_graph(model, self._bundle.path, name, self._progress)
 
     def _compare_speed(self, part: _Part) -> None:
@@ -244,7 +244,7 @@ class MixedPrecision:
                 part.component.name: {
                     **part.timing,
                     "kept": [msgspec.to_builtins(layer) for layer in part.kept],
-                    "harms": {name: round(harm.error, 5) for name, harm in part.harms.items()},
+                    "harms": {name: round(one.error, 5) for name, one in part.harms.items()},
                 }
                 for part in self._parts
             },

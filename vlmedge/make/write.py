@@ -131,19 +131,19 @@ def _write(
         rounded = round_rows(folder, source.embeddings, precision)
         unsealed = Bundle(folder, msgspec.structs.replace(manifest, embeddings=rounded))
     samples, origin = _calibration_samples(calibrate, progress)
-    shrinker = MixedPrecision(unsealed, recipe, samples, progress)
+    mixed = MixedPrecision(unsealed, recipe, samples, progress)
     for component in source.spec.components:
-        shrinker.add(component, source.graph(component.name))
-    shrinker.refuse_idle_patterns()
+        mixed.add(component, source.graph(component.name))
+    mixed.refuse_idle_patterns()
     if recipe.budget_mib is not None:
-        shrinker.fit(recipe.budget_mib)
+        mixed.to_budget(recipe.budget_mib)
 
     def seal() -> Bundle:
-        shrinker.finish()
-        return _seal(unsealed, {"calibration": origin}, shrinker.kept)
+        mixed.finish()
+        return _seal(unsealed, {"calibration": origin}, mixed.kept)
 
     if gate is not None and recipe.target_drop is not None:
-        shrinker.reach(recipe.target_drop, gate, seal)
+        mixed.to_target(recipe.target_drop, gate, seal)
     elif gate is not None:
         gate(seal())
     else:
