@@ -12,9 +12,8 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from vlmedge.errors import BundleError
 from vlmedge.graphs import half
-from vlmedge.graphs.half import HALF_MAX, HALF_NORMAL, beyond
+from vlmedge.graphs.half import HALF_MAX, HALF_NORMAL, BeyondHalfError, beyond
 
 _EXACT = frozenset(
     [
@@ -43,10 +42,6 @@ _EXACT = frozenset(
 # Which input is the scale of numbers that are none themselves.
 SCALES = {"QuantizeLinear": 1, "DequantizeLinear": 1, "MatMulNBits": 2}
 _FOLLOWING = frozenset(["Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sigmoid", "Sub"])
-
-
-class BeyondHalfError(BundleError):
-    """A weight has no float16."""
 
 
 def halve(model: ir.Model, state: Collection[str] = (), exact: Collection[str] = ()) -> None:

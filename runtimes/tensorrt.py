@@ -22,6 +22,7 @@ from vlmedge.arrays import Array
 from vlmedge.bundle import Bundle
 from vlmedge.bundle.writer import refuse_full_disk, terminate_as_interrupt
 from vlmedge.errors import BundleError, MissingExtraError
+from vlmedge.graphs.half import BeyondHalfError
 from vlmedge.parity.probe import Probe, not_finite
 from vlmedge.progress import Advance, Progress
 from vlmedge.shelves.build_options import BuildOptions, Built, Finding
@@ -31,7 +32,6 @@ from vlmedge.shelves.registry import ENGINES
 from vlmedge.spec import Component
 
 from ._cuda import Cuda, connect
-from ._half import BeyondHalfError
 from ._judge import judge
 from ._tensorrt import dla
 from ._tensorrt import store as cache

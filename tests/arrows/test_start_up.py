@@ -25,7 +25,7 @@ print(json.dumps(str(detect().device)))
 del sys.modules["numpy.random"]
 from vlmedge.shelves.registry import ENGINES
 print(json.dumps(type(ENGINES["tensorrt"]).__name__))
-from vlmedge.cli import main
+from vlmedge.cli.app import main
 try:
     with redirect_stdout(io.StringIO()) as said:
         main(["doctor", "--json"])

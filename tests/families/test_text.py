@@ -118,7 +118,7 @@ def test_prompts_of_unequal_length_are_kept_apart(case: Case, images: list[Image
     if not isinstance(task, GenerateTask):
         pytest.skip("answers nothing")
     context = TaskContext(case.model.bundle, case.model.graphs)
-    options = case.model._options({"max_tokens": NEW})
+    options = context.options({"max_tokens": NEW})
     pictures = context.pictures(images[:3])
     texts = [
         prompting.fill(task, question, [grid])

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlmedge.arrays import Array
-
-from .edit import cast, drop_unread, promise
+from vlmedge.errors import BundleError
+from vlmedge.graphs.edit import cast, drop_unread, promise
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,6 +39,10 @@ BOUNDED = frozenset({"Clip", "Max", "Min"})  # where 3.4e38 is "no bound", and 3
 
 IsWide = Callable[["ir.Node"], bool]
 Refuse = Callable[[str, float], Exception]  # a weight's name, its largest number -> what to raise
+
+
+class BeyondHalfError(BundleError):
+    """A weight has no float16."""
 
 
 def is_typed(model: ir.Model) -> bool:

@@ -23,8 +23,8 @@ from vlmedge.errors import BundleError
 from vlmedge.graphs import shared_weights as sharing
 from vlmedge.graphs.portable import load_graph, save_graph
 from vlmedge.graphs.shared_weights import borrows, store_once
-from vlmedge.make import export as exporting
 from vlmedge.make import quantize
+from vlmedge.make import write as writing
 from vlmedge.make.recipe import Recipe
 from vlmedge.plan.bundle_shape import bundle_shape
 from vlmedge.shelves.registry import ENGINES
@@ -259,7 +259,7 @@ def test_layers_that_get_bits_back_leave_no_graph_behind(
     matcher: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text encoder that is written again moves what the fusion points to."""
-    gate, seen = exporting.run_gate, []
+    gate, seen = writing.run_gate, []
 
     def strict(bundle: Bundle, *rest: Any) -> Parity:
         """Find two mixes wanting, whatever they are, as the real gate might."""
@@ -269,7 +269,7 @@ def test_layers_that_get_bits_back_leave_no_graph_behind(
         first = msgspec.structs.replace(first, passed=len(seen) > 2)
         return msgspec.structs.replace(parity, components=(first, *others))
 
-    monkeypatch.setattr(exporting, "run_gate", strict)
+    monkeypatch.setattr(writing, "run_gate", strict)
     mixed = quantize.quantize(
         matcher.path,
         Recipe("int8", keep_slower=True, target_drop=100.0),

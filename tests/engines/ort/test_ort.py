@@ -224,7 +224,7 @@ def test_weight_of_two_linears_is_stored_once(
     scale, weight = made.constants[3], made.constants[2]
     again = made.add("DequantizeLinear", weight, scale, axis=1)
     second = made.add("MatMul", made.rounded(x), again)
-    bundle = bundle_of(tmp_path, made.model(y=(made.add("Add", first, second), FLOAT)), encoder())
+    bundle = written(tmp_path, made.model(y=(made.add("Add", first, second), FLOAT)), encoder())
     found, expected = open_encoder(bundle).run(feed())["y"], portable(bundle, feed())
     assert stored(tmp_path) == ({"INT8": 0, "UINT8": 1} if overflows else {"INT8": 1, "UINT8": 0})
     if not overflows and OVERFLOWS:

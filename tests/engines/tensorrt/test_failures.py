@@ -225,7 +225,7 @@ sys.path.insert(0, sys.argv[2])
 from kit.fake_cuda import FakeCuda
 from kit.tensorrt import engine
 engine.connect = FakeCuda
-from vlmedge.cli import main
+from vlmedge.cli.app import main
 main(["build", sys.argv[1], "--component", "vision_encoder", "--precision", "float32"])
 """
 
@@ -241,10 +241,12 @@ def start(bundle: Bundle, mark: Path, fault: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(file: Path) -> None:
+def wait_for(file: Path, child: subprocess.Popen[str]) -> None:
     for _ in range(600):
         if file.exists():
             return
+        if child.poll() is not None:
+            raise AssertionError(child.communicate())
         time.sleep(0.1)
     raise AssertionError(f"{file} did not come")
 
@@ -258,7 +260,7 @@ def test_interrupted_build_leaves_nothing(
     use("trt103")
     mark = tmp_path / "mark"
     child = start(clip, mark, "slow")
-    wait_for(mark)
+    wait_for(mark, child)
     began = time.monotonic()
     child.send_signal(number)
     out, err = child.communicate(timeout=20)
@@ -274,7 +276,7 @@ def test_killed_build_is_cleaned_up_by_the_next(use: Use, clip: Bundle, tmp_path
     use("trt103")
     mark = tmp_path / "mark"
     child = start(clip, mark, "slow")
-    wait_for(mark)
+    wait_for(mark, child)
     child.kill()
     child.communicate(timeout=20)
     assert [name for name in left(clip) if name.startswith(".")]

@@ -5,6 +5,7 @@ import os
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,7 +17,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.export._checkpoint.preprocessor import front_end
-from vlmedge.run.inputs import image as image_module
 from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.image_files import SIZE_LIMIT_PIXELS, is_images, load_image
 
@@ -282,7 +282,7 @@ def test_load_image_refuses_a_file_without_permission(tmp_path, monkeypatch):
     def deny(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(image_module.Path, "open", deny)
+    monkeypatch.setattr(Path, "open", deny)
     refuse(path, r"^file .*a.png may not be read: ask for read permission$")
 
 

@@ -442,9 +442,9 @@ def test_wrong_mask_decoders_are_refused(
     ],
 )
 def test_wrong_florence_configs_are_refused(
-    florence: Path, tmp_path: Path, part: str | None, change: dict[str, object], refusal: str
+    tmp_path: Path, part: str | None, change: dict[str, object], refusal: str
 ) -> None:
-    folder = Path(shutil.copytree(florence.parent / "checkpoint", tmp_path / "wrong"))
+    folder = checkpoint_of("florence2", tmp_path / "wrong")
     config = json.loads((folder / "config.json").read_text())
     (config if part is None else config[part]).update(change)
     (folder / "config.json").write_text(json.dumps(config))
@@ -452,8 +452,8 @@ def test_wrong_florence_configs_are_refused(
         FAMILIES["florence2"].open(folder)
 
 
-def test_florence_with_two_embedding_tables_is_refused(florence: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(florence.parent / "checkpoint", tmp_path / "wrong"))
+def test_florence_with_two_embedding_tables_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint_of("florence2", tmp_path / "wrong")
     file = folder / "model.safetensors"
     weights = load_file(file)
     shared = "model.language_model.shared.weight"
