@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .edit import append, constant, order, producer, rank, reader, scalar, size, sizes
+from vlmedge.graphs.edit import append, constant, order, producer, rank, reader, scalar, size, sizes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
