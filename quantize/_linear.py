@@ -34,7 +34,7 @@ class Linear:
 
     Attributes:
         node: The MatMul.
-        x: What it reads, [..., in].
+        x: The input of the MatMul, [..., in].
         weight: The initializer, [in, out].
     """
 
@@ -89,17 +89,17 @@ class Format(Protocol):
 
     @property
     def dtype(self) -> ir.DataType:
-        """Of the values."""
+        """Type of the quantized values."""
         ...
 
     @property
     def bits(self) -> int:
-        """Of one value."""
+        """Bits of one value."""
         ...
 
     @property
     def attributes(self) -> list[ir.Attr]:
-        """Of DequantizeLinear."""
+        """Attributes of DequantizeLinear."""
         ...
 
 
@@ -210,8 +210,8 @@ def layer_error(
 
     Args:
         linear: Its weight is float still.
-        stats: Of what it reads.
-        form: What its weight would be rounded to.
+        stats: Statistics of its input.
+        form: Format that its weight would be quantized to.
         round_rows: How its input would be rounded, or none.
     """
     seen = stats.get(str(linear.x.name))

@@ -93,9 +93,9 @@ def smooth(
     """Fold the best scale of a group into the graph.
 
     Args:
-        group: Which Linears; their graph is changed.
-        stats: Of what they read.
-        form: What their weights will be rounded to.
+        group: The Linears; their graph is changed.
+        stats: Statistics of their input.
+        form: Format that their weights will be quantized to.
         round_rows: How the activations will be rounded, or none if they stay float.
 
     Returns:

@@ -45,8 +45,8 @@ class Static:
     """Weights and activations in one small type.
 
     Attributes:
-        form: Of the weights.
-        largest: What an activation's largest magnitude becomes.
+        form: Format of the weights.
+        largest: Quantized value of an activation's largest magnitude.
         noisy: Whether rounding leaves the same noise whatever the size (integers do).
         timed: See `Scheme.timed`.
         table: See `Scheme.table`.

@@ -36,10 +36,10 @@ def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> V
     """Hold an engine against its portable graph, and time it.
 
     Args:
-        bundle: What it is of.
+        bundle: The bundle that the engine belongs to.
         graph: The engine, opened.
-        precision: What its float layers compute in.
-        probe: What to feed.
+        precision: Number format that its float layers compute in.
+        probe: Inputs to feed.
     """
     feeds = probe.steps(graph)
     graph.reset()
@@ -78,11 +78,11 @@ def judge_all(
     """Hold every component of a bundle against its portable graph; one is open at a time.
 
     Args:
-        engine: What opens them.
-        bundle: Whose they are.
-        precision: What the engine's float layers compute in.
+        engine: The engine that opens the components.
+        bundle: The bundle with the components.
+        precision: Number format that the engine's float layers compute in.
         title: The engine's name and version.
-        device: What it runs on.
+        device: Name of the device that it runs on.
         progress: Watches.
     """
     probe, found = Probe(bundle), []

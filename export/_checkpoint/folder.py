@@ -99,9 +99,9 @@ def read_generation(folder: Path, text_config: Any, max_tokens: int | None = Non
     """Read generation_config.json; what it leaves out comes from the text config.
 
     Args:
-        folder: Of the checkpoint.
-        text_config: Of its language model.
-        max_tokens: What an answer may have where the checkpoint does not say it; none: as always.
+        folder: Folder of the checkpoint.
+        text_config: Config of its language model.
+        max_tokens: Limit of new tokens where the checkpoint gives none; none: the usual one.
     """
     config = read_json(folder, "generation_config.json") or {}
 

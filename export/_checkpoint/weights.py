@@ -33,7 +33,7 @@ class PickleWeights:
         """Open files.
 
         Args:
-            files: Of a layout that torch.save made.
+            files: Files in a layout that torch.save made.
             inside: Under which name a training's own file has the weights among other things.
         """
         import torch
@@ -200,8 +200,9 @@ class Summed(WeightsView):
         """Add, when a tensor is read.
 
         Args:
-            delta: What is added.
-            base: What it is added to. A tensor may have fewer rows: those beyond are the delta's.
+            delta: Weights to add.
+            base: Weights that the delta is added to. A tensor may have fewer rows: those beyond are
+                the delta's.
             apart: How names begin that only the delta has.
         """
         super().__init__(delta)

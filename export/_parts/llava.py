@@ -214,10 +214,10 @@ def opened(
     Args:
         folder: The checkpoint.
         config: As transformers has it.
-        spec: What the runtime will know.
+        spec: The spec, for the runtime.
         builds: Makes each component's module.
         weights: The tensors on disk.
-        tokenizer: Of the language model.
+        tokenizer: Tokenizer of the language model.
         towers: How the names of each tower's weights begin.
         spare: How names begin that no component needs either.
     """
@@ -293,7 +293,7 @@ def read_video_front_end(folder: Path, default: ImageFrontEnd, frames: int) -> V
 
     Args:
         folder: The checkpoint; an old one has one file for pictures and frames.
-        default: What the files leave out.
+        default: Front end for the fields that the files leave out.
         frames: How many, where the file says nothing: transformers then takes all that it is given.
     """
     inside = read_json(folder, "processor_config.json") or {}

@@ -76,7 +76,7 @@ def add_marks(
         tokenizer: Its own.
         weights: With the embedding table.
         marks: The token of a patch, and those before and after a picture.
-        cure: What to do where the embedding table has no rows for them.
+        cure: Advice where the embedding table has no rows for them.
 
     Returns:
         The first one's id, and how many rows the embedding table has.

@@ -114,7 +114,7 @@ class Layer(torch.nn.Module):
 
     @property
     def part(self) -> Any:
-        """What reads the norm."""
+        """The sublayer that reads the norm."""
         return self.get_submodule(self._name)
 
 
@@ -144,7 +144,7 @@ class Block(torch.nn.Module):
         """Map [batch, tokens, width] to the same, and to the layer's keys and values.
 
         Args:
-            states: What the layer below gave.
+            states: Output of the layer below.
             bias: Added to the scores of self-attention.
             past: Keys and values of the tokens before, or none.
             cross: Keys, values and what is added to their scores, or none.

@@ -82,7 +82,7 @@ class TorchGraph(CheckedGraph):
             component: Its spec.
             build: Makes its torch module.
             read: Reads a weight as float32 by its name in the module.
-            dtype: What to compute in.
+            dtype: Type to compute in.
         """
         super().__init__(component)
         self._dtype = dtype

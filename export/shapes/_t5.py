@@ -37,7 +37,7 @@ def parts_of(text: Fields, soft_rows: int) -> tuple[Part, Part, Part]:
 
     Args:
         text: Its config, gaps filled.
-        soft_rows: Of the picture, that the encoder reads beside the text.
+        soft_rows: Rows of the picture, which the encoder reads beside the text.
     """
     width, inner = text.size("d_model", None), text.size("d_ff", None)
     heads, words = text.size("num_heads", None), text.size("vocab_size", None)

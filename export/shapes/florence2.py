@@ -44,14 +44,14 @@ class Stage:
     """Layers of one width and of as many rows, with the convolution before them.
 
     Attributes:
-        weights: Of matrix products.
-        convolution: Of the convolution.
+        weights: Weights of matrix products.
+        convolution: Weights of the convolution.
         other: Biases, norms, and the small convolutions between the layers.
         side: Rows are its square.
-        width: Of a row.
-        inner: Of a row inside the MLP.
+        width: Width of a row.
+        inner: Width of a row inside the MLP.
         layers: How many: for each that looks at places one that looks at channels.
-        scores: Of its largest attention, in numbers.
+        scores: How many scores its largest attention has.
         seen: Rows that cost as much as what one looks at, on average of both kinds.
     """
 

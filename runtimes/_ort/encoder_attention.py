@@ -52,8 +52,8 @@ class _Heads:
     Attributes:
         flat: float32 [batch, tokens, heads * width], or of all three [batch, tokens, 3 * ...].
         heads: How many.
-        width: Of one head.
-        part: Which third of `flat` it is, or none: all of it.
+        width: Width of one head.
+        part: Index of its third of `flat`, or none: all of it.
     """
 
     flat: ir.Value
@@ -79,7 +79,7 @@ def fuse_bidirectional(model: ir.Model, version: tuple[int, ...]) -> Fusion:
 
     Args:
         model: A component without state.
-        version: Of ONNX Runtime.
+        version: Version of ONNX Runtime.
     """
     graph = model.graph
     shares = [node for node in graph if node.op_type == "Softmax" and not node.domain]

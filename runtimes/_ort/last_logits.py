@@ -53,7 +53,7 @@ def _collect(value: ir.Value, products: list[ir.Node], made: list[ir.Value]) -> 
     """Find the products that a value is made of token by token; or say why there are none.
 
     Args:
-        value: What is looked at; nobody else reads it.
+        value: The value to trace back; nothing else reads it.
         products: Filled with the MatMuls, of [batch, tokens, width] each.
         made: Filled with what they and the nodes behind them make.
     """

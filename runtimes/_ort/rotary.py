@@ -22,10 +22,10 @@ from vlmedge.graphs.edit import producer, scalar
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What turns queries and keys.
+    """Rotary position embedding of queries and keys.
 
     Attributes:
-        frequencies: Of each pair, radians a position, float32 [width / 2].
+        frequencies: Frequency of each pair, radians a position, float32 [width / 2].
         factor: Multiplies cos and sin (YaRN has it), or 1.
     """
 

@@ -39,7 +39,7 @@ class _Attention:
         inside: Whether the key's heads stand behind its tokens.
         value: As `query`.
         mask: Added to the scores, [batch or 1, heads or 1, tokens or 1, total], or none.
-        scale: Of the scores.
+        scale: Factor of the scores.
         out: [batch, heads, tokens, width].
     """
 
@@ -64,7 +64,7 @@ class _Cached:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """What became of a graph's attentions.
+    """Result of replacing a graph's attentions.
 
     Attributes:
         plain: How many became MultiHeadAttention.

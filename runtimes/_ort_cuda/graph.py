@@ -33,11 +33,11 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What an engine has opened of a component.
+    """Sessions that an engine has opened for a component.
 
     Attributes:
         session: On the device.
-        host: What makes masks and places, on the CPU; or none.
+        host: The session that makes masks and positions, on the CPU; or none.
         provider: Where `session` runs.
         records: Whether `session` can record runs.
         in_place: Whether the cache is in buffers.
@@ -55,10 +55,10 @@ class _Call:
     """Runs of one shape: their buffers on the device, bound once.
 
     Attributes:
-        binding: Of all.
-        inputs: What is written before a run.
-        outputs: What is read after it.
-        options: Of the run; they say which recording it is.
+        binding: Binding of all inputs and outputs.
+        inputs: Buffers that are written before a run.
+        outputs: Buffers that are read after a run.
+        options: Options of the run; they tell which recording it is.
     """
 
     binding: ort.IOBinding
@@ -123,7 +123,7 @@ class DeviceGraph(CheckedGraph):
         """Run with everything in buffers that stay, once a shape has come a second time.
 
         Args:
-            feeds: Of the session, but for its cache.
+            feeds: Inputs of the session, without its cache.
             bound: (a key, inputs, outputs) of what is bound already; nothing by default.
         """
         key = (bound[:1], tuple(value.shape for value in feeds.values() if not _is_held(value)))

@@ -30,7 +30,7 @@ from .pack import pack
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """What became of a graph.
+    """Result of lowering a graph.
 
     Attributes:
         fused: Its attentions.

@@ -32,11 +32,11 @@ class Provider:
 
     Attributes:
         name: ONNX Runtime's.
-        device: What it calls the memory.
+        device: ONNX Runtime's name for its memory.
         options: The provider's own.
         behind: Providers that take what this one does not, the CPU's excepted.
         captures: Whether it records steps of one shape and plays them again (CUDA graphs).
-        needs: What to install where it is missing.
+        needs: How to install it, where it is missing.
         plugin: The package that brings it, where ONNX Runtime itself does not.
         rounds: Whether it multiplies what a scheme has rounded as it is (explicit Q/DQ).
     """
@@ -83,7 +83,7 @@ def open_session(
 
     Args:
         graph: It; its weight files are named from `root`.
-        where: What it is called in errors.
+        where: Name of the graph, for errors.
         provider: Where it runs.
         root: A folder.
         capture: Whether runs may be recorded; the session cannot be opened where they cannot.

@@ -86,8 +86,8 @@ def compile_component(
     Args:
         job: The engine.
         partial: The folder to build in; it may hold timings.
-        profiles: What it is built for, `job.profiles` or some of their sizes.
-        precision: What float layers compute in.
+        profiles: Shapes that it is built for, `job.profiles` or some of their sizes.
+        precision: Number format that float layers compute in.
         exact: Nodes that stay float32, by the name of their first output.
         plain: Whether to leave out the rounding of a quantized graph.
         dla_core: The deep-learning accelerator that it is for, or none: the GPU.

@@ -57,7 +57,7 @@ def lower(
     Args:
         model: A portable graph; its weights are not read, but for scales.
         version: TensorRT's.
-        precision: What float layers compute in.
+        precision: Number format that float layers compute in.
         state: Pairs (output, the input that it becomes) that never leave the device; they become
             float16 too.
         exact: Nodes that stay float32, by the name of their first output.

@@ -79,7 +79,7 @@ def names(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Operators:
-    """What the parser of one version reads.
+    """Operators and types that the parser of one version reads.
 
     Attributes:
         version: (major, minor).

@@ -20,7 +20,7 @@ class Library:
     """A library that has a source's kernels.
 
     Attributes:
-        name: What follows "lib".
+        name: Its file name after "lib".
         create: Its function that makes a handle; 0 is success.
         destroy: The function that frees it.
         releases: The major versions that TensorRT 8.6 and newer were made for.

@@ -18,8 +18,8 @@ class Line(NamedTuple):
     Attributes:
         title: With its unit.
         of: A side's figure.
-        better: Which one is.
-        unit_ms: What a latency is counted in.
+        better: Whether lower or higher is better.
+        unit_ms: Milliseconds in one unit of a latency.
     """
 
     title: str

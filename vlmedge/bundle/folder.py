@@ -56,7 +56,7 @@ class Bundle:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is made of."""
+        """The model's spec, from the manifest."""
         return self.manifest.spec
 
     @property

@@ -75,7 +75,7 @@ class _Place:
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """What the header of a file says of one tensor."""
+    """A tensor's entry in the header of a file."""
 
     dtype: str
     shape: tuple[Size, ...]

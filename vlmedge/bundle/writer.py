@@ -49,9 +49,9 @@ def refuse_full_disk(error: OSError, folder: Path, instead: str) -> None:
     """Say in one line that the disk is full, if that is what `error` means.
 
     Args:
-        error: What writing raised; numpy's tofile says only "N requested and M written".
-        folder: What was being written.
-        instead: What to do besides freeing some space.
+        error: The exception from writing; numpy's tofile only reports "N requested and M written".
+        folder: The folder that was being written.
+        instead: Advice beside freeing some space.
     """
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if error.errno not in full and not (error.errno is None and "requested and" in str(error)):

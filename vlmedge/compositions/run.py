@@ -37,7 +37,7 @@ class Composed:
         """Refuse a bundle that does not fit its steps; no graph is opened.
 
         Args:
-            composition: What is done.
+            composition: The steps to run.
             models: By the composition's names.
             low_memory: Whether a bundle's components are closed after each of its steps.
         """

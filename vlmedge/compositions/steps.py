@@ -45,7 +45,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One step.
 
     Attributes:
-        name: What other steps call it.
+        name: Name that other steps refer to it by.
         inputs: Steps whose texts it takes, one after the other.
     """
 
@@ -76,7 +76,7 @@ class ModelStep(Step, frozen=True, kw_only=True):
     """A step that looks at the picture with a bundle.
 
     Attributes:
-        bundle: Which one, by its name in the composition.
+        bundle: Name of its bundle in the composition.
     """
 
     bundle: str
@@ -103,8 +103,8 @@ class _Writes(ModelStep, frozen=True, kw_only=True):
     """A step that writes.
 
     Attributes:
-        seed: Of the draw, when sampling; the same one for every picture.
-        options: Of the decode loop, as of `Model.caption`.
+        seed: Random seed for sampling; the same one for every picture.
+        options: Options of the decode loop, as in `Model.caption`.
     """
 
     seed: Seed | None = None
@@ -120,7 +120,7 @@ class _Writes(ModelStep, frozen=True, kw_only=True):
         context.options(self.options)
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """What is written has no score."""
+        """Whether texts have scores: a text that was written has none."""
         return False
 
 
@@ -189,7 +189,7 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
     """Choose labels that fit the picture.
 
     Attributes:
-        labels: What to choose from; none for a closed head's own.
+        labels: Labels to choose from; none for a closed head's own.
         template: Around a label; none is the bundle's.
         top: How many, the best first.
     """

@@ -29,10 +29,10 @@ class Third:
     """Queries, keys or values that one Linear makes at once.
 
     Attributes:
-        whole: What it makes, [batch, tokens, 3 * heads * width].
-        number: Which third: 0, 1 or 2.
+        whole: The output of the Linear, [batch, tokens, 3 * heads * width].
+        number: Index of the third: 0, 1 or 2.
         heads: How many each third has.
-        width: Of one head.
+        width: Width of one head.
     """
 
     whole: ir.Value

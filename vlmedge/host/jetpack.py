@@ -22,7 +22,7 @@ class JetPack:
         name: JetPack's version.
         l4t: L4T's version, or the beginning that its updates share.
         cuda: Major and minor.
-        tensorrt: What the release installs.
+        tensorrt: The version that the release installs.
         cudnn: Major and minor.
         ubuntu: The release that it is based on.
         python: The system's.

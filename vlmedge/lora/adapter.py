@@ -70,13 +70,13 @@ _SAVED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What the adapter has for one module.
+    """The adapter's tensors for one module.
 
     Attributes:
         a: The tensor A.
         b: The tensor B.
         bias: The tensor that is added to the bias, or none.
-        rank: Of the product.
+        rank: Rank of the product.
         scale: Multiplies it.
         shape: (out, in) of the product; (vocabulary, width) of an embedding table's.
         embedding: The module is an embedding table, which lies the other way round.
@@ -216,8 +216,8 @@ def locate(
 
     Args:
         adapter: For messages.
-        paths: What to look for.
-        known: What there is.
+        paths: Module paths to find.
+        known: Module paths that the model has.
         fits: Whether path's shapes are known's, to tell two places apart.
 
     Raises:

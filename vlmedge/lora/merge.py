@@ -57,8 +57,8 @@ class Merged:
         """Find every adapter's modules among the weights; no weight is read yet.
 
         Args:
-            weights: Of the base model.
-            adapters: What to merge, in this order.
+            weights: Weights of the base model.
+            adapters: The adapters to merge, in this order.
             turned: Weights that are stored [in, out] (transformers' Conv1D).
             tied: Weights that may be absent, and the one that stands for them.
 

@@ -19,7 +19,7 @@ def fill(spec: ModelSpec, adapters: Sequence[Adapter | None], weight: float = 1.
     """Make what the slots are fed.
 
     Args:
-        spec: Of a bundle with slots.
+        spec: Spec of a bundle with slots.
         adapters: One for every row of a batch, or one for all; none is the base model.
         weight: Multiplies their scale.
 

@@ -60,7 +60,7 @@ class Calibration:
             bundle: Holds the assets; its folder may be written.
             engine: Runs the graphs.
             light: Makes large components small enough to run, by their weights alone.
-            samples: What runs through them.
+            samples: The samples to run through the graphs.
             progress: Watches.
         """
         self._bundle, self._engine, self._light = bundle, engine, light
@@ -77,7 +77,7 @@ class Calibration:
         Args:
             component: Its spec.
             model: The float graph; it stays as it is.
-            wanted: What to watch.
+            wanted: The tensors to watch.
         """
         ready = self._feeds.prepare(component)
         if not ready and not (component.state and wanted.names):

@@ -99,7 +99,7 @@ def _no_past(component: Component) -> dict[str, Array]:
 
 
 class _Stored:
-    """What each sample gave, in a file: mapped it would count as memory."""
+    """The values of each sample, read from a file: a mapped file would count as memory."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -45,7 +45,7 @@ def export(
         calibrate: A folder of pictures to calibrate with; default: drawn scenes.
         lora: Folders of adapters that are merged into the weights, DIR or DIR=WEIGHT.
         lora_slots: Take adapters up to this rank at run time; see `Model.set_adapter`.
-        lora_modules: Which Linears get slots, by the ends of their paths; none: all in layers.
+        lora_modules: The Linears that get slots, by the ends of their paths; none: all in layers.
         overwrite: Replace a bundle that is there.
         check: Compare with PyTorch; without it the bundle is unverified.
         allow_unverified: Write the best mix also when it misses the recipe's target.

@@ -45,10 +45,10 @@ class _Part:
     Attributes:
         component: Its spec.
         model: The float graph, weights unread; it stays as it is.
-        stats: What calibration saw, where layers are ranked.
-        harms: What rounding does to each layer, where layers are ranked.
+        stats: Statistics from calibration, where layers are ranked.
+        harms: Error that quantizing each layer causes, where layers are ranked.
         keep: Layers that get more bits than the scheme's.
-        kept: What is not as the scheme would have it, and why.
+        kept: Layers that differ from the scheme's choice, and why.
         timing: Milliseconds before and after.
         float_only: It was slower when small.
     """
@@ -73,7 +73,7 @@ class MixedPrecision:
 
         Args:
             bundle: Its folder holds the assets and gets the graphs.
-            recipe: What is asked.
+            recipe: How to quantize.
             samples: To calibrate with.
             progress: Watches.
         """
@@ -117,7 +117,7 @@ class MixedPrecision:
 
     @property
     def kept(self) -> list[KeptLayer]:
-        """What is not as the scheme would have it."""
+        """Layers that differ from the scheme's choice, and why."""
         return [layer for part in self._parts for layer in part.kept]
 
     def to_budget(self, budget_mib: float) -> None:

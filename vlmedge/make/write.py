@@ -67,7 +67,7 @@ def _refuse_missed(bundle: Bundle, recipe: Recipe, allow_unverified: bool) -> No
 
 
 class _Source(msgspec.Struct, frozen=True):
-    """What a bundle is written from: a checkpoint, or another bundle."""
+    """Source that a bundle is written from: a checkpoint, or another bundle."""
 
     spec: ModelSpec
     checkpoint: CheckpointId

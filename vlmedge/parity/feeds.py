@@ -39,7 +39,7 @@ class Feeds:
 
     Attributes:
         context: The bundle, and its graphs where a task's own components are to be run.
-        samples: What is looked at.
+        samples: The samples that are fed.
         trials: The bundle's tasks.
     """
 
@@ -48,7 +48,7 @@ class Feeds:
 
         Args:
             context: The bundle.
-            samples: What to look at.
+            samples: The samples to feed.
             frames: How many pictures in a row a video is made of, the first piece of each; none:
                 a video is one picture, whose pieces are its frames.
         """

@@ -52,9 +52,9 @@ def run_gate(
     """Compare, and write reports/parity.json and the manifest.
 
     Args:
-        bundle: What is put to the gate; its folder is written.
+        bundle: The bundle to check; its folder is written.
         export: The checkpoint that it came from.
-        samples: What to compare on.
+        samples: Samples to compare on.
         progress: Watches.
         beam_samples: How many of them are captioned with beams too; they cost five times more.
     """

@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         family: File name in export/.
         checkpoint: Hub id.
-        revision: Of the hub, or none for a folder.
+        revision: Commit on the hub, or none for a folder.
         sha256: Of the weights.
         scheme: How it was quantized.
         passed: Whether the gate passed.

@@ -43,7 +43,7 @@ def calibration_folder(folder: Path, note: Callable[[str], None]) -> Samples:
     decoder then reads a caption with its picture. Pictures are opened when they are needed.
 
     Args:
-        folder: Of pictures.
+        folder: The folder of pictures.
         note: Is told how many could not be read, and when they are few.
 
     Raises:

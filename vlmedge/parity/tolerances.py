@@ -19,7 +19,7 @@ from vlmedge.spec.manifest import ComponentParity, TaskParity
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What a scheme may change.
+    """Largest deviation that a scheme may cause.
 
     Attributes:
         max_rel: Largest difference over the reference's largest value, or none.
@@ -68,7 +68,7 @@ def compare(component: str, scheme: str, reference: Array, ours: Array) -> Compo
 
     Args:
         component: Its name.
-        scheme: What was done to it.
+        scheme: The scheme that the component was quantized with.
         reference: PyTorch's, [samples, ...].
         ours: The engine's, the same shape.
     """

@@ -42,12 +42,12 @@ class SchemePlan:
         scheme: Its name.
         verdict: Whether it fits; tight: with less than a tenth to spare. It cannot be built where
             what a swap file cannot take is more than there is.
-        process_bytes: What the engine takes without a model.
+        process_bytes: Memory of the engine without a model.
         total_bytes: The most while it opens and runs, all components open.
         build_bytes: The most while an engine is built; 0 where nothing is.
-        swap_bytes: What the build needs beyond the free memory.
+        swap_bytes: Memory that the build needs beyond what is free.
         first_token_ms: Every encoder once, and the prompt read; none without a decoder.
-        tokens_per_s: Of the decode loop, at the end of the text; none without a decoder.
+        tokens_per_s: Speed of the decode loop at the end of the text; none without a decoder.
         parts: By component.
     """
 
@@ -69,24 +69,24 @@ class SchemePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be expected of a model on a device.
+    """Expected memory and time of a model on a device.
 
     Attributes:
         model: As it was asked for.
         parameters: How many it has.
         device: Its name in the catalogue.
-        title: What people call it.
-        engine: What runs it there.
+        title: The device's common name.
+        engine: The engine that runs it there.
         free_bytes: Memory for it.
         free_is: How that is known.
-        prompt_tokens: Of text, beside the picture's rows.
+        prompt_tokens: Text tokens of the prompt, beside the picture's rows.
         picture_tokens: The picture's rows in the prompt.
         new_tokens: That are written.
         cores: That work, of a CPU.
         schemes: The most bits first.
         recommended: The fastest scheme that fits; of equals, the one with the most bits.
         profile: Ranges MIN:OPT:MAX of the named axes for this work.
-        notes: What else is to be known.
+        notes: Further remarks.
     """
 
     model: str
@@ -112,16 +112,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What is planned for.
+    """Device and workload to plan for.
 
     Attributes:
         device: A name of the catalogue.
         engine: Or none: the device's first.
-        prompt_tokens: Of text, or none: 64, or as many as a small model has room for.
+        prompt_tokens: Text tokens of the prompt; none: 64, or as many as a small model has room
+            for.
         new_tokens: To be written, or none: likewise.
         headless: Without a desktop.
         free_gib: Memory for the model, or none: as the device has it.
-        cores: Of a CPU, or none: this machine's.
+        cores: CPUs only: how many cores work; none: this machine's.
     """
 
     device: str
@@ -186,7 +187,7 @@ def make_plan(
     """Plan every scheme of a model on a device.
 
     Args:
-        model: What it is called.
+        model: Name of the model.
         shape: Its numbers.
         wish: Where and for what.
         stored: A bundle's scheme and the resident bytes of its components' weights; only that
@@ -228,7 +229,7 @@ def refusal(plan: Plan, shape: Shape, asked: str | None) -> str | None:
 
     Args:
         plan: As made.
-        shape: Of its model.
+        shape: Numbers of its model.
         asked: A scheme, or none: any.
 
     Returns:
@@ -271,7 +272,7 @@ def follow(name: str, device: str, scheme: str | None, progress: Progress) -> st
     Args:
         name: A checkpoint or a bundle.
         device: A name of the catalogue.
-        scheme: What was asked for, or none: the recommended one.
+        scheme: The scheme that was asked for, or none: the recommended one.
         progress: Watches a download.
 
     Raises:

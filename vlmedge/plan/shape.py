@@ -18,11 +18,11 @@ class Part:
     Attributes:
         name: The component's.
         linear: Weights of its matrix products, which schemes make smaller.
-        other: What stays in float: norms, biases, positions, the patch convolution.
-        width: Of a row.
-        inner: Of a row inside the MLP.
+        other: Weights that stay in float: norms, biases, positions, the patch convolution.
+        width: Width of a row.
+        inner: Width of a row inside the MLP.
         layers: How many.
-        heads: Of its attention; 0 for none.
+        heads: Heads of its attention; 0 for none.
         rows: Tokens or patches that it works on each run; none: as many as the prompt has.
         table: Numbers of a table inside the graph of which few rows are read.
         vocabulary: Weights of the projection to logits.
@@ -108,7 +108,7 @@ class Fields:
 
         Args:
             config: Its object.
-            where: What to call it in an error.
+            where: Name of the file, for errors.
             folder: Where it lies, for those that name other folders.
         """
         self._config = config

@@ -30,9 +30,9 @@ def refuse_unfit(
     """Refuse what a device cannot do.
 
     Args:
-        bundle: What is to be built.
+        bundle: The bundle to build.
         device: A name of the catalogue.
-        precision: What float layers are to compute in.
+        precision: Number format that float layers are to compute in.
         tensorrt: The version that is asked for, or none.
         progress: Watches.
 

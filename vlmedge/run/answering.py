@@ -90,7 +90,7 @@ class Request:
     Attributes:
         task: The wiring.
         text: The caller's prompt or question.
-        options: Of the decode loop.
+        options: Options of the decode loop.
         seed: Random seed for sampling.
         examples: Pictures with their right answers, read first.
         regions: Boxes or points that the text has places for.
@@ -160,7 +160,7 @@ def write(
 
     Args:
         context: The model.
-        request: What is asked of each.
+        request: The question to each.
         images: One, several, or an iterator.
         on_error: For a stream, see `Model.caption`.
         read: Makes an answer of token ids and the picture; default: their text.

@@ -111,7 +111,7 @@ class Tokenizer:
         """Return the text of `ids`, as transformers' batch_decode does.
 
         Args:
-            ids: Of tokens.
+            ids: Token ids.
             special: Whether special tokens are written too.
         """
         text = self._backend.decode([int(i) for i in ids], skip_special_tokens=not special)

@@ -77,8 +77,8 @@ def boxes(
     Args:
         context: The model.
         task: Its wiring.
-        asked: What was looked for.
-        ids: Of the answer.
+        asked: The thing that was looked for.
+        ids: Token ids of the answer.
         picture: Where; a model whose pictures are filled up to squares counts from their corners.
     """
     generation = context.bundle.spec.generation

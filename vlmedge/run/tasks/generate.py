@@ -77,12 +77,12 @@ def write(
     Args:
         context: The model.
         task: Its wiring.
-        soft: What each row sees: from `encode`, by `rows`.
+        soft: The soft prompt of each row: from `encode`, by `rows`.
         texts: The full prompt of each row, from `fill`.
-        options: Of the decode loop.
-        seed: Of the draw.
-        held: What `read` gave, if that is known.
-        places: Of the rows among all that are drawn with this seed; default: 0, 1, ...
+        options: Options of the decode loop.
+        seed: Random seed for sampling.
+        held: The constant inputs that `read` computed, if they are known.
+        places: Index of each row among all that are drawn with this seed; default: 0, 1, ...
 
     Returns:
         New token ids of each row, without the end token.

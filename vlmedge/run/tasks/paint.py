@@ -59,7 +59,7 @@ def paint(
     Args:
         context: The model.
         task: Its wiring.
-        images: What to paint.
+        images: Pictures to paint.
         examples: At least one; several are looked at together.
         labels: How many there are beside the background, where pixels mean labels.
     """

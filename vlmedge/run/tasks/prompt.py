@@ -49,9 +49,9 @@ def fill(
 
     Args:
         task: Its template.
-        text: What stands for `{prompt}` or `{question}`.
+        text: Replacement of `{prompt}` or `{question}`.
         grids: How each picture is cut; they stand one after the other.
-        examples: What goes before, with how its picture is cut.
+        examples: Examples that go before, each with how its picture is cut.
 
     Raises:
         InputError: There are examples, and the model takes none.
@@ -106,10 +106,10 @@ def make_prompt(
     Args:
         context: The model.
         task: Its wiring.
-        soft: What each row sees.
+        soft: The soft prompt of each row.
         texts: The full prompt of each row, from `fill`.
-        options: Of the decode loop.
-        held: What `read` gave, if that is known.
+        options: Options of the decode loop.
+        held: The constant inputs that `read` computed, if they are known.
     """
     if not task.read:
         context.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long

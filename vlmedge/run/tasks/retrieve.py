@@ -150,7 +150,7 @@ def build(
     """Embed every picture of a folder; those that cannot be read are named and left out.
 
     Args:
-        folder: Of pictures, and of folders of them.
+        folder: Folder of pictures; its subfolders count too.
         embed: Gives float32 [pictures, width] or [pictures, vectors, width] of some paths.
         checkpoint: SHA-256 of the model's checkpoint.
         note: Is told what was left out.
@@ -181,7 +181,7 @@ def recall_at(scores: NDArray[np.float32], right: Sequence[int], k: int) -> floa
     """Return the share of queries whose right answer is among their k best, 0..1.
 
     Args:
-        scores: Of every query with every candidate, float32 [queries, candidates].
+        scores: Score of every query with every candidate, float32 [queries, candidates].
         right: The candidate that each query asks for.
         k: How many are looked at, at least 1.
     """

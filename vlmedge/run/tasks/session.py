@@ -42,10 +42,10 @@ _OWNERS = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """What a decoder had in its cache after the first tokens of a prompt.
+    """A decoder's cache after the first tokens of a prompt.
 
     Attributes:
-        ids: Of those tokens, int64 [tokens].
+        ids: Ids of those tokens, int64 [tokens].
         state: For one row, by input name.
     """
 
@@ -200,7 +200,7 @@ class Session:
             task: The wiring.
             text: The caller's.
             chosen: Options.
-            seed: Of the draw.
+            seed: Random seed for sampling.
             ready: From `_prompt`.
             then: The decoder, and its reads, for which it was made.
         """

@@ -47,7 +47,7 @@ class Samples:
         captions: The right caption of each picture, or none when nobody knows.
         answers: The right answer to each question, or none.
         singles: Pictures to classify.
-        labels: What to choose from.
+        labels: Labels to choose from.
         classes: The right label of each single, or none.
         said: A text for each of the first pictures, read with it where nothing is asked.
     """
@@ -143,7 +143,7 @@ class Choices:
     """The answers of one side, to be compared with the other's.
 
     Attributes:
-        title: What is compared; of several with one title the first counts.
+        title: Name of the comparison; of several with one title the first counts.
         answers: One for each sample.
         right: The right ones, or none when nobody knows.
     """
@@ -190,12 +190,12 @@ class Trial(ABC, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a decoder is shown of some samples.
+    """Inputs of a decoder for some samples.
 
     Attributes:
-        soft: What the pictures of each became.
+        soft: The soft prompts made of each sample's pictures.
         texts: The full prompt of each.
-        held: What the decoder is fed throughout, by name, each [samples, ...]; none: nothing.
+        held: Constant inputs of the decoder, by name, each [samples, ...]; none: it has none.
     """
 
     soft: Sequence[Soft]
@@ -213,10 +213,10 @@ class Run:
     """One way to write about the samples.
 
     Attributes:
-        title: What it is called in a report.
+        title: Its name in a report.
         num_beams: As of `Generation`.
         count: How many samples are written about, the first ones; none: all.
-        right: What each text should be, or none when nobody knows.
+        right: The right text for each sample, or none when nobody knows.
     """
 
     title: str
