@@ -268,14 +268,15 @@ class Florence2:
         vision = (read_json(folder, "config.json") or {}).get("vision_config")
         if isinstance(vision, dict) and "dim_embed" in vision:
             raise CheckpointError(
-                f"{folder} is in Microsoft's own layout: use the same weights in transformers', "
+                f"{folder} is in Microsoft's layout: use the same weights in transformers' layout, "
                 f"such as {ALIASES['florence2']}"
             )
         config = read_config(folder, needed=("text_config", "vision_config"))
         text = config.text_config
         if text.model_type != "bart":
             raise CheckpointError(
-                f"{folder} has a language model {text.model_type!r}: allowed: bart"
+                f"{folder} has the language model {text.model_type!r}: choose a checkpoint with "
+                "'bart'"
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = bare(read_tokenizer(folder))  # before any work: it may be refused
@@ -286,7 +287,8 @@ class Florence2:
         if max(rows, columns) > most:
             raise CheckpointError(
                 f"{folder}: pictures of {list(image.resize_size)} pixels are {rows} x {columns} "
-                f"places, the model knows {most}: make them smaller"
+                f"positions, and the model has {most} a side: lower size in "
+                "preprocessor_config.json"
             )
         room = text.max_position_embeddings - rows * columns  # the placeholder is one already
         generation = _generation(folder, text, room)
@@ -416,7 +418,7 @@ def _check_copies(weights: Weights) -> None:
     for name in names[1:]:
         if (weights.read(name) != weights.read(names[0])).any():
             raise CheckpointError(
-                f"weight {name!r} differs from {names[0]!r}: both sides share one table: "
+                f"weight {name!r} differs from {names[0]!r}: encoder and decoder share one table: "
                 "convert the checkpoint again"
             )
 

@@ -346,7 +346,7 @@ class T5Gemma2:
         )
         if not isinstance(begins, str) or stands is None or ends is None:
             raise CheckpointError(
-                f"{folder}: its tokenizer does not name what begins, fills and ends a picture "
+                f"{folder}: its tokenizer lacks the tokens that begin, stand for and end a picture "
                 "(boi_token, image_token_index, eoi_token_index): download it again"
             )
         generation = read_generation(folder, config.decoder)

@@ -37,7 +37,7 @@ class LoraSlots:
     ) -> tuple[AdapterSlot, ...]:
         """Give Linears the inputs of an adapter, in place; see `Slotter.add`."""
         if rank < 1:
-            raise InputError(f"slots of rank {rank}: the rank must be at least 1")
+            raise InputError(f"lora_slots is {rank}: it must be at least 1")
         if component.slots:
             raise InputError(f"{component.name} has slots already: export it without them")
         batched = {spec.name for spec in component.inputs if spec.shape[:1] == ("batch",)}

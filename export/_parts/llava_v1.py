@@ -41,7 +41,7 @@ def read_configs(folder: Path) -> Any:
     """Read what the language model's config.json and the tower's say, as LLaVA's config has it."""
     if not (folder / TOWER / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} has no {TOWER}/config.json: put the CLIP that its pictures are seen with "
+            f"{folder} has no {TOWER}/config.json: put the CLIP model that it was trained with "
             "there"
         )
     raw = read_json(folder, "config.json") or {}

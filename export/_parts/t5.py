@@ -307,14 +307,15 @@ def embedding_table(weights: Weights) -> str:
     shapes = weights.shapes()
     found = [name for name in TABLES if name in shapes]
     if not found:
-        raise CheckpointError(f"weight {TABLES[0]!r} is missing")
+        raise CheckpointError(f"weight {TABLES[0]!r} is missing: download the weights again")
     first, *others = found
     for name in others:
         if shapes[name] != shapes[first] or not np.array_equal(
             weights.read(name), weights.read(first)
         ):
             raise CheckpointError(
-                f"weight {name!r} differs from {first!r}: T5's sides share one table: "
+                f"weight {name!r} differs from {first!r}: T5's encoder and decoder share one "
+                "table: "
                 "convert the checkpoint again"
             )
     return first

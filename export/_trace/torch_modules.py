@@ -55,7 +55,8 @@ def build_on_meta(build: Build) -> tuple[torch.nn.Module, dict[str, Array]]:
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             line = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"config.json asks for what cannot be built ({type(error).__name__}: {line}): "
+                f"config.json describes a model that cannot be built ({type(error).__name__}: "
+                f"{line}): "
                 "download it again"
             ) from error
     values = {

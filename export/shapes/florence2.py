@@ -75,7 +75,8 @@ def count(config: Fields) -> Shape:
     vision, text = config.part("vision_config"), config.part("text_config")
     if vision.names("dim_embed"):
         raise CheckpointError(
-            "this Florence-2 is in Microsoft's own layout: use the same weights in transformers', "
+            "this Florence-2 is in Microsoft's layout: use the same weights in transformers' "
+            "layout, "
             "such as florence-community/Florence-2-base"
         )
     model = text.text("model_type", "bart")

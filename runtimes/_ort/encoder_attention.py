@@ -107,12 +107,12 @@ def _match(shares: ir.Node) -> _Attention | str:
     if masked is not None:
         scores = [v for v in masked.inputs if _scores(v) is not None]
         if len(scores) != 1:
-            return "what is added to the scores is no mask"
+            return "the tensor added to its scores is not a mask"
         value = scores[0]
         mask = masked.inputs[1 - list(masked.inputs).index(value)]
     found = _scores(value)
     if found is None or value is None:
-        return "its scores are no product of queries and keys"
+        return "its scores are not a product of queries and keys"
     product, scale = found
     mixed = reader(shares.outputs[0], "MatMul")
     if mixed is None or mixed.inputs[0] is not shares.outputs[0]:

@@ -201,7 +201,8 @@ class InPlaceGraph(OrtGraph):
             return
         if self._used and self._buffers and batch != rows:
             raise InputError(
-                f"{self.component.name}: the cache has {rows} rows, the feeds {batch}: reset first"
+                f"{self.component.name}: the feeds have {batch} rows, the cache has {rows}: call "
+                "reset first"
             )
         capacity = max(CAPACITY_MIN, 1 << (total - 1).bit_length())
         self._allocate(batch, capacity, np.arange(rows))

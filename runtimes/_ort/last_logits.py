@@ -67,7 +67,7 @@ def _collect(value: ir.Value, products: list[ir.Node], made: list[ir.Value]) -> 
     inputs = [v for v in node.inputs if v is not None and not v.is_initializer()]
     joins = node.op_type == "Concat" and node.attributes.get_int("axis", 0) in (-1, 2)
     if not joins and (node.op_type not in ELEMENTWISE or len(inputs) != 1):
-        return f"{node.op_type} {node.name} stands between the head and them"
+        return f"{node.op_type} {node.name} stands between the head and the logits"
     for v in inputs:
         if len(tuple(v.uses())) > 1 or v.is_graph_output():
             return f"something else reads {v.name}"

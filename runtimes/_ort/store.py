@@ -41,7 +41,7 @@ def make(bundle: Bundle, component: str, folder: Path, write: Callable[[Path], N
         partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     except OSError as error:
         raise BundleError(
-            f"{folder} cannot be made: {error.strerror}: set VLMEDGE_CACHE to a folder that can"
+            f"{folder} cannot be made: {error.strerror}: set VLMEDGE_CACHE to a writable folder"
         ) from None
     try:
         write(partial)

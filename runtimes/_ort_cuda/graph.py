@@ -243,7 +243,8 @@ class CachedGraph(DeviceGraph):
         tokens = total - self._used
         if tokens > 1 and self._used and batch > 1:
             raise InputError(
-                f"{self.component.name}: {tokens} tokens for each of {batch} rows after a past: "
+                f"{self.component.name}: {tokens} tokens for each of {batch} rows with a filled "
+                "cache: "
                 "feed one row, or one token at a time"
             )
         outputs = self._step(others, batch, total, tokens)

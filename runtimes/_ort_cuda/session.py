@@ -162,7 +162,7 @@ def strays(session: ort.InferenceSession, shapes: frozenset[str]) -> list[tuple[
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise BundleError(
-            f"onnxruntime {ort.__version__} does not tell where nodes run: update it to 1.24, or "
+            f"onnxruntime {ort.__version__} does not report where nodes run: update it to 1.24, or "
             "give --allow-fallback"
         )
     return [

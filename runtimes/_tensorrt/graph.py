@@ -291,12 +291,13 @@ class TrtGraph(CheckedGraph):
             if low < _INT32.min or high > _INT32.max:
                 worst = low if low < _INT32.min else high
                 raise InputError(
-                    f"{self.component.name}: {name!r} holds {worst}: this TensorRT takes int32"
+                    f"{self.component.name}: {name!r} holds {worst}: this TensorRT takes values "
+                    "of int32 only"
                 )
         return np.ascontiguousarray(array, dtype)
 
     def _last_words(self) -> str:
-        return " ".join(" ".join(self._heard[-2:]).split())[:300] or "it gives no reason"
+        return " ".join(" ".join(self._heard[-2:]).split())[:300] or "no reason given"
 
 
 def read_profiles(stored: Sequence[Mapping[str, str]]) -> tuple[Profile, ...]:

@@ -261,7 +261,7 @@ def workshop(engines: Path, component: str, waiting: Callable[[], None]) -> Iter
                 shutil.rmtree(partial, ignore_errors=True)
     except PermissionError as error:
         raise BundleError(
-            f"{engines} cannot be written: {error.strerror}: set VLMEDGE_CACHE to a folder that can"
+            f"{engines} cannot be written: {error.strerror}: set VLMEDGE_CACHE to a writable folder"
         ) from None
 
 

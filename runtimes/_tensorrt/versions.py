@@ -76,8 +76,11 @@ def how_to_get(root: Path) -> str:
             f"`python{python} -m venv --system-site-packages ENV`"
         )
     if any((root / "usr/lib").glob("python3*/dist-packages/tensorrt")):
-        return "JetPack's is there: make the environment with `venv --system-site-packages`"
-    return "sudo apt install python3-libnvinfer (not from PyPI: its packages are no JetPack's)"
+        return (
+            "JetPack's is outside this environment: make one with "
+            f"`python{python} -m venv --system-site-packages ENV`"
+        )
+    return "sudo apt install python3-libnvinfer (not from PyPI: those packages are not JetPack's)"
 
 
 def version(trt: Any) -> Version:

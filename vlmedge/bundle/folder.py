@@ -154,7 +154,7 @@ def _verify(path: Path, manifest: Manifest, thorough: bool) -> None:
     for name in _used(manifest):
         if name not in known:
             raise BundleError(
-                f"{path}: {name!r} is used and is not among the manifest's files: do not use it"
+                f"{path}: {name!r} is used but not listed in the manifest: do not use this bundle"
             )
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()

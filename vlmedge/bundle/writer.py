@@ -32,7 +32,9 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     except OSError as error:
-        raise BundleError(f"{out} cannot be made: {error.strerror}") from None
+        raise BundleError(
+            f"{out} cannot be made ({error.strerror}): give another folder with --out"
+        ) from None
     with terminate_as_interrupt():
         try:
             yield partial

@@ -115,7 +115,7 @@ def family_of(folder: Path) -> str:
     except OSError:
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json") from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is no JSON: download it again") from None
+        raise CheckpointError(f"{file} is not valid JSON: download it again") from None
     return FAMILIES.covering(config, file, "architecture")
 
 

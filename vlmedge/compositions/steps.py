@@ -227,7 +227,7 @@ class Match(ModelStep, frozen=True, kw_only=True, tag="match"):
         except UnknownNameError as error:
             if {"embed_image", "embed_text"} <= context.bundle.spec.tasks.keys():
                 way = f"--set {self.name}.task=cosine"
-                raise UnknownNameError(f"{error} (it compares vectors: {way})") from None
+                raise UnknownNameError(f"{error} (to compare vectors instead: {way})") from None
             raise
 
     def scores(self, given: Sequence[bool]) -> bool:

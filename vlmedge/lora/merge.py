@@ -173,8 +173,8 @@ class Merged:
             raise misfit(adapter, path, list(got), name, wanted)
         if chosen.weight != 1.0:
             raise AdapterError(
-                f"{adapter.folder}: it replaces {name!r} as a whole: it has no weight but 1, "
-                f"{chosen.weight:g} was given"
+                f"{adapter.folder}: it replaces {name!r} as a whole, so its weight must be 1: "
+                f"it is {chosen.weight:g}"
             )
         if name in self._replaced:
             raise AdapterError(

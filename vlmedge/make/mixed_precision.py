@@ -131,7 +131,7 @@ class MixedPrecision:
         if have > budget_mib:
             raise BundleError(
                 f"budget_mib is {budget_mib:g}, and the smallest mix of "
-                f"{self._recipe.scheme} takes {have:.1f} MiB: give more"
+                f"{self._recipe.scheme} takes {have:.1f} MiB: give at least that"
             )
         for part, layer, cost_mib in self._ranked(by_size=True):
             if have + cost_mib <= budget_mib:

@@ -53,7 +53,9 @@ def record(bundle: Bundle, file: Path) -> Record:
     """
     manifest = bundle.manifest
     if manifest.parity is None:
-        raise InputError(f"{bundle.path} has not been to the gate: run vlmedge check first")
+        raise InputError(
+            f"{bundle.path} has not been compared with PyTorch: run vlmedge check first"
+        )
     source = manifest.checkpoint
     made = Record(
         family=manifest.spec.family,

@@ -53,7 +53,9 @@ def calibration_folder(folder: Path, note: Callable[[str], None]) -> Samples:
     readable = [file for file in files if _is_readable(file)]
     broken = len(files) - len(readable)
     if 2 * broken > len(files):
-        raise InputError(f"{folder}: {broken} of {len(files)} pictures cannot be read: mend them")
+        raise InputError(
+            f"{folder}: {broken} of {len(files)} pictures cannot be read: repair or remove them"
+        )
     if broken:
         note(f"{folder}: {broken} of {len(files)} pictures cannot be read and are left out")
     if len(readable) < CALIBRATION_ADVISED:

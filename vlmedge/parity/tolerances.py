@@ -59,7 +59,9 @@ _WORST = sys.float_info.max  # JSON has no nan and no inf
 def tolerance(scheme: str) -> Tolerance:
     """Return what `scheme` may change."""
     if scheme not in TOLERANCES:
-        raise UnknownNameError(f"no tolerance for scheme {scheme!r}: add one to parity.py")
+        raise UnknownNameError(
+            f"no tolerance for scheme {scheme!r}: add one to vlmedge/parity/tolerances.py"
+        )
     return TOLERANCES[scheme]
 
 

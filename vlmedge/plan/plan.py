@@ -154,7 +154,7 @@ def read_shape(path: Path) -> Shape:
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is no JSON: download it again") from None
+        raise CheckpointError(f"{file} is not valid JSON: download it again") from None
     kind = SHAPES.covering(config, file, "plan for the architecture")
     return SHAPES[kind](Fields(config, str(file), file.parent))
 
@@ -248,7 +248,7 @@ def refusal(plan: Plan, shape: Shape, asked: str | None) -> str | None:
     smallest = min(plan.schemes, key=lambda s: s.total_bytes)
     chosen = smallest if asked is None else plan.scheme(asked)
     if chosen.verdict == "no arithmetic":
-        how = f"{plan.model} in {chosen.scheme}: {plan.device} has no units for it"
+        how = f"{plan.model} in {chosen.scheme}: {plan.device} cannot compute in it"
     elif chosen.verdict == "cannot be built":
         how = (
             f"{plan.model} in {chosen.scheme} needs {chosen.build_bytes / GIB:.1f} GiB to build, "
@@ -366,7 +366,7 @@ def _free(wish: PlanRequest, device: Device) -> tuple[float, str]:
         return wish.free_gib * GIB, "as given"
     if device.memory_gib is None:
         if not (here := free_bytes()):
-            raise InputError("this system does not tell its free memory: give --free-gib")
+            raise InputError("this system does not report its free memory: give --free-gib")
         return float(here), "of this machine now"
     if not device.shared_memory:
         return (device.memory_gib - CARD_GIB) * GIB, f"of {device.memory_gib:g}, its own"

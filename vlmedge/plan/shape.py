@@ -147,7 +147,7 @@ class Fields:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise CheckpointError(f"{file} is no JSON object: download it again")
+            raise CheckpointError(f"{file} is not a JSON object: download it again")
         return Fields(found, str(file), file.parent)
 
     def has_beside(self, name: str) -> bool:

@@ -30,7 +30,7 @@ class AxisRange:
     def __post_init__(self) -> None:
         """Refuse what is no range."""
         if not 0 <= self.min <= self.opt <= self.max:
-            raise InputError(f"axis {self}: it must be MIN:OPT:MAX, none smaller than the last")
+            raise InputError(f"axis {self}: it must be MIN:OPT:MAX, in ascending order")
 
     def __str__(self) -> str:
         """Write it as the command line takes it."""
@@ -79,7 +79,7 @@ class BuildOptions:
         if self.dla not in (modes := get_args(Dla)):
             raise InputError(f"dla {self.dla!r}: it must be {', '.join(modes[:-1])} or {modes[-1]}")
         if self.dla in ("faster", "always") and self.precision == "float32":
-            raise InputError("a DLA computes in float16 or int8: use --precision float16")
+            raise InputError("precision 'float32': a DLA computes in float16 or int8, give float16")
         if self.precision not in (known := get_args(Precision)):
             raise InputError(f"precision {self.precision!r}: it must be {' or '.join(known)}")
         if self.level is not None and self.level not in LEVELS:

@@ -123,7 +123,7 @@ def test_version_is_read(text: str, version: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["ten", "", "10,3", "v10"])
 def test_what_is_no_version_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"it is no version: give one like 8\.6, 10\.3"):
+    with pytest.raises(InputError, match=r"is not a version: give one like 8\.6, 10\.3"):
         tables.version_of(text)
 
 

@@ -98,7 +98,7 @@ def test_steps_that_outgrow_their_capacity_are_recorded_anew(
     ("times", "other", "unrecordable", "words"),
     [
         ((2.0, 2.0), False, False, "recorded 2.00 ms: they are not recorded"),
-        ((3.0, 2.0), True, False, "recorded steps give something else (cosine -1.0"),
+        ((3.0, 2.0), True, False, "recorded steps give other outputs (cosine -1.0"),
         ((3.0, 2.0), False, True, "its steps cannot be recorded"),
     ],
 )

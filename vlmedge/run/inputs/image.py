@@ -111,7 +111,7 @@ def _fit(image: PIL.Image.Image, front: ImageFrontEnd) -> PIL.Image.Image:
         short, long = sorted(image.size)
         if long > SIDES_LIMIT_RATIO * short:
             raise InputError(
-                f"sides of {width} x {height} pixels: the longer side may be at most "
+                f"image of {width} x {height} pixels: the longer side may be at most "
                 f"{SIDES_LIMIT_RATIO} times the shorter"
             )
         # transformers.image_transforms.get_resize_output_image_size: the long side is cut off,

@@ -41,7 +41,7 @@ def cut(
     short, long = sorted(image.size)
     if long > SIDES_LIMIT_RATIO * short:
         raise InputError(
-            f"sides of {image.width} x {image.height} pixels: the longer side may be at most "
+            f"image of {image.width} x {image.height} pixels: the longer side may be at most "
             f"{SIDES_LIMIT_RATIO} times the shorter"
         )
     by = PIL.Image.Resampling[resample.upper()]

@@ -67,7 +67,7 @@ def fill(template: str, labels: Sequence[str]) -> list[str]:
     seen: set[str] = set()
     for label in labels:
         if label in seen:
-            raise InputError(f"label {label!r} is there twice: give each label once")
+            raise InputError(f"label {label!r} is given twice: give each label once")
         seen.add(label)
     if template.count("{}") != 1:
         raise InputError(f"template {template!r}: it must have one {{}} for the label")

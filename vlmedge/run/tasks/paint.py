@@ -85,7 +85,7 @@ def show(
     if not examples:
         raise InputError("no examples: give at least one picture with its painting")
     if labels is not None and task.means != "labels":
-        raise InputError("labels: what this task paints has none: leave it out")
+        raise InputError("labels: this task paints no labels: leave it out")
     if labels is not None and not 1 <= labels <= LABELS_MOST:
         raise InputError(f"labels is {labels}: it must be 1 to {LABELS_MOST}")
     front = context.image_front
@@ -270,7 +270,9 @@ def _colored(painting: PIL.Image.Image, task: PaintTask, labels: int | None) -> 
     """Give an example's painting the colours that the model knows."""
     if painting.mode == "I;16":
         if task.means != "depth" or task.depth_m is None:
-            raise InputError("an example's painting has 16 bits: give 8, only a depth has more")
+            raise InputError(
+                "an example's painting has 16 bits: give 8, only a depth map may have 16"
+            )
         whole = np.asarray(painting) / (1000 * task.depth_m) * 255
         painting = PIL.Image.fromarray(np.clip(whole, 0, 255).astype(np.uint8))
     if task.means == "labels" and labels is not None and painting.mode in ("P", "L"):

@@ -240,7 +240,7 @@ def spliced(
         places = np.flatnonzero(text == token)
         if len(places) != len(soft):
             raise InputError(
-                f"prompt with {len(places)} places for {len(soft)} pictures or tiles: "
+                f"prompt with {len(places)} placeholders for {len(soft)} pictures or tiles: "
                 f"leave {task.image_text.placeholder!r} out of the text"
             )
         if task.media is not None:

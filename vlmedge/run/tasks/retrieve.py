@@ -68,7 +68,7 @@ class Index:
         if query.shape not in ((width,), self.vectors.shape[1:]):
             raise InputError(
                 f"query of shape {list(query.shape)}: the index has vectors of "
-                f"{width}: give one of the same model"
+                f"{width} numbers: use the model that made the index"
             )
         # of every vector of the picture with every vector of the query
         cosines = (self.vectors @ query.T).reshape(len(self.vectors), -1).max(axis=1)
@@ -172,7 +172,9 @@ def build(
                 except InputError as error:
                     note(f"left out: {error}")
     if not kept:
-        raise InputError(f"{folder}: none of its {len(files)} pictures can be read: mend them")
+        raise InputError(
+            f"{folder}: none of its {len(files)} pictures can be read: give other files"
+        )
     paths = tuple(file.relative_to(folder).as_posix() for file in kept)
     return Index(np.concatenate(rows), paths, str(folder.resolve()), checkpoint)
 

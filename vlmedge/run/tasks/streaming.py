@@ -52,7 +52,7 @@ def respond(
     if is_stream(images):
         return answers(load, images, answer, on_error, per_batch)
     if on_error is not None:
-        raise InputError("on_error is for a stream of images: give iter(images)")
+        raise InputError("on_error is for a stream of images: pass iter(images)")
     if not is_images(images):
         found = next(iter(answer([load(images)], [0])))
         if isinstance(found, InputError):
