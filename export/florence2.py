@@ -83,7 +83,7 @@ POLYGONS = {"segment": "Locate {question} in the image with mask"}
 
 
 class VisionEncoder(torch.nn.Module):
-    """DaViT: windows of places, then groups of channels, look at one another."""
+    """DaViT: attention within windows of positions, then within groups of channels."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class VisionEncoder(torch.nn.Module):
 
 
 class Projector(torch.nn.Module):
-    """The mean of all places, then each place, in the language model's width.
+    """The mean of all positions, then each position, in the language model's width.
 
     Written out: of the sines for a video's moments a picture takes the first row, sin 0 and cos 0.
     """
@@ -144,7 +144,7 @@ class TextEncoder(torch.nn.Module):
     def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Map [batch, tokens, width] and int64 [batch, tokens] to text_states."""
         encoder: Any = self.get_submodule(ENCODER)
-        # places are counted from a row's first token, on whichever side its padding is
+        # positions are counted from a row's first token, on whichever side its padding is
         places = (attention_mask.cumsum(1) - 1).clamp(min=0) + OFFSET
         states = inputs_embeds + encoder.embed_positions.weight[places]
         states = encoder.layernorm_embedding(states)
@@ -392,7 +392,7 @@ class Florence2:
 
 
 def _cells(vision: Any, side: int) -> int:
-    """Count the places along a side of so many pixels after all stages."""
+    """Count the positions along a side of so many pixels after all stages."""
     sizes = vision.patch_size, vision.patch_stride, vision.patch_padding
     for size, stride, padding in zip(*sizes, strict=True):
         side = (side + 2 * padding - size) // stride + 1

@@ -78,7 +78,7 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
     ) -> dict[str, LayerError]:
-        """Say what rounding each layer alone would do; see `Scheme.harms`."""
+        """Return the error that quantizing each layer alone causes; see `Scheme.harms`."""
         if not component.state:
             return ENCODERS.harms(component, model, stats)
         finer = self._finer(model)

@@ -33,7 +33,7 @@ ROOM = 1.5  # of a graph's weights: activations and what ONNX Runtime repacks
 
 
 def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> Verdict:
-    """Hold an engine against its portable graph, and time it.
+    """Compare an engine with its portable graph, and time it.
 
     Args:
         bundle: The bundle that the engine belongs to.
@@ -75,7 +75,7 @@ def judge_all(
     device: str,
     progress: Progress,
 ) -> list[OnDevice]:
-    """Hold every component of a bundle against its portable graph; one is open at a time.
+    """Compare every component of a bundle with its portable graph; one is open at a time.
 
     Args:
         engine: The engine that opens the components.
@@ -100,7 +100,7 @@ def judge_all(
 
 
 def fits_here(model: Any) -> bool:
-    """Tell whether the host has memory to run a graph beside its engine; a board may not."""
+    """Return whether the host has memory to run a graph beside its engine; a board may not."""
     free = free_bytes()  # 0: the system does not tell
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
     return not free or free - RESERVE_BYTES > ROOM * weights

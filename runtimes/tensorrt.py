@@ -250,7 +250,7 @@ def _identify(job: Job) -> cache.Identity:
 def _is_faster(
     job: Job, opening: tuple[Any, ...], steps: tuple[list[dict[str, Array]], float]
 ) -> bool:
-    """Tell whether an engine's steps are the same when they are recorded, and take less time."""
+    """Return whether an engine's steps are the same when they are recorded, and take less time."""
     plain, before = steps
     graph = RecordedGraph(*opening)
     try:

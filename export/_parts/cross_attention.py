@@ -39,7 +39,7 @@ def encoder_decoder(
         layers: Layers of the decoder.
         head_width: Width of the decoder's heads.
         vocabulary: How many tokens it chooses from.
-        places: Whether the decoder is told the positions of its tokens.
+        places: Whether the decoder takes position_ids.
     """
     position_ids = [TensorSpec("position_ids", "int64", ("batch", "tokens"))] if places else []
     states = TensorSpec("text_states", "float32", ("batch", "states", width))

@@ -20,7 +20,7 @@ MEDIA = "media"
 def visible(
     media_index: torch.Tensor, rows: int, latents: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Say what each token sees of the pictures.
+    """Return what each token sees of the pictures.
 
     Args:
         media_index: Index of each token's picture, int64 [batch, tokens]; -1 is none.

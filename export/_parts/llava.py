@@ -191,7 +191,7 @@ def read_chats(
 
 
 def picture_builds(config: Any, projector: Build) -> dict[str, Build]:
-    """Say what makes the modules of `picture_components`."""
+    """Return what makes the modules of `picture_components`."""
     return {
         "vision_encoder": lambda: VisionEncoder(config),
         "projector": projector,
@@ -228,7 +228,7 @@ def opened(
 
 
 def text_front_end(config: Any, generation: Generation) -> TextFrontEnd:
-    """Say how the decoder's texts become ids."""
+    """Return how the decoder's texts become ids."""
     return TextFrontEnd(
         tokenizer=TOKENIZER,
         max_tokens=config.text_config.max_position_embeddings,

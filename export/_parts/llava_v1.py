@@ -32,7 +32,7 @@ PREFIXES = {
 
 
 def tower_prefixes(tower: str) -> dict[str, str]:
-    """Say how the names of a CLIP begin, the whole or its tower alone; all else is "clip."."""
+    """Return how the names of a CLIP begin, the whole or its tower alone; all else is "clip."."""
     parts = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
     return {"vision_model.": f"{tower}.", **{f"{p}.": f"{tower}.{p}." for p in parts}, "": "clip."}
 

@@ -265,7 +265,7 @@ class OpenFlamingo(torch.nn.Module):
         return found
 
     def _show(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> None:
-        """Say what the tokens of a text see; what is written later sees what its last one does."""
+        """Set what the tokens of a text see; tokens written later see what its last one does."""
         index = (input_ids == self._image_id).cumsum(1) - 1
         self._seen = self.encode(pixel_values), index
 

@@ -179,7 +179,7 @@ class Stack(torch.nn.Module):
         self.register_buffer("buckets", table, persistent=False)
 
     def positions(self, tokens: int, total: int) -> torch.Tensor:
-        """Return what distance adds to scores: of the last `tokens` places, looking at `total`.
+        """Return the bias that distance adds to scores: the last `tokens` positions, of `total`.
 
         Places are counted from the end, which a cache does not move, so that nothing has to know
         how long it is. float32 [1, heads, tokens, total].
@@ -204,7 +204,7 @@ def buckets(count: int, reach: int, *, both: bool) -> torch.Tensor:
     Args:
         count: How many there are.
         reach: The distance from which on all are one.
-        both: Whether places ahead have buckets of their own; else they are one, at 0.
+        both: Whether positions ahead have buckets of their own; else they share bucket 0.
 
     Returns:
         int64 [2 * reach + 1]: of the places from `reach` before to `reach` ahead.
@@ -327,7 +327,7 @@ def unused(table: str) -> tuple[str, ...]:
 
 
 def tied(table: str) -> Mapping[str, str]:
-    """Say what stands for a head that is not in the checkpoint; one that is there counts.
+    """Return what stands for a head that is not in the checkpoint; one that is there counts.
 
     transformers 5 calls every T5 tied, also Flan-T5 and mT5, whose heads are their own.
     """

@@ -27,7 +27,7 @@ def filled(text: Fields) -> Fields:
 
 
 def gated(text: Fields) -> bool:
-    """Tell whether its MLP has a gate, as since T5 1.1, whose head is its own too."""
+    """Return whether its MLP has a gate, as since T5 1.1, whose head is its own too."""
     model = text.text("model_type", "t5")
     return text.text("feed_forward_proj", ACTIVATIONS[model]).startswith("gated")
 

@@ -50,7 +50,7 @@ class Stage:
         side: Rows are its square.
         width: Width of a row.
         inner: Width of a row inside the MLP.
-        layers: How many: for each that looks at places one that looks at channels.
+        layers: How many: for each that looks at positions one that looks at channels.
         scores: How many scores its largest attention has.
         seen: Rows that cost as much as what one looks at, on average of both kinds.
     """

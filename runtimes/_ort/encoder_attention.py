@@ -175,7 +175,7 @@ def _split(value: ir.Value | None, axes: list[int] = OUTSIDE) -> _Heads | None:
 
 
 def _covers(mask: ir.Value, query: ir.Value, key: ir.Value) -> bool:
-    """Tell whether the kernel takes a mask, once it has a row for every query (`_a_row_each`)."""
+    """Return whether the kernel takes a mask, once it has a row for every query (`_a_row_each`)."""
     shape = sizes(mask)
     return (
         mask.dtype in (None, ir.DataType.FLOAT)

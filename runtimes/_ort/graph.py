@@ -37,7 +37,7 @@ class OrtGraph(CheckedGraph):
         self.fusions = fusions
         self._session: ort.InferenceSession | None = session
         self._outputs = [spec.name for spec in component.outputs]
-        # whether its head can be told to read the last token alone (last_logits.py)
+        # whether its head can be set to read the last token alone (last_logits.py)
         self._chooses = any(put.name == FROM for put in session.get_inputs())
 
     def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:

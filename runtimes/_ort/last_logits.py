@@ -1,4 +1,4 @@
-"""The logits of the last token alone: a head that is told from which token on it is wanted.
+"""The logits of the last token alone: a head with an input for the first token to compute.
 
     x -> MatMul(vocabulary) -> logits     =>     x -> Slice(from) -> MatMul(vocabulary) -> logits
 

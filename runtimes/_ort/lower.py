@@ -205,7 +205,7 @@ def _match(node: ir.Node) -> _Linear | None:
 
 
 def _cached(component: Component, done: int) -> Fusion:
-    """Tell how many caches are in place: all or none."""
+    """Return how many caches are in place: all or none."""
     total = sum(into.endswith(".key") for _, into in component.state)
     why = "one of them does not look like the sketch in cached_attention.py"
     return Fusion("cached attentions", done, total, () if done == total else (why,))

@@ -34,7 +34,7 @@ class Turn:
 
 
 def unturned(value: ir.Value) -> tuple[ir.Value, Turn] | None:
-    """Return what was turned, and by what; none where the graph does not look like the sketch."""
+    """Return the tensor before the rotation, and its `Turn`; none where the sketch does not fit."""
     total = producer(value, "Add")
     if total is None:
         return None
@@ -57,7 +57,7 @@ def _product(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _is_swap(value: ir.Value, x: ir.Value) -> bool:
-    """Tell whether a value is (-second half, first half) of x along its last axis."""
+    """Return whether a value is (-second half, first half) of x along its last axis."""
     joined = producer(value, "Concat")
     if joined is None or len(joined.inputs) != 2 or x.shape is None:
         return False

@@ -38,7 +38,7 @@ class Provider:
         captures: Whether it records steps of one shape and plays them again (CUDA graphs).
         needs: How to install it, where it is missing.
         plugin: The package that brings it, where ONNX Runtime itself does not.
-        rounds: Whether it multiplies what a scheme has rounded as it is (explicit Q/DQ).
+        rounds: Whether it multiplies quantized tensors as they are (explicit Q/DQ).
     """
 
     name: str
@@ -82,7 +82,7 @@ def open_session(
     """Open a graph on a provider.
 
     Args:
-        graph: It; its weight files are named from `root`.
+        graph: The graph; its weight files are named from `root`.
         where: Name of the graph, for errors.
         provider: Where it runs.
         root: A folder.
@@ -97,7 +97,7 @@ def open_session(
         "session.model_external_initializers_file_folder_path": str(root.resolve()),
         "session.record_ep_graph_assignment_info": "1",
     }
-    if not provider.rounds:  # then rounded weights are restored once, when the graph is opened
+    if not provider.rounds:  # then weights are dequantized once, when the graph is opened
         entries["session.disable_quant_qdq"] = "1"
     for key, value in entries.items():
         options.add_session_config_entry(key, value)

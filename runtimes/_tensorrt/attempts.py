@@ -18,7 +18,7 @@ FLOAT: Attempt = ("float32", ())
 
 
 def has_rival(job: Job) -> bool:
-    """Tell whether rounded activations have to show that they are faster than float16.
+    """Return whether quantized activations have to prove faster than float16.
 
     Not in 8.6, where a flag decides by layer.
     """

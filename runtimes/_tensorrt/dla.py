@@ -105,14 +105,14 @@ def fixed(built_for: tuple[Profile, ...]) -> tuple[Profile, ...]:
 
 
 def is_tower(component: Component) -> bool:
-    """Tell whether a component reads pictures, keeps nothing, and has no axis but the batch."""
+    """Return whether a component reads pictures, keeps nothing, and has no axis but the batch."""
     axes = {a for tensor in component.inputs for a in tensor.shape if isinstance(a, str)}
     pictures = [t for t in component.inputs if len(t.shape) == 4 and np.dtype(t.dtype).kind == "f"]
     return bool(pictures) and not component.state and not component.slots and axes <= {"batch"}
 
 
 def _missing(trt: Any, cuda: Cuda) -> str:
-    """Say what is not there: a version that has DLAs, or a board."""
+    """Return what is missing: a TensorRT version or a board that has DLAs."""
     if not has_dla(trt.__version__):
         return f"TensorRT {trt.__version__} has no DLA ({DLA_VERSIONS} have)"
     heard: list[str] = []

@@ -125,7 +125,7 @@ class TrtGraph(CheckedGraph):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        """Run the engine once; state goes in and comes out as places on the GPU."""
+        """Run the engine once; state goes in and comes out as addresses on the GPU."""
         if self._contexts is None:
             raise RuntimeError(f"{self.component.name} is closed")
         self._heard.clear()

@@ -42,7 +42,7 @@ def largest(component: Component, model: ir.Model, probe: Probe, folder: Path) -
 
     Args:
         component: The graph's component.
-        model: It gets meters, and is of no use afterwards.
+        model: The float32 graph; it gets outputs for measuring and cannot be used afterwards.
         probe: Inputs to feed.
         folder: Where the graph may be written for a moment.
     """
@@ -143,5 +143,5 @@ def _mask(graph: ir.Graph) -> None:
 
 
 def _is_constant(node: ir.Node) -> bool:
-    """Tell whether a node's outputs hang on no input: weights on their way."""
+    """Return whether a node's outputs hang on no input: weights on their way."""
     return all(value is None or value.is_initializer() for value in node.inputs)

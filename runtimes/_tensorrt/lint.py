@@ -75,7 +75,7 @@ def lint(component: str, model: ir.Model, version: Version, *, cached: bool) -> 
 
 
 def _has_int4(model: ir.Model) -> bool:
-    """Tell whether a graph needs opset 21, where DequantizeLinear has blocks.
+    """Return whether a graph needs opset 21, where DequantizeLinear has blocks.
 
     Parsers before 10.6 read it too: "Added support for INT4 quantization" is in the change log of
     10.0. What else opset 21 changed is GroupNormalization, which came with 10.9.

@@ -189,7 +189,7 @@ def _weights_in_float(graph: ir.Graph) -> bool:
 
         W int8 -> DequantizeLinear    =>    W float32 -> QuantizeLinear -> DequantizeLinear
 
-    Without rounded activations there is no integer product, and W float32 is all that is left.
+    Without quantized activations there is no integer product, and only W in float32 is left.
     """
     stored = [
         (node, source)
@@ -219,7 +219,7 @@ def _weights_in_float(graph: ir.Graph) -> bool:
 
 
 def _is_beside_rounded(node: ir.Node, weight: ir.Value) -> bool:
-    """Tell whether all that a node reads beside a weight comes from DequantizeLinear."""
+    """Return whether all that a node reads beside a weight comes from DequantizeLinear."""
     others = [value for value in node.inputs if value is not None and value is not weight]
     producers = [value.producer() for value in others]
     return bool(others) and all(

@@ -32,7 +32,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     Attributes:
         computed_in: Number format that its float layers compute in.
-        restored: The nodes of a float16 engine that compute in float32 all the same.
+        restored: Nodes of a float16 engine that compute in float32, since they overflowed.
         level4: What it gives on this device, against its portable graph.
         dropped: Variants that were built too and are not used, with their ms: "int8", "GPU" beside
             a DLA.

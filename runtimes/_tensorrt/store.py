@@ -93,7 +93,7 @@ def identify(
     profiles: tuple[Mapping[str, AxisRange], ...],
     options: BuildOptions,
 ) -> Identity:
-    """Say what an engine of a component would be, here and now.
+    """Return the identity of a component's engine, built here and now.
 
     Args:
         bundle: Its bundle.

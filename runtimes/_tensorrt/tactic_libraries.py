@@ -68,7 +68,7 @@ def leave_out_unusable(
 
 
 def is_usable(library: Library, mapped: Path = Path("/proc/self/maps")) -> bool:
-    """Tell whether a library loads and makes a handle for this machine's GPU."""
+    """Return whether a library loads and makes a handle for this machine's GPU."""
     for file in _files(library, mapped):
         with contextlib.suppress(OSError, AttributeError):  # not there; not what it is called
             opened = ctypes.CDLL(file)

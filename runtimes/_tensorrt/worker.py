@@ -75,7 +75,7 @@ def compile_graph(
     """Return the plan and the timing cache.
 
     Raises:
-        RuntimeError: TensorRT refuses; the message is what it said.
+        RuntimeError: TensorRT refuses, with its own message.
     """
     heard: list[str] = []
     try:

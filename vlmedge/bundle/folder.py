@@ -184,7 +184,7 @@ def readers(path: Path, manifest: Manifest, file: str) -> list[str]:
 
 
 def _readers(path: Path, manifest: Manifest, file: str) -> str:
-    """Say whom a broken file concerns, if that is more than one component."""
+    """Return a note of the components that a broken file concerns, if more than one."""
     found = readers(path, manifest, file) if file.endswith(".bin") else []
     return f" (weights of {', '.join(found)})" if len(found) > 1 else ""
 

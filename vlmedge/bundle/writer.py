@@ -48,7 +48,7 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def refuse_full_disk(error: OSError, folder: Path, instead: str) -> None:
-    """Say in one line that the disk is full, if that is what `error` means.
+    """Raise a one-line error if `error` means that the disk is full.
 
     Args:
         error: The exception from writing; numpy's tofile only reports "N requested and M written".

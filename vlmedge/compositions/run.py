@@ -38,7 +38,7 @@ class Composed:
 
         Args:
             composition: The steps to run.
-            models: By the composition's names.
+            models: Models by their names in the composition.
             low_memory: Whether a bundle's components are closed after each of its steps.
         """
         self.composition = composition
@@ -182,5 +182,5 @@ def compose(
 
 
 def _of(step: Step, error: VlmEdgeError) -> VlmEdgeError:
-    """Say which step it was."""
+    """Return the error with the step's name."""
     return type(error)(f"step {step.name!r}: {error}")

@@ -60,7 +60,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return True
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """Tell whether its texts have scores, given whether those of each input have."""
+        """Return whether its texts have scores, given whether those of each input have."""
         return all(given)
 
 
@@ -68,7 +68,7 @@ class HostStep(Step, frozen=True):
     """A step that works on texts alone."""
 
     def run(self, texts: Texts) -> Texts:
-        """Do it."""
+        """Run the step."""
         raise NotImplementedError
 
 
@@ -95,7 +95,7 @@ class ModelStep(Step, frozen=True, kw_only=True):
                 raise UnknownNameError(f"{context.bundle.path}: {error}")
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Do it."""
+        """Run the step."""
         raise NotImplementedError
 
 
@@ -128,8 +128,8 @@ class Caption(_Writes, frozen=True, kw_only=True, tag="caption"):
     """Write captions of the picture.
 
     Attributes:
-        prompt: How they begin.
-        count: How many are drawn.
+        prompt: Text that they begin with.
+        count: How many captions are drawn.
         bundle_task: Another task of the bundle that captions, such as "detailed_caption".
     """
 
@@ -139,12 +139,12 @@ class Caption(_Writes, frozen=True, kw_only=True, tag="caption"):
 
     @property
     def takes_texts(self) -> bool:
-        """It has the picture alone."""
+        """No texts: it takes only the picture."""
         return False
 
     @property
     def needs(self) -> Sequence[str]:
-        """Name what captions."""
+        """Return the name of the bundle's captioning task."""
         return [self.bundle_task]
 
     def fits(self, context: TaskContext) -> None:
@@ -172,11 +172,11 @@ class Ask(_Writes, frozen=True, kw_only=True, tag="ask"):
 
     @property
     def takes_texts(self) -> bool:
-        """It has a place for them, or it takes none."""
+        """Texts are needed where the question has `{text}`."""
         return TEXT in self.question
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Ask."""
+        """Ask the question."""
         about = [text for text, _ in texts] if self.takes_texts else [""]
         with model.session(picture) as session:  # it is encoded once
             return [
@@ -190,8 +190,8 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
 
     Attributes:
         labels: Labels to choose from; none for a closed head's own.
-        template: Around a label; none is the bundle's.
-        top: How many, the best first.
+        template: Text around a label; none is the bundle's.
+        top: How many labels to give, the best first.
     """
 
     labels: tuple[str, ...] | None = None
@@ -200,11 +200,11 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
 
     @property
     def takes_texts(self) -> bool:
-        """It has the picture alone."""
+        """No texts: it takes only the picture."""
         return False
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """A label has its probability."""
+        """Labels have scores, their probabilities."""
         return True
 
     def fits(self, context: TaskContext) -> None:
@@ -213,7 +213,7 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
         is_closed(context.bundle, self.labels, self.template)
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Choose."""
+        """Choose the labels."""
         return [*model.classify(picture, self.labels, self.template)[: self.top]]
 
 
@@ -231,11 +231,11 @@ class Match(ModelStep, frozen=True, kw_only=True, tag="match"):
             raise
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """That is a score."""
+        """Its texts always have scores."""
         return True
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Look at both at once."""
+        """Score the picture and each text together."""
         if not texts:
             return []
         several = [text for text, _ in texts]
@@ -247,15 +247,15 @@ class Cosine(ModelStep, frozen=True, kw_only=True, tag="cosine"):
 
     @property
     def needs(self) -> Sequence[str]:
-        """Name both sides."""
+        """Return the names of both embedding tasks."""
         return ["embed_image", "embed_text"]
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """That is a score."""
+        """Its texts always have scores."""
         return True
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Compare vectors."""
+        """Score each text by the cosine of the vectors."""
         if not texts:
             return []
         several = [text for text, _ in texts]
@@ -286,12 +286,12 @@ class Filter(HostStep, frozen=True, kw_only=True, tag="filter"):
     needs_scores: ClassVar[bool] = True
 
     def run(self, texts: Texts) -> Texts:
-        """Keep the others, in order."""
+        """Keep the texts with a high score, in order."""
         return [(text, s) for text, s in texts if s is not None and s >= self.at_least]
 
 
 class Best(HostStep, frozen=True, kw_only=True, tag="best"):
-    """Put the best first.
+    """Put the texts with the best scores first.
 
     Attributes:
         count: How many stay; none: all.
@@ -302,7 +302,7 @@ class Best(HostStep, frozen=True, kw_only=True, tag="best"):
     needs_scores: ClassVar[bool] = True
 
     def run(self, texts: Texts) -> Texts:
-        """Sort; of equal ones the earlier comes first."""
+        """Sort by score; of equal ones the earlier comes first."""
         return sorted(texts, key=lambda pair: -(pair[1] or 0.0))[: self.count]
 
 

@@ -214,7 +214,7 @@ def _jetson_wheel(patient: Patient) -> str:
 
 
 def _for_jetpack(patient: Patient, version: str) -> bool:
-    """Tell whether the installed GPU wheel is built for this JetPack's CUDA."""
+    """Return whether the installed GPU wheel is built for this JetPack's CUDA."""
     jetpack, built = patient.found.jetpack, _built_for(patient).get("cuda_version", "")
     assert jetpack is not None
     if not built:  # older wheels do not tell; PyPI's for Arm begin with 1.29 and are for CUDA 13

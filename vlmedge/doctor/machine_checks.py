@@ -20,7 +20,7 @@ OLDEST_PYTHON = (3, 10)
 
 
 def check_device(patient: Patient) -> list[Finding]:
-    """Say what the machine is, and whether vlmedge runs in its Python."""
+    """Check which machine it is, and whether vlmedge runs in its Python."""
     found, python = patient.found, ".".join(map(str, patient.python))
     board = _device(patient)
     what = board.title if board else found.model or (found.gpus[0].name if found.gpus else "")

@@ -90,7 +90,7 @@ def unrounded(value: ir.Value | None) -> ir.Value | None:
 
 
 def is_symmetric(dequantize: ir.Node) -> bool:
-    """Tell whether the zero point of a DequantizeLinear is 0, or left out."""
+    """Return whether the zero point of a DequantizeLinear is 0, or left out."""
     zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
     if zero is None:
         return True
@@ -98,7 +98,7 @@ def is_symmetric(dequantize: ir.Node) -> bool:
 
 
 def is_weight(value: ir.Value | None, dtype: ir.DataType, rank: int) -> bool:
-    """Tell whether a value is an initializer of this type and rank."""
+    """Return whether a value is an initializer of this type and rank."""
     tensor = value.const_value if value is not None and value.is_initializer() else None
     return tensor is not None and tensor.dtype == dtype and len(tensor.shape) == rank
 

@@ -108,7 +108,7 @@ def leave(graph: ir.Graph, old: ir.Value, new: ir.Value, heads: int, width: int,
 
 
 def asks_for_past(graph: ir.Graph, past: Collection[str], *, but_length: bool) -> bool:
-    """Tell whether a node wants to know of the past what a buffer with room does not tell.
+    """Return whether a node reads a cache in a way that a buffer with spare room would break.
 
     Args:
         graph: A decoder's.

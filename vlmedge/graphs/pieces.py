@@ -50,7 +50,7 @@ def cut(component: Component, model: ir.Model, most_bytes: int) -> Iterator[Piec
 
 
 def _shares(nodes: list[ir.Node], most_bytes: int) -> Iterator[tuple[int, int]]:
-    """Say which nodes each piece has: from one up to another."""
+    """Return which nodes each piece has: from one up to another."""
     start, held = 0, 0
     seen: set[ir.Value] = set()
     for place, node in enumerate(nodes):

@@ -77,7 +77,7 @@ def number(version: str) -> tuple[int, ...]:
 
 
 def has_dla(tensorrt: str) -> bool:
-    """Tell whether a TensorRT compiles for deep-learning accelerators.
+    """Return whether a TensorRT compiles for deep-learning accelerators.
 
     "TensorRT 10.7 was the last 10.x release that supported DLA", 11.4.1 has it again, on AGX Orin
     with JetPack 7.2.2: docs.nvidia.com/deeplearning/tensorrt/11.4.1, Working with DLA.

@@ -215,7 +215,7 @@ def locate(
     language_model: transformers moved and renamed them, and checkpoints stayed as they were.
 
     Args:
-        adapter: For messages.
+        adapter: The adapter, for messages.
         paths: Module paths to find.
         known: Module paths that the model has.
         fits: Whether path's shapes are known's, to tell two places apart.

@@ -16,7 +16,7 @@ Factors = dict[str, dict[str, Array]]
 
 
 def fill(spec: ModelSpec, adapters: Sequence[Adapter | None], weight: float = 1.0) -> Factors:
-    """Make what the slots are fed.
+    """Make the tensors that the slots are fed.
 
     Args:
         spec: Spec of a bundle with slots.

@@ -230,7 +230,7 @@ class Calibration:
             shutil.rmtree(self._scratch / ENGINE_CACHE, ignore_errors=True)
 
     def _write(self, component: Component, model: ir.Model, wanted: Watched) -> Bundle:
-        """Write a component with its watched tensors' figures as further outputs.
+        """Write a component with its watched tensors' statistics as further outputs.
 
         x -> ReduceL2      x -> Size      x -> Reshape -> Slice
                                        x -> Reshape -> Abs -> ReduceMax

@@ -31,7 +31,7 @@ class _Tally:
         self._rng = np.random.default_rng(0)
 
     def add(self, out: Arrays) -> None:
-        """Add the figures of one run."""
+        """Add the statistics of one run."""
         for name in self._wanted.names:
             if not self._wanted.rows:
                 self._amax[name] = max(self._amax[name], float(out[name + _AMAX]))
@@ -77,7 +77,7 @@ class _Recorder:
         self.component = graph.component
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
-        """Run, and add the figures, which are of all tokens whatever is wanted of them."""
+        """Run, and add the statistics, which cover all tokens even if `last` is set."""
         out = self._graph.run(feeds)
         self._tally.add(out)
         return out

@@ -50,7 +50,7 @@ class _Part:
         keep: Layers that get more bits than the scheme's.
         kept: Layers that differ from the scheme's choice, and why.
         timing: Milliseconds before and after.
-        float_only: It was slower when small.
+        float_only: Whether it stays float, since it was slower when quantized.
     """
 
     component: Component
@@ -74,7 +74,7 @@ class MixedPrecision:
         Args:
             bundle: Its folder holds the assets and gets the graphs.
             recipe: How to quantize.
-            samples: To calibrate with.
+            samples: Samples to calibrate with.
             progress: Watches.
         """
         self._bundle, self._recipe, self._progress = bundle, recipe, progress
@@ -121,7 +121,7 @@ class MixedPrecision:
         return [layer for part in self._parts for layer in part.kept]
 
     def to_budget(self, budget_mib: float) -> None:
-        """Give layers more bits, the most harmful for its size first, while all graphs fit.
+        """Give layers more bits, the largest error for its size first, while all graphs fit.
 
         Raises:
             BundleError: The scheme alone is larger than the budget.
@@ -140,7 +140,7 @@ class MixedPrecision:
         self._rewrite()
 
     def to_target(self, target: float, gate: GateRun, seal: Callable[[], Bundle]) -> Parity:
-        """Give layers more bits, the most harmful first, until the gate passes.
+        """Give layers more bits, the largest error first, until the gate passes.
 
         Args:
             target: The largest drop; see `Recipe.target_drop`.

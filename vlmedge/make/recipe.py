@@ -28,10 +28,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             is "embed_tokens".
         options: Fields of the scheme's own, such as {"blocks": [32], "vocabulary": "int4"}; its
             file in quantize/ says what they are.
-        target_drop: Layers go back to more bits, the most harmful first, until no task has lost
+        target_drop: Layers go back to more bits, the largest error first, until no task has lost
             more than this: points of accuracy where answers are known, else hundredths of a nat
             of the first token's divergence.
-        budget_mib: Layers get more bits, the most harmful first, while the graphs fit this size.
+        budget_mib: Layers get more bits, the largest error first, while the graphs fit this size.
         keep_slower: Keep a component small also where that made it slower on this machine.
     """
 
@@ -64,7 +64,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def mixes(self) -> bool:
-        """Whether layers are ranked by their harm."""
+        """Whether layers are ranked by their quantization error."""
         return self.target_drop is not None or self.budget_mib is not None
 
     def chosen(self) -> Scheme:

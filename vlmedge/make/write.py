@@ -181,7 +181,7 @@ def _calibration_samples(folder: Path | None, progress: Progress) -> tuple[Sampl
 
 
 def _provenance(folder: Path, spec: ModelSpec) -> dict[str, str]:
-    """Say what made the bundle."""
+    """Return the versions and data that the bundle was made with."""
     opsets = {str(load_graph(folder, c.name).opset_imports.get("")) for c in spec.components}
     found = {"python": platform.python_version(), "opset": ", ".join(sorted(opsets))}
     for library in _LIBRARIES:

@@ -65,7 +65,7 @@ class Feeds:
         return other
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether a tensor is known."""
+        """Return whether a tensor is known."""
         return name in self._given or name in self._made
 
     def column(self, name: str) -> Column:
@@ -85,7 +85,7 @@ class Feeds:
         return np.concatenate([self.at(name, i + k)[:1] for k in range(count)])
 
     def grid(self, i: int) -> Grid:
-        """Tell how picture i is cut."""
+        """Return how picture i is cut."""
         if i not in self._grids:
             self.picture(i)
         return self._grids[i]
@@ -128,7 +128,7 @@ class Feeds:
         return min(len(self.column(spec.name)) for spec in component.inputs)
 
     def feed(self, component: Component, i: int) -> dict[str, Array]:
-        """Return what a component without state is fed of sample i, once `prepare` has said so."""
+        """Return the feeds of a component without state for sample i, after `prepare` was true."""
         take = self.clip if component.takes_clips else self.at
         return {spec.name: take(spec.name, i) for spec in component.inputs}
 

@@ -112,7 +112,7 @@ class _Gate:
         return results, [*answers, *self._choices()]
 
     def _rows(self) -> list[ComponentParity]:
-        """Compare the token embedding table, if it was rounded: some of its rows."""
+        """Compare some rows of the token embedding table, if it was quantized."""
         theirs = self._theirs.context.rows
         if theirs is None or self._scheme == FLOAT:
             return []

@@ -93,7 +93,7 @@ def reported(bundle: Path) -> list[OnDevice]:
 
 
 def report(bundle: Bundle, found: Sequence[OnDevice]) -> bool:
-    """Add to a bundle's report, in place of what it said of the same engines and machines.
+    """Add to a bundle's report, in place of its entries for the same engines and machines.
 
     Returns:
         Whether it could be written; a bundle that cannot stays as it is.

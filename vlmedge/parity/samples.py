@@ -44,7 +44,7 @@ def calibration_folder(folder: Path, note: Callable[[str], None]) -> Samples:
 
     Args:
         folder: The folder of pictures.
-        note: Is told how many could not be read, and when they are few.
+        note: Called with a line when some could not be read, and when there are few.
 
     Raises:
         InputError: There are none, or more than half cannot be read.

@@ -78,11 +78,11 @@ class Plan:
         title: The device's common name.
         engine: The engine that runs it there.
         free_bytes: Memory for it.
-        free_is: How that is known.
+        free_is: How that number is known.
         prompt_tokens: Text tokens of the prompt, beside the picture's rows.
         picture_tokens: The picture's rows in the prompt.
-        new_tokens: That are written.
-        cores: That work, of a CPU.
+        new_tokens: Tokens that are written.
+        cores: CPUs only: how many cores work.
         schemes: The most bits first.
         recommended: The fastest scheme that fits; of equals, the one with the most bits.
         profile: Ranges MIN:OPT:MAX of the named axes for this work.
@@ -116,10 +116,10 @@ class PlanRequest:
 
     Attributes:
         device: A name of the catalogue.
-        engine: Or none: the device's first.
+        engine: Name of the engine; none: the device's first.
         prompt_tokens: Text tokens of the prompt; none: 64, or as many as a small model has room
             for.
-        new_tokens: To be written, or none: likewise.
+        new_tokens: Tokens to be written; none: likewise.
         headless: Without a desktop.
         free_gib: Memory for the model, or none: as the device has it.
         cores: CPUs only: how many cores work; none: this machine's.
@@ -142,7 +142,7 @@ def read_shape(path: Path) -> Shape:
 
     Raises:
         CheckpointError: It is not there, or lacks what is needed.
-        UnknownNameError: Nobody has said how such a checkpoint is counted.
+        UnknownNameError: No file of export/shapes/ counts such a checkpoint.
     """
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -225,7 +225,7 @@ def make_plan(
 
 
 def refusal(plan: Plan, shape: Shape, asked: str | None) -> str | None:
-    """Say what would fit instead, if what was asked for does not.
+    """Return what would fit instead, if the model does not.
 
     Args:
         plan: As made.

@@ -31,7 +31,7 @@ class Part:
         source_linear: Those of `linear` that work on what is looked at, not on its own rows.
         source_rows: How many rows that has.
         runs: How often a prompt takes it, at most: for each tile of a picture, or frame of a video.
-        held: Numbers that it is fed unchanged at every step: keys and values of what it looks at.
+        held: Size of its constant inputs, in numbers: keys and values of the rows it looks at.
         keys: Rows that one of them looks at, or none: all.
     """
 
@@ -109,7 +109,7 @@ class Fields:
         Args:
             config: Its object.
             where: Name of the file, for errors.
-            folder: Where it lies, for those that name other folders.
+            folder: Folder of the file, for configs that name other folders.
         """
         self._config = config
         self._where = where
@@ -151,7 +151,7 @@ class Fields:
         return Fields(found, str(file), file.parent)
 
     def has_beside(self, name: str) -> bool:
-        """Tell whether a file lies beside this config.json."""
+        """Return whether a file lies beside this config.json."""
         return self._folder is not None and (self._folder / name).is_file()
 
     def size(self, name: str, default: int | None) -> int:

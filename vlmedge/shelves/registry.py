@@ -119,7 +119,7 @@ class Registry(Generic[T]):
         return cast(T, getattr(module, self.constant))
 
     def _holds(self, name: str) -> bool:
-        """Tell whether a file assigns the constant: one folder may have files of two kinds."""
+        """Return whether a file assigns the constant: one folder may have files of two kinds."""
         assigned = re.compile(rf"^{self.constant}\b\s*[:=]", re.MULTILINE)
         files = (Path(folder) / f"{name}.py" for folder in self._locations())
         return any(f.is_file() and assigned.search(f.read_text(encoding="utf-8")) for f in files)

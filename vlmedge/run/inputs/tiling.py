@@ -51,7 +51,7 @@ def cut(
 
 
 def joined(grid: Grid) -> NDArray[np.int64]:
-    """Say which rows of all pieces make the one soft prompt of an AnyRes picture, in order.
+    """Return which rows of all pieces make the one soft prompt of an AnyRes picture, in order.
 
     A piece has side * side rows and one more, which ends a line: the whole comes without, then
 

@@ -139,7 +139,7 @@ class MatchTrial(Trial[MatchTask], of=MatchTask):
         return (*self.task.image, *self.task.text)
 
     def inputs(self, component: Component, samples: Samples) -> dict[str, Column]:
-        """Make the labels' texts, or what is said of the pictures."""
+        """Return the labels' texts, or the texts of the pictures."""
         if "input_ids" not in {spec.name for spec in component.inputs}:
             return {}
         texts = samples.said or fill(self.task.template, samples.labels)

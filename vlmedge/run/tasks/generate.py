@@ -264,7 +264,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         }
 
     def _text(self, samples: Samples, i: int, grid: Grid | None = None) -> str:
-        """Fill the template about sample i: with a question, or with what is said of it."""
+        """Fill the template for sample i: with its question or its text."""
         if self.asks:
             text = samples.questions[i % len(samples.questions)]
         else:

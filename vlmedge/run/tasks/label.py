@@ -18,7 +18,7 @@ from vlmedge.spec import LabelTask, MatchTask
 def is_closed(
     bundle: Bundle, labels: Sequence[str] | None, template: str | Sequence[str] | None
 ) -> bool:
-    """Tell whether a bundle chooses from its own labels; refuse some there, and none elsewhere."""
+    """Return whether a bundle chooses from its own labels; else it must be given some."""
     task = bundle.spec.tasks.get("classify")
     if isinstance(task, LabelTask) and (labels is not None or template is not None):
         raise InputError(

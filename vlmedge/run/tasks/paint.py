@@ -235,7 +235,7 @@ class PaintTrial(Trial[PaintTask], of=PaintTask):
 
 
 def main_colors(context: TaskContext, painted: NDArray[np.float32]) -> Iterator[int]:
-    """Say for each painting which of a few colours it is on the whole."""
+    """Return for each painting the one of a few colours that is nearest on the whole."""
     for row in painted:
         mean = np.clip(colors(context, row), 0, 255).mean(axis=(1, 2), keepdims=True)
         yield int(_nearest(mean, palette(26))[0, 0])

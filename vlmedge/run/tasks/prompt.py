@@ -98,7 +98,7 @@ def make_prompt(
     options: Generation,
     held: Mapping[str, Array] | None = None,
 ) -> Prompt:
-    """Make what the decoder reads before it writes.
+    """Make the inputs that the decoder reads before it writes.
 
     Without `read` that is each row's soft prompt among its text, [padding | text and soft prompt];
     with it the start ids, and the text if nobody else reads it.
@@ -164,7 +164,7 @@ def padded(
 
 
 def _looks_at(history: NDArray[np.int64], task: GenerateTask, options: Generation) -> Places:
-    """Say which picture each token sees: the last one before it, and none after an end token.
+    """Return which picture each token sees: the last one before it, and none after an end token.
 
     Source: transformers' image_attention_mask_for_packed_input_ids_pt.
     """
@@ -215,7 +215,7 @@ def read(
 
 
 def check_room(context: TaskContext, tokens: int, options: Generation) -> None:
-    """Refuse a prompt of `tokens` places, pictures among them, that leaves no room to write."""
+    """Refuse a prompt of `tokens` positions, pictures included, that leaves no room to write."""
     room = max(context.text_front.max_tokens - options.max_tokens, 0)
     if tokens > room:
         raise InputError(

@@ -153,7 +153,7 @@ def build(
         folder: Folder of pictures; its subfolders count too.
         embed: Gives float32 [pictures, width] or [pictures, vectors, width] of some paths.
         checkpoint: SHA-256 of the model's checkpoint.
-        note: Is told what was left out.
+        note: Called with a line for each picture that was left out.
         batch: How many pictures at once.
     """
     files = pictures(folder)

@@ -162,6 +162,6 @@ def _wait(
 
 
 def _named(source: ImageSource, number: int, error: InputError) -> InputError:
-    """Say which picture it was, where the message does not."""
+    """Return the error with the picture's name, if its message lacks it."""
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
     return error if name in str(error) else InputError(f"{name}: {error}")

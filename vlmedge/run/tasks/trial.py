@@ -49,7 +49,7 @@ class Samples:
         singles: Pictures to classify.
         labels: Labels to choose from.
         classes: The right label of each single, or none.
-        said: A text for each of the first pictures, read with it where nothing is asked.
+        said: A text for each of the first pictures, read with it by tasks without a question.
     """
 
     images: tuple[ImageSource, ...]
@@ -118,7 +118,7 @@ class Pool(Protocol):
     samples: Samples
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether a tensor is known."""
+        """Return whether a tensor is known."""
         ...
 
     def at(self, name: str, i: int) -> Array:
@@ -130,7 +130,7 @@ class Pool(Protocol):
         ...
 
     def grid(self, i: int) -> Grid:
-        """Tell how picture i is cut."""
+        """Return how picture i is cut."""
         ...
 
     def whole(self, name: str) -> Array:
