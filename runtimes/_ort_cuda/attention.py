@@ -216,7 +216,7 @@ def _unrepeated(value: ir.Value) -> ir.Value:
 
 
 def _asks_for_past(graph: ir.Graph, past: set[str]) -> bool:
-    """Return whether a node wants to know how long the past is, which the buffer does not tell."""
+    """Return whether a node needs the length of the past, which the buffer does not have."""
     for value in graph.inputs:
         if value.name not in past:
             continue

@@ -122,7 +122,7 @@ def check_cores(patient: Patient) -> list[Finding]:
     line = f"{patient.cpus} of {patient.all_cpus} cores, {patient.threads} threads"
     if patient.cpus < patient.all_cpus:
         cure = (
-            "`taskset -pc 0-{patient.all_cpus - 1} $$` allows all; for a container, --cpuset-cpus"
+            f"`taskset -pc 0-{patient.all_cpus - 1} $$` allows all; a container needs --cpuset-cpus"
         )
         findings = [Finding("cores", "warn", f"{line}: this process may use only some cores", cure)]
     else:
