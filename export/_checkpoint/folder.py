@@ -185,8 +185,7 @@ def read_padded_tokenizer(
         if ours != theirs:
             raise CheckpointError(
                 f"{folder}: tokenizer.json gives {ours} for {text!r}, transformers gives {theirs} "
-                "by "
-                "code that the runtime does not have: choose a checkpoint with a complete "
+                "by code that the runtime does not have: choose a checkpoint with a complete "
                 "tokenizer.json"
             )
     pad = full.pad_token_id

@@ -315,8 +315,7 @@ def embedding_table(weights: Weights) -> str:
         ):
             raise CheckpointError(
                 f"weight {name!r} differs from {first!r}: T5's encoder and decoder share one "
-                "table: "
-                "convert the checkpoint again"
+                "table: convert the checkpoint again"
             )
     return first
 

@@ -56,8 +56,7 @@ def build_on_meta(build: Build) -> tuple[torch.nn.Module, dict[str, Array]]:
             line = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"config.json describes a model that cannot be built ({type(error).__name__}: "
-                f"{line}): "
-                "download it again"
+                f"{line}): download it again"
             ) from error
     values = {
         name: buffer.numpy().copy()

@@ -76,8 +76,7 @@ def count(config: Fields) -> Shape:
     if vision.names("dim_embed"):
         raise CheckpointError(
             "this Florence-2 is in Microsoft's layout: use the same weights in transformers' "
-            "layout, "
-            "such as florence-community/Florence-2-base"
+            "layout, such as florence-community/Florence-2-base"
         )
     model = text.text("model_type", "bart")
     if model != "bart":

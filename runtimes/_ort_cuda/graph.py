@@ -244,8 +244,7 @@ class CachedGraph(DeviceGraph):
         if tokens > 1 and self._used and batch > 1:
             raise InputError(
                 f"{self.component.name}: {tokens} tokens for each of {batch} rows with a filled "
-                "cache: "
-                "feed one row, or one token at a time"
+                "cache: feed one row, or one token at a time"
             )
         outputs = self._step(others, batch, total, tokens)
         self._used = total

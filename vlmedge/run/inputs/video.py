@@ -191,8 +191,7 @@ def _opened(source: Any, name: str) -> Iterator[InputContainer]:
         line = " ".join(str(error.strerror).split())
         raise InputError(
             f"{name} is not a video that FFmpeg reads, or is cut short ({line}): give MP4, MKV, "
-            "WebM, "
-            "MOV or AVI"
+            "WebM, MOV or AVI"
         ) from None
 
 
