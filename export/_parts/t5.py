@@ -104,7 +104,7 @@ class FeedForward(torch.nn.Module):
 
 
 class Layer(torch.nn.Module):
-    """A norm and what reads it; its result is added to what went into the norm."""
+    """A norm and a sublayer, whose result is added to the norm's input."""
 
     def __init__(self, config: Any, name: str, part: torch.nn.Module) -> None:
         super().__init__()

@@ -230,7 +230,7 @@ def _replace(graph: ir.Graph, found: _Attention, thirds: dict[int, list[ir.Value
 def _input(
     graph: ir.Graph, before: ir.Node, part: _Heads, thirds: dict[int, list[ir.Value]]
 ) -> ir.Value:
-    """Return what the kernel reads; what was made at once is parted once."""
+    """Return an input of the kernel; a tensor of all three is split once."""
     if part.part is None:
         return part.flat
     if id(part.flat) not in thirds:

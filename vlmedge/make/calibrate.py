@@ -1,4 +1,4 @@
-"""Watch a float model at work: the statistics that a scheme wants, one component at a time.
+"""Collect the statistics that a scheme needs from a float model, one component at a time.
 
 A component runs with its watched tensors as further outputs. Pictures are read when they are
 needed and what one component gives the next lies on disk, so memory does not grow with the number
@@ -99,7 +99,7 @@ class Calibration:
     def race(
         self, bundle: Bundle, component: Component, model: ir.Model
     ) -> tuple[float, float] | None:
-        """Time a component in float and as the bundle has it, in turns, on one picture.
+        """Time a component in float and as the bundle stores it, in turns, on one picture.
 
         Both are open at once: one after the other, the machine's mood would decide between them,
         and to open each anew for its turn takes longer than the turns. Only components below
@@ -127,7 +127,7 @@ class Calibration:
         return None
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove the files that were written."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:
@@ -191,7 +191,7 @@ class Calibration:
         return stats
 
     def _prompts(self, component: Component) -> list[dict[str, Array]]:
-        """Make what a decoder reads about the first pictures, until it is PROMPT_TOKENS."""
+        """Make a decoder's prompts about the first pictures, up to PROMPT_TOKENS."""
         found: list[dict[str, Array]] = []
         tokens = 0
         for i in range(len(self._feeds.samples.images)):
@@ -265,7 +265,7 @@ class Calibration:
 
 
 def in_turns(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """Return the least milliseconds of each of two works; a busy machine is busy for both."""
+    """Return the least milliseconds of two functions, run in turns: load slows both."""
     best = [math.inf, math.inf]
     first(), second()
     began = time.perf_counter()

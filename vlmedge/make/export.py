@@ -36,7 +36,7 @@ def export(
     allow_pickle: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Export a checkpoint to a bundle, quantized on the way if asked, and put it to the gate.
+    """Export a checkpoint to a bundle, quantized on the way if asked, and compare it with PyTorch.
 
     Args:
         checkpoint: Built-in name, folder, alias or hub id.

@@ -1,4 +1,4 @@
-"""Write a bundle's graphs by a recipe: calibrate, round, time, and give bits back where needed."""
+"""Write a bundle's graphs by a recipe: calibrate, quantize, time, and restore bits as needed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GateRun = Callable[[Bundle], Parity]
 
 @dataclass
 class _Part:
-    """One component on its way.
+    """One component while it is quantized.
 
     Attributes:
         component: Its spec.
@@ -69,7 +69,7 @@ class MixedPrecision:
     def __init__(
         self, bundle: Bundle, recipe: Recipe, samples: Samples, progress: Progress
     ) -> None:
-        """Prepare.
+        """Prepare the folder.
 
         Args:
             bundle: Its folder holds the assets and gets the graphs.
@@ -84,7 +84,7 @@ class MixedPrecision:
         self._layers = [TABLE] if bundle.manifest.embeddings is not None else []
 
     def add(self, component: Component, model: ir.Model) -> None:
-        """Calibrate a component and write it small, unless it is faster as it was."""
+        """Calibrate a component and write it quantized, unless it is faster in float."""
         wanted = self._scheme.watch(component, model)
         stats = self._calibration.observe(component, model, wanted)
         part = _Part(component, model)
@@ -102,14 +102,14 @@ class MixedPrecision:
         self._parts.append(part)
 
     def refuse_idle_patterns(self) -> None:
-        """Refuse a pattern that catches no layer of any component: it has a slip."""
+        """Refuse a pattern that matches no layer of any component: it has a typing error."""
         for pattern in self._recipe.keep:
             if not any(fnmatch.fnmatchcase(layer, pattern) for layer in self._layers):
                 some = ", ".join(self._layers[:: max(1, len(self._layers) // 3)][:3])
                 raise InputError(f"keep {pattern!r} matches no layer: layers are named like {some}")
 
     def finish(self) -> None:
-        """Remove what calibration left, and write the report."""
+        """Remove calibration's files, and write the report."""
         self._calibration.close()
         report = self._bundle.path / REPORT
         report.parent.mkdir(exist_ok=True)
@@ -199,7 +199,7 @@ class MixedPrecision:
                 self._write(part, part.stats)
 
     def _write(self, part: _Part, stats: dict[str, Stats]) -> None:
-        """Round one component, unless it stays in float, and write it."""
+        """Quantize one component, unless it stays in float, and write it."""
         model = part.model.clone()
         name = part.component.name
         if part.float_only:
@@ -213,7 +213,7 @@ class MixedPrecision:
         write_graph(model, self._bundle.path, name, self._progress)
 
     def _compare_speed(self, part: _Part) -> None:
-        """Time a component small and in float; the faster one stays."""
+        """Time a component quantized and in float; the faster one stays."""
         name = part.component.name
         if weights_bytes(part.model) > LARGE_BYTES:  # its float form may not even fit this machine
             return
@@ -252,7 +252,7 @@ class MixedPrecision:
 
 
 def _give_back(part: _Part, layer: str) -> None:
-    """Give a layer the next more bits."""
+    """Give a layer the next larger number of bits."""
     part.keep[layer] = FINER[part.harms[layer].bits][0]
 
 

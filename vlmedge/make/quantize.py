@@ -32,7 +32,7 @@ def quantize(
     allow_unverified: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Quantize a float32 bundle, and put the result to the gate.
+    """Quantize a float32 bundle, and compare the result with PyTorch.
 
     Args:
         bundle: The bundle to quantize; it stays as it is.

@@ -1,4 +1,4 @@
-"""Write a bundle atomically: components, assets, provenance, and the gate's verdict."""
+"""Write a bundle atomically: components, assets, provenance and the gate's result."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _seal(unsealed: Bundle, provenance: dict[str, str], kept: Sequence[KeptLayer
 
 
 def _calibration_samples(folder: Path | None, progress: Progress) -> tuple[Samples, str]:
-    """Return what to calibrate with, and what to say of it."""
+    """Return the samples to calibrate with, and a description of them."""
     if folder is None:
         samples = drawn(CALIBRATION_IMAGES, "calibration", labelled=False)
         return samples, f"{len(samples.images) + len(samples.singles)} drawn scenes"

@@ -1,4 +1,4 @@
-"""The walk of the wiring: what each component is fed, given what those before it gave.
+"""The walk of the wiring: the inputs of each component, from the outputs of those before it.
 
     front ends, tasks --> Feeds --feed--> component --its outputs--> Feeds --feed--> next component
 
@@ -59,7 +59,7 @@ class Feeds:
         self._grids: dict[int, Grid] = {}
 
     def beside(self, context: TaskContext) -> Feeds:
-        """Return the same samples for another side, which shares what is made of them alone."""
+        """Return the same samples for another side, sharing the tensors made from samples alone."""
         other = Feeds(context, self.samples, self._frames)
         other._made, other._grids = self._made, self._grids
         return other
@@ -106,7 +106,7 @@ class Feeds:
         return self._settle([name])[name]
 
     def prepare(self, component: Component) -> bool:
-        """Make what a component takes and none before it gave; tell whether it can be fed now.
+        """Make the inputs that no component before it gave; return whether it can be fed now.
 
         Tasks come first, the last one before the others, and then the front ends. A decoder is not
         fed from here but shown a prompt.

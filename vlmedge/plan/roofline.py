@@ -294,7 +294,7 @@ def _compute_ms(
 
 
 def _rate(device: Device, does: EngineOverhead, precision: str) -> float:
-    """Return what is reached of a rate; what a device has no units for goes to the next wider."""
+    """Return the rate reached at a precision, or at the next wider one that the device has."""
     order = ("fp8", "int8", "fp16", "fp32")
     for name in order[order.index(precision) :]:
         rate = getattr(device.rates, name)

@@ -69,7 +69,7 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """Count what is read before the first new token, what is in the cache included."""
+        """Count the tokens read before the first new one, those in the cache included."""
         earlier = 0 if self.before is None else int(self.before.shape[1])
         return int(self.history.shape[1]) + earlier
 
@@ -130,5 +130,5 @@ def feeds(
 
 
 def input_names(component: Component) -> frozenset[str]:
-    """Name what a component takes."""
+    """Return the names of a component's inputs."""
     return frozenset(spec.name for spec in component.inputs)

@@ -168,7 +168,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         return None if self.task.masks is None else self.task.masks.decode
 
     def inputs(self, component: Component, samples: Samples) -> dict[str, Column]:
-        """Make questions for what reads a text, and codes for what decodes masks."""
+        """Make questions for components that read text, and codes for those that decode masks."""
         takes = prompts.input_names(component)
         if component.name in self.task.instruct and "qformer_input_ids" in takes:
             texts = [self._text(samples, i) for i in range(len(samples.images))]

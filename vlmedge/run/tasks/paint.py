@@ -1,4 +1,4 @@
-"""Pictures with what they were painted to, and a picture, in; what that one becomes, out.
+"""Example pictures with their paintings and one picture in, that picture's painting out.
 
 Nothing is trained: the examples say what to do, and all answers are paintings. What a painting's
 pixels mean is the task's data. Sources: Wang et al. 2022, arXiv 2212.02499 (Painter), and Wang et

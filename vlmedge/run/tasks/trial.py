@@ -176,7 +176,7 @@ class Trial(ABC, Generic[T]):
         return {}
 
     def mixed(self, component: Component, pool: Pool) -> dict[str, Column]:
-        """Make what a component takes from what those before it gave, and from more."""
+        """Make inputs of a component from outputs of earlier ones and from other tensors."""
         return {}
 
     @abstractmethod
