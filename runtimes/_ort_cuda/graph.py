@@ -326,8 +326,8 @@ class CachedGraph(DeviceGraph):
                 return
             if self._used and batch != self._rows():
                 raise InputError(
-                    f"{self.component.name}: the cache has {self._rows()} rows, the feeds {batch}: "
-                    "reset first"
+                    f"{self.component.name}: the feeds have {batch} rows, the cache has "
+                    f"{self._rows()}: call reset first"
                 )
         capacity = max(CAPACITY_MIN, 1 << (total - 1).bit_length())
         kept = self._taken((batch, capacity)) if not self._used else None

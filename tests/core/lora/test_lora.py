@@ -783,7 +783,7 @@ def test_adapter_that_may_be_of_two_parts_is_refused(checkpoints: Path, tmp_path
     train(base, tmp_path / "a", r=2, target_modules=["q_proj"])
     with pytest.raises(
         AdapterError,
-        match=r"module 'layers.0.self_attn.q_proj' may be 'text_model.* and 'vision_model",
+        match=r"module 'layers.0.self_attn.q_proj' could be 'text_model.* and 'vision_model",
     ):
         FAMILIES["clip"].open(checkpoints / "clip").merged([Weighted(open_adapter(tmp_path / "a"))])
 

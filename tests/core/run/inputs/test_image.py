@@ -394,7 +394,7 @@ def test_preprocess_refuses_another_mode():
 
 def test_preprocess_refuses_long_sides():
     image = PIL.Image.new("RGB", (30000, 10))
-    message = "^sides of 30000 x 10 pixels: the longer side may be at most 200 times the shorter$"
+    message = "^image of 30000 x 10 pixels: the longer side may be at most 200 times the shorter$"
     with pytest.raises(InputError, match=message):
         preprocess([image], front_end(CLIP))
     assert preprocess([image], front_end(BLIP)).shape == (1, 3, 96, 80)
