@@ -121,7 +121,7 @@ def test_front_end_takes_a_lone_size_without_crop_as_a_square():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"do_resize": False}, "do_resize False: a graph takes one size"),
+        ({"do_resize": False}, "do_resize False: it must be true, since a graph takes one size"),
         ({"do_pad": True}, "do_pad True: the steps that a bundle has are do_resize, "),
         ({"do_center_crop": False}, "size .*: a shortest_edge needs do_center_crop"),
         ({"size": None}, "size None: give height and width, or shortest_edge"),
