@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.export._checkpoint.preprocessor import front_end
-from vlmedge.run.inputs import image as image_module
+from vlmedge.run.inputs import image_files
 from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.image_files import SIZE_LIMIT_PIXELS, is_images, load_image
 
@@ -284,7 +284,7 @@ def test_load_image_refuses_a_file_without_permission(tmp_path, monkeypatch):
     def deny(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(image_module.Path, "open", deny)
+    monkeypatch.setattr(image_files.Path, "open", deny)
     refuse(path, r"^file .*a.png cannot be read: you have no read permission$")
 
 
