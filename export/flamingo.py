@@ -135,9 +135,10 @@ class Decoder(torch.nn.Module):
         Args:
             inputs_embeds: float [batch, tokens, width].
             attention_mask: int64 [batch, total].
-            media_index: Which picture each token sees, int64 [batch, tokens]; -1 is none.
-            media: What CrossKv made of the pictures, one after the other, float
-                [batch, media, 2 * layers * width].
+            media_index: Index of the picture that each token sees, int64 [batch, tokens]; -1 is
+                none.
+            media: Keys and values that CrossKv computed from the pictures, one after the other,
+                float [batch, media, 2 * layers * width].
             past: The cache.
         """
         tokens = inputs_embeds.shape[1]
@@ -252,7 +253,7 @@ class Flamingo:
         config = read_config(folder, needed=("vision_config", "cross_layer_interval"))
         if not config.use_resampler:
             raise CheckpointError(
-                f"{folder}: use_resampler is false: flamingo exports IDEFICS with its resampler"
+                f"{folder}: use_resampler is false: choose an IDEFICS checkpoint with a resampler"
             )
         weights: Weights = Joined(
             open_weights(folder, allow_pickle=allow_pickle), {EMBED_TOKENS: (TABLE, ADDED)}
@@ -276,7 +277,7 @@ class Flamingo:
         bos = None if generation.bos_id is None else tokenizer.id_to_token(generation.bos_id)
         if image is None or fake is None or bos is None:
             raise CheckpointError(
-                f"{folder}: its tokenizer lacks {IMAGE!r}, {FAKE!r} or the first token: "
+                f"{folder}: its tokenizer lacks {IMAGE!r}, {FAKE!r} or bos_token_id: "
                 "download tokenizer.json again"
             )
         chats = tokenizer.token_to_id(END) is not None

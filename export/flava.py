@@ -206,7 +206,9 @@ class Flava:
         written = _mask_text(folder)
         mask_id = tokenizer.token_to_id(written)
         if mask_id is None:
-            raise CheckpointError(f"{folder}: its tokenizer has no mask token {written!r}")
+            raise CheckpointError(
+                f"{folder}: its tokenizer has no mask token {written!r}: download it again"
+            )
         size = (config.image_config.image_size,) * 2
         default = msgspec.structs.replace(presets.clip_stretched(size), crop_size=size)
         scale = float(np.exp(weights.read("flava.logit_scale")))

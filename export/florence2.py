@@ -83,7 +83,7 @@ POLYGONS = {"segment": "Locate {question} in the image with mask"}
 
 
 class VisionEncoder(torch.nn.Module):
-    """DaViT: windows of places, then groups of channels, look at one another."""
+    """DaViT: attention within windows of positions, then within groups of channels."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class VisionEncoder(torch.nn.Module):
 
 
 class Projector(torch.nn.Module):
-    """The mean of all places, then each place, in the language model's width.
+    """The mean of all positions, then each position, in the language model's width.
 
     Written out: of the sines for a video's moments a picture takes the first row, sin 0 and cos 0.
     """
@@ -144,7 +144,7 @@ class TextEncoder(torch.nn.Module):
     def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Map [batch, tokens, width] and int64 [batch, tokens] to text_states."""
         encoder: Any = self.get_submodule(ENCODER)
-        # places are counted from a row's first token, on whichever side its padding is
+        # positions are counted from a row's first token, on whichever side its padding is
         places = (attention_mask.cumsum(1) - 1).clamp(min=0) + OFFSET
         states = inputs_embeds + encoder.embed_positions.weight[places]
         states = encoder.layernorm_embedding(states)
@@ -268,14 +268,15 @@ class Florence2:
         vision = (read_json(folder, "config.json") or {}).get("vision_config")
         if isinstance(vision, dict) and "dim_embed" in vision:
             raise CheckpointError(
-                f"{folder} is in Microsoft's own layout: use the same weights in transformers', "
+                f"{folder} is in Microsoft's layout: use the same weights in transformers' layout, "
                 f"such as {ALIASES['florence2']}"
             )
         config = read_config(folder, needed=("text_config", "vision_config"))
         text = config.text_config
         if text.model_type != "bart":
             raise CheckpointError(
-                f"{folder} has a language model {text.model_type!r}: allowed: bart"
+                f"{folder} has the language model {text.model_type!r}: choose a checkpoint with "
+                "'bart'"
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
         tokenizer = bare(read_tokenizer(folder))  # before any work: it may be refused
@@ -286,7 +287,8 @@ class Florence2:
         if max(rows, columns) > most:
             raise CheckpointError(
                 f"{folder}: pictures of {list(image.resize_size)} pixels are {rows} x {columns} "
-                f"places, the model knows {most}: make them smaller"
+                f"positions, and the model has {most} a side: lower size in "
+                "preprocessor_config.json"
             )
         room = text.max_position_embeddings - rows * columns  # the placeholder is one already
         generation = _generation(folder, text, room)
@@ -390,7 +392,7 @@ class Florence2:
 
 
 def _cells(vision: Any, side: int) -> int:
-    """Count the places along a side of so many pixels after all stages."""
+    """Count the positions along a side of so many pixels after all stages."""
     sizes = vision.patch_size, vision.patch_stride, vision.patch_padding
     for size, stride, padding in zip(*sizes, strict=True):
         side = (side + 2 * padding - size) // stride + 1
@@ -416,7 +418,7 @@ def _check_copies(weights: Weights) -> None:
     for name in names[1:]:
         if (weights.read(name) != weights.read(names[0])).any():
             raise CheckpointError(
-                f"weight {name!r} differs from {names[0]!r}: both sides share one table: "
+                f"weight {name!r} differs from {names[0]!r}: encoder and decoder share one table: "
                 "convert the checkpoint again"
             )
 

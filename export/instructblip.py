@@ -136,7 +136,7 @@ class InstructBlip:
         check_language_model(folder, config.text_config, WRITERS)
         if not (folder / READER).is_dir():
             raise CheckpointError(
-                f"{folder} has no {READER}/: it is the Q-Former's own: download the whole folder"
+                f"{folder} has no {READER}/, the Q-Former's tokenizer: download the whole folder"
             )
         weights = open_weights(folder, allow_pickle=allow_pickle)
         # before any work: they may be refused

@@ -159,9 +159,10 @@ class Decoder(torch.nn.Module, ABC):
         Args:
             inputs_embeds: float [batch, tokens, width].
             attention_mask: int64 [batch, total].
-            media_index: Which picture each token sees, int64 [batch, tokens]; -1 is none.
-            media: What CrossKv made of the pictures, one after the other, float
-                [batch, media, 2 * inner * layers].
+            media_index: Index of the picture that each token sees, int64 [batch, tokens]; -1 is
+                none.
+            media: Keys and values that CrossKv computed from the pictures, one after the other,
+                float [batch, media, 2 * inner * layers].
             past: The cache.
         """
         cache = cache_of(past)

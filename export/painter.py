@@ -230,7 +230,7 @@ def describe(config: Any, front: ImageFrontEnd, *, typed: bool, painter: bool) -
 
 
 def seggpt_tasks() -> dict[str, PaintTask]:
-    """Say what SegGPT paints: masks, of one thing or of a kind of thing."""
+    """Return what SegGPT paints: masks, of one thing or of a kind of thing."""
     one, kind = (
         PaintTask(("dense",), "pred_masks", "labels", "nearest", "nearest", instance=number)
         for number in (1, 0)
@@ -239,7 +239,7 @@ def seggpt_tasks() -> dict[str, PaintTask]:
 
 
 def painter_tasks() -> dict[str, PaintTask]:
-    """Say what Painter paints, resized as each task's evaluation in its repository does."""
+    """Return what Painter paints, resized as each task's evaluation in its repository does."""
     picture = PaintTask(("dense",), "pred_masks", "picture", "bicubic", "bicubic")
     return {
         "paint": picture,

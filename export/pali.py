@@ -149,7 +149,7 @@ def read_part(folder: Path, raw: Mapping[str, Any], name: str) -> Part:
         inline = PRESETS[str(preset)][name]
     if not isinstance(inline, Mapping):
         raise CheckpointError(
-            f"{folder / 'config.json'} says nothing of its {name} part: "
+            f"{folder / 'config.json'} does not describe its {name} part: "
             f"give a 'preset', a {name + '_config'!r}, or a folder as {name!r}"
         )
     check_kind(folder, name, inline.get("model_type"))
@@ -190,7 +190,7 @@ def check_widths(folder: Path, weights: Weights, vision: Any, text: Any) -> None
         raise CheckpointError(
             f"{folder}: weight '{PROJECTOR}.weight' is {list(found)}, and its mT5 is "
             f"{text.d_model} wide, its ViT {vision.hidden_size}: "
-            "take the parts that the projector was trained between"
+            "take the mT5 and the ViT that the projector was trained with"
         )
 
 

@@ -152,11 +152,11 @@ def open_language_model(folder: Path, *, allow_pickle: bool) -> Weights:
     has_base = (folder / BASE).is_dir()
     if is_delta and not has_base:
         raise CheckpointError(
-            f"{folder} holds a delta, which is no model without LLaMA: put LLaMA 7B in its folder "
+            f"{folder} holds a delta, which needs LLaMA's weights: put LLaMA 7B into its folder "
             f"{BASE}/, or merge both first"
         )
     if has_base and not is_delta:
-        raise CheckpointError(f"{folder} holds no delta: take its folder {BASE}/ away")
+        raise CheckpointError(f"{folder} holds no delta: remove its folder {BASE}/")
     if has_base:
         base = Renamed(open_weights(folder / BASE, allow_pickle=allow_pickle), PREFIXES)
         weights = Summed(weights, base, apart=("mm_projector.",))

@@ -187,7 +187,7 @@ def read_tiled_front_end(folder: Path, size: int) -> ImageFrontEnd:
     if tile != size:
         raise CheckpointError(
             f"{folder}: its tiles are {tile} pixels, its vision tower takes {size}: "
-            "preprocessor_config.json and config.json do not fit together"
+            "download preprocessor_config.json and config.json of one model"
         )
     tiled = ("do_image_splitting", "do_pad", "size", "max_image_size")
     plain = {name: value for name, value in config.items() if name not in tiled}

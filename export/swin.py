@@ -43,7 +43,7 @@ RULES = (  # transformers.conversion_mapping 5.23, "swin"
 
 
 class PositionTable(torch.nn.Module):
-    """What Swin V2's little network makes of its constant coordinates, as one weight.
+    """Output of Swin V2's small network for its constant coordinates, as one weight.
 
     It depends on no picture: left in the graph it would be computed for each, and its weights
     would be rounded in vain.

@@ -83,7 +83,7 @@ class WithEndRow(WeightsView):
         Args:
             weights: As they lie on disk.
             row: The id of the token that ends a picture.
-            scale: What the table is multiplied by later, and that row is not.
+            scale: Factor that the table, but not that row, is multiplied by later.
         """
         super().__init__(weights)
         self._row, self._scale = row, scale
@@ -276,8 +276,8 @@ def describe(
         config: transformers'.
         image: The image front end.
         generation: How it writes.
-        words: What begins a picture, stands for it and ends it in a text.
-        start: What the decoder begins with.
+        words: Texts that begin a picture, stand for it and end it in a prompt.
+        start: Token ids that the decoder begins with.
     """
     encoder, writer = config.encoder, config.decoder
     vision, text = encoder.vision_config, encoder.text_config
@@ -346,7 +346,7 @@ class T5Gemma2:
         )
         if not isinstance(begins, str) or stands is None or ends is None:
             raise CheckpointError(
-                f"{folder}: its tokenizer does not name what begins, fills and ends a picture "
+                f"{folder}: its tokenizer lacks the tokens that begin, stand for and end a picture "
                 "(boi_token, image_token_index, eoi_token_index): download it again"
             )
         generation = read_generation(folder, config.decoder)

@@ -137,7 +137,7 @@ def describe(config: Any, frame: ImageFrontEnd, generation: Generation, patch: i
 
 
 def read_frame_front_end(folder: Path, size: int) -> ImageFrontEnd:
-    """Say how a frame becomes pixels: the authors shrink it by the simplest rule of all first."""
+    """Return how a frame becomes pixels: the authors shrink it by the simplest rule first."""
     front = read_image_front_end(folder / TOWER, presets.clip(size))
     return msgspec.structs.replace(
         front, resize="exact", resize_size=(size, size), resample="floor", crop_size=None

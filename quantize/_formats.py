@@ -31,7 +31,7 @@ class Int8Columns:
 
     @property
     def attributes(self) -> list[ir.Attr]:
-        """Of DequantizeLinear."""
+        """Attributes of DequantizeLinear."""
         return [ir.AttrInt64("axis", 1)]
 
     def scale_shape(self, rows: int, columns: int) -> list[int]:
@@ -64,7 +64,7 @@ class Fp8Columns:
 
     @property
     def attributes(self) -> list[ir.Attr]:
-        """Of DequantizeLinear."""
+        """Attributes of DequantizeLinear."""
         return [ir.AttrInt64("axis", 1)]
 
     def scale_shape(self, rows: int, columns: int) -> list[int]:
@@ -99,7 +99,7 @@ class Int4Blocks:
 
     @property
     def attributes(self) -> list[ir.Attr]:
-        """Of DequantizeLinear, opset 21."""
+        """Attributes of DequantizeLinear, opset 21."""
         return [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", self.block)]
 
     def scale_shape(self, rows: int, columns: int) -> list[int]:

@@ -34,7 +34,7 @@ class Linear:
 
     Attributes:
         node: The MatMul.
-        x: What it reads, [..., in].
+        x: The input of the MatMul, [..., in].
         weight: The initializer, [in, out].
     """
 
@@ -61,7 +61,7 @@ class Linear:
 
 
 class Format(Protocol):
-    """How the numbers of one weight are rounded."""
+    """How the values of one weight are quantized."""
 
     def scale(self, weight: Floats, importance: Floats | None = None) -> Floats:
         """Choose the scales of a weight.
@@ -80,7 +80,7 @@ class Format(Protocol):
         ...
 
     def restore(self, values: Array, scale: Array) -> Floats:
-        """Turn rounded values back into float32 [in, out]."""
+        """Dequantize values to float32 [in, out]."""
         ...
 
     def scale_shape(self, rows: int, columns: int) -> list[int]:
@@ -89,17 +89,17 @@ class Format(Protocol):
 
     @property
     def dtype(self) -> ir.DataType:
-        """Of the values."""
+        """Type of the quantized values."""
         ...
 
     @property
     def bits(self) -> int:
-        """Of one value."""
+        """Bits of one value."""
         ...
 
     @property
     def attributes(self) -> list[ir.Attr]:
-        """Of DequantizeLinear."""
+        """Attributes of DequantizeLinear."""
         ...
 
 
@@ -210,9 +210,9 @@ def layer_error(
 
     Args:
         linear: Its weight is float still.
-        stats: Of what it reads.
-        form: What its weight would be rounded to.
-        round_rows: How its input would be rounded, or none.
+        stats: Statistics of its input.
+        form: Format that its weight would be quantized to.
+        round_rows: How its input would be quantized, or none.
     """
     seen = stats.get(str(linear.x.name))
     if seen is None or seen.rows is None or len(seen.rows) == 0:
@@ -226,7 +226,7 @@ def layer_error(
 
 
 def rounded(form: Format, weight: Floats, importance: Floats | None) -> Floats:
-    """Return a weight as it is once it was rounded, float32 [in, out]."""
+    """Return a weight quantized and dequantized, float32 [in, out]."""
     scale = form.scale(weight, importance)
     return form.restore(form.round(weight, scale), scale)
 

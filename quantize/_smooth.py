@@ -93,10 +93,10 @@ def smooth(
     """Fold the best scale of a group into the graph.
 
     Args:
-        group: Which Linears; their graph is changed.
-        stats: Of what they read.
-        form: What their weights will be rounded to.
-        round_rows: How the activations will be rounded, or none if they stay float.
+        group: The Linears; their graph is changed.
+        stats: Statistics of their input.
+        form: Format that their weights will be quantized to.
+        round_rows: How the activations will be quantized, or none if they stay float.
 
     Returns:
         The scale that x was divided by, float32 [channels], or none where it was best left alone.
@@ -145,7 +145,7 @@ def _chooses(node: ir.Node) -> bool:
 
 
 def _enters_slot(node: ir.Node) -> bool:
-    """Tell whether x goes into an adapter's slot (lora.py) here, whose A is a graph's input."""
+    """Return whether x goes into an adapter's slot (lora.py) here, whose A is a graph's input."""
     if node.op_type == "Reshape":
         return all(_enters_slot(use.node) for use in node.outputs[0].uses())
     factor = node.inputs[1] if node.op_type == "MatMul" else None
@@ -171,7 +171,7 @@ def _restore(group: Group, scale: Floats) -> None:
 
 
 def _owns(norm: ir.Node) -> bool:
-    """Tell whether a LayerNorm's parameters are constants that nothing else reads."""
+    """Return whether a LayerNorm's parameters are constants that nothing else reads."""
     return all(
         value is not None
         and value.is_initializer()
@@ -195,7 +195,7 @@ def _some_columns(weight: Floats) -> Floats:
 def _error(
     rows: Floats, weight: Floats, scale: Floats, form: Format, round_rows: RoundRows | None
 ) -> float:
-    """Squared error of x W when both are rounded after the scale moved."""
+    """Squared error of x W when both are quantized after the scale moved."""
     x = rows / scale
     importance = np.square(x).mean(axis=0)
     restored = rounded(form, weight * scale[:, None], importance)

@@ -1,4 +1,4 @@
-"""Rounded weights and, where their range is known, rounded activations: int8's and fp8's one way.
+"""Quantized weights and, where their range is known, activations: shared by int8 and fp8.
 
     x -> QuantizeLinear -> DequantizeLinear -> MatMul
                     W -> DequantizeLinear ------^
@@ -45,8 +45,8 @@ class Static:
     """Weights and activations in one small type.
 
     Attributes:
-        form: Of the weights.
-        largest: What an activation's largest magnitude becomes.
+        form: Format of the weights.
+        largest: Quantized value of an activation's largest magnitude.
         noisy: Whether rounding leaves the same noise whatever the size (integers do).
         timed: See `Scheme.timed`.
         table: See `Scheme.table`.
@@ -115,7 +115,7 @@ class Static:
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
     ) -> dict[str, LayerError]:
-        """Say what rounding each layer alone would do; see `Scheme.harms`."""
+        """Return the error that quantizing each layer alone causes; see `Scheme.harms`."""
         last = last_projections(component, model)
         found = {}
         for linear in linears(model):

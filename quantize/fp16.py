@@ -64,7 +64,7 @@ class Fp16:
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
     ) -> dict[str, LayerError]:
-        """Say what rounding each layer alone would do; see `Scheme.harms`."""
+        """Return the error that quantizing each layer alone causes; see `Scheme.harms`."""
         return {linear.name: layer_error(linear, stats, _Half(), None) for linear in linears(model)}
 
 
@@ -99,7 +99,7 @@ def _refuse(name: str, largest: float) -> CheckpointError:
 
 
 def _reason(component: Component, node: ir.Node, stats: Mapping[str, Stats]) -> KeptLayer | None:
-    """Say why a node stays in float32, or none."""
+    """Return why a node stays in float32, or none."""
     seen = [
         stats[str(value.name)].amax
         for value in (*node.inputs, *node.outputs)

@@ -35,7 +35,7 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         blocks: Weights of a column that share a scale, in order of preference.
         awq: Whether what the calibration saw scales and weighs the weights; without it each block
             takes the scale of the least plain error.
-        vocabulary: What the projection to the logits becomes.
+        vocabulary: Format of the projection to the logits.
     """
 
     blocks: Annotated[tuple[Literal[32, 64, 128], ...], msgspec.Meta(min_length=1)] = BLOCKS
@@ -78,7 +78,7 @@ class Int4(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
     ) -> dict[str, LayerError]:
-        """Say what rounding each layer alone would do; see `Scheme.harms`."""
+        """Return the error that quantizing each layer alone causes; see `Scheme.harms`."""
         if not component.state:
             return ENCODERS.harms(component, model, stats)
         finer = self._finer(model)

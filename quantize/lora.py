@@ -37,7 +37,7 @@ class LoraSlots:
     ) -> tuple[AdapterSlot, ...]:
         """Give Linears the inputs of an adapter, in place; see `Slotter.add`."""
         if rank < 1:
-            raise InputError(f"slots of rank {rank}: the rank must be at least 1")
+            raise InputError(f"lora_slots is {rank}: it must be at least 1")
         if component.slots:
             raise InputError(f"{component.name} has slots already: export it without them")
         batched = {spec.name for spec in component.inputs if spec.shape[:1] == ("batch",)}
@@ -64,7 +64,7 @@ def _module(linear: Linear) -> str | None:
 
 
 def _wanted(module: str, modules: Sequence[str]) -> bool:
-    """Tell whether a module gets a slot; a number in its path means that it is in a layer."""
+    """Return whether a module gets a slot; a number in its path means that it is in a layer."""
     if modules:
         return any(module == end or module.endswith(f".{end}") for end in modules)
     return any(part.isdigit() for part in module.split("."))
@@ -127,5 +127,5 @@ def _branch(
 
 
 def _keeps_batch(x: ir.Value) -> bool:
-    """Tell whether x is [batch, tokens, in], which a batch of adapters multiplies as it is."""
+    """Return whether x is [batch, tokens, in], which a batch of adapters multiplies as it is."""
     return x.shape is not None and len(x.shape) == 3 and str(x.shape[0]) == "batch"

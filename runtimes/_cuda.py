@@ -28,7 +28,7 @@ class Cuda(Protocol):
 
     @property
     def name(self) -> str:
-        """What NVIDIA calls it."""
+        """NVIDIA's name for it."""
         ...
 
     @property

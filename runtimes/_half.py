@@ -66,7 +66,7 @@ def _is_wide(exact: frozenset[str], node: ir.Node) -> bool:
 
 
 def _is_exact(value: ir.Value) -> bool:
-    """Tell whether a value was computed in float32 on purpose."""
+    """Return whether a value was computed in float32 on purpose."""
     return value.producer() is not None and value.dtype == ir.DataType.FLOAT
 
 

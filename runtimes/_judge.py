@@ -33,13 +33,13 @@ ROOM = 1.5  # of a graph's weights: activations and what ONNX Runtime repacks
 
 
 def judge(bundle: Bundle, graph: Graph, precision: Precision, probe: Probe) -> Verdict:
-    """Hold an engine against its portable graph, and time it.
+    """Compare an engine with its portable graph, and time it.
 
     Args:
-        bundle: What it is of.
+        bundle: The bundle that the engine belongs to.
         graph: The engine, opened.
-        precision: What its float layers compute in.
-        probe: What to feed.
+        precision: Number format that its float layers compute in.
+        probe: Inputs to feed.
     """
     feeds = probe.steps(graph)
     graph.reset()
@@ -75,14 +75,14 @@ def judge_all(
     device: str,
     progress: Progress,
 ) -> list[OnDevice]:
-    """Hold every component of a bundle against its portable graph; one is open at a time.
+    """Compare every component of a bundle with its portable graph; one is open at a time.
 
     Args:
-        engine: What opens them.
-        bundle: Whose they are.
-        precision: What the engine's float layers compute in.
+        engine: The engine that opens the components.
+        bundle: The bundle with the components.
+        precision: Number format that the engine's float layers compute in.
         title: The engine's name and version.
-        device: What it runs on.
+        device: Name of the device that it runs on.
         progress: Watches.
     """
     probe, found = Probe(bundle), []
@@ -100,7 +100,7 @@ def judge_all(
 
 
 def fits_here(model: Any) -> bool:
-    """Tell whether the host has memory to run a graph beside its engine; a board may not."""
+    """Return whether the host has memory to run a graph beside its engine; a board may not."""
     free = free_bytes()  # 0: the system does not tell
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
     return not free or free - RESERVE_BYTES > ROOM * weights

@@ -137,7 +137,7 @@ def _session(file: Path, root: Path, spin: bool = True) -> ort.InferenceSession:
 
 @functools.cache
 def _overflows() -> bool:
-    """Tell whether products of uint8 and int8 are added up in 16 bits here.
+    """Return whether products of uint8 and int8 are added up in 16 bits here.
 
     So it is on x86 before AVX512-VNNI and AVX-VNNI, and assumed where the CPU does not say. Tests
     replace this function to have the engines of such a processor on any other.

@@ -250,7 +250,7 @@ def _identify(job: Job) -> cache.Identity:
 def _is_faster(
     job: Job, opening: tuple[Any, ...], steps: tuple[list[dict[str, Array]], float]
 ) -> bool:
-    """Tell whether an engine's steps are the same when they are recorded, and take less time."""
+    """Return whether an engine's steps are the same when they are recorded, and take less time."""
     plain, before = steps
     graph = RecordedGraph(*opening)
     try:
@@ -267,11 +267,11 @@ def _is_faster(
     if not recorded:
         job.note("its steps cannot be recorded")
     elif not parity.passed:
-        job.note(f"recorded steps give something else (cosine {parity.cosine:.4f})")
+        job.note(f"recorded steps give other outputs (cosine {parity.cosine:.4f})")
     elif before < SLOWER * after:
-        job.note(f"{told}: they are not recorded")
+        job.note(f"{told}: steps are not recorded")
     else:
-        job.note(f"{told}: they are recorded")
+        job.note(f"{told}: steps are recorded")
         return True
     return False
 

@@ -22,7 +22,7 @@ def json_schema(type_: Any) -> dict[str, Any]:
     """Make the JSON Schema of a type, its descriptions without indentation and null last.
 
     Args:
-        type_: What `msgspec.json.schema` takes.
+        type_: Any type that `msgspec.json.schema` takes.
     """
     made: dict[str, Any] = _settled(msgspec.json.schema(type_))
     return made

@@ -22,7 +22,7 @@ def read_chat(folder: Path, write: str, placeholder: str, kind: str = "image") -
         folder: The checkpoint.
         write: The task whose wiring a conversation uses.
         placeholder: The text of the image token, or the video token.
-        kind: What a template calls it: "image" or "video".
+        kind: Type of a content entry in the template: "image" or "video".
 
     Returns:
         Its parts, or none where there is no template, or one that is not put together from such

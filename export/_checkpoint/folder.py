@@ -40,9 +40,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
     try:
         data = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is no JSON: download it again") from None
+        raise CheckpointError(f"{file} is not valid JSON: download it again") from None
     if not isinstance(data, dict):
-        raise CheckpointError(f"{file} is no JSON object: download it again")
+        raise CheckpointError(f"{file} is not a JSON object: download it again")
     return data
 
 
@@ -56,7 +56,9 @@ def read_config(folder: Path, needed: Iterable[str]) -> Any:
     raw = read_json(folder, "config.json") or {}
     for field in needed:
         if field not in raw:
-            raise CheckpointError(f"{folder / 'config.json'} has no {field!r}: it is needed")
+            raise CheckpointError(
+                f"{folder / 'config.json'} lacks the field {field!r}: download it again"
+            )
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises what each config class happens to raise
@@ -99,9 +101,9 @@ def read_generation(folder: Path, text_config: Any, max_tokens: int | None = Non
     """Read generation_config.json; what it leaves out comes from the text config.
 
     Args:
-        folder: Of the checkpoint.
-        text_config: Of its language model.
-        max_tokens: What an answer may have where the checkpoint does not say it; none: as always.
+        folder: Folder of the checkpoint.
+        text_config: Config of its language model.
+        max_tokens: Limit of new tokens where the checkpoint gives none; none: the usual one.
     """
     config = read_json(folder, "generation_config.json") or {}
 
@@ -160,7 +162,7 @@ def read_padded_tokenizer(
     sources = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
     if not any((folder / name).is_file() for name in sources):
         raise CheckpointError(
-            f"{folder} has no tokenizer: tokenizer.json, or vocab.json and merges.txt, is missing"
+            f"{folder} has no tokenizer: add tokenizer.json, or vocab.json and merges.txt"
         )
     try:
         full = transformers.AutoTokenizer.from_pretrained(folder)
@@ -173,8 +175,8 @@ def read_padded_tokenizer(
         fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:
         raise CheckpointError(
-            f"{folder}: {type(full).__name__} has no fast form, and the runtime runs no other: "
-            "put a tokenizer.json beside it"
+            f"{folder}: {type(full).__name__} has no fast version, and the runtime has no other: "
+            "add a tokenizer.json"
         )
     fast.no_padding()
     fast.no_truncation()
@@ -182,8 +184,9 @@ def read_padded_tokenizer(
         ours, theirs = fast.encode(text).ids, full(text)["input_ids"]
         if ours != theirs:
             raise CheckpointError(
-                f"{folder}: tokenizer.json gives {ours} for {text!r}, transformers {theirs}: "
-                "the tokenizer needs code that the runtime does not have"
+                f"{folder}: tokenizer.json gives {ours} for {text!r}, transformers gives {theirs} "
+                "by code that the runtime does not have: choose a checkpoint with a complete "
+                "tokenizer.json"
             )
     pad = full.pad_token_id
     return fast, 0 if pad is None else pad, "left" if full.padding_side == "left" else "right"
@@ -228,7 +231,9 @@ def check_weights(
     """
     missing = sorted(set(expected) - set(found))
     if missing:
-        raise CheckpointError(f"weight {missing[0]!r} is missing{_more(missing)}")
+        raise CheckpointError(
+            f"weight {missing[0]!r} is missing{_more(missing)}: download the weights again"
+        )
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(
@@ -239,7 +244,7 @@ def check_weights(
     if extra:
         raise CheckpointError(
             f"weight {extra[0]!r} belongs to no part of the model{_more(extra)}: "
-            "config.json and the weights do not fit together"
+            "download config.json and the weights of one model"
         )
 
 

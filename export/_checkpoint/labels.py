@@ -38,8 +38,8 @@ def describe(
         family: The file in export/.
         config: transformers' config, for the head.
         image: The image front end.
-        size: Of the pictures, (height, width).
-        width: Of the vector that the head reads.
+        size: Size of the pictures, (height, width).
+        width: Width of the vector that the head reads.
     """
     vision_encoder = Component(
         "vision_encoder",

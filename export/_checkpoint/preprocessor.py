@@ -34,9 +34,9 @@ def front_end(config: Mapping[str, Any]) -> ImageFrontEnd:
     """
     for name, value in config.items():
         if name.startswith("do_") and value and name not in _STEPS:
-            _refuse(config, name, f"the steps are {', '.join(_STEPS)}")
+            _refuse(config, name, f"the steps that a bundle has are {', '.join(_STEPS)}")
     if not config.get("do_resize", True):
-        _refuse(config, "do_resize", "a graph takes one size, so it must be true")
+        _refuse(config, "do_resize", "it must be true, since a graph takes one size")
     crop = _square(config, "crop_size") if config.get("do_center_crop") else None
     size = config.get("size")
     edges = _sides(size)
@@ -109,6 +109,6 @@ def _three(config: Mapping[str, Any], field: str) -> tuple[float, float, float]:
         or not all(isinstance(x, int | float) and np.isfinite(x) for x in figures)
         or (field == "image_std" and not all(figures))
     ):
-        _refuse(config, field, "give three figures, one for each of R, G and B, a std not 0")
+        _refuse(config, field, "give three numbers, one for each of R, G and B, a std not 0")
     red, green, blue = figures
     return float(red), float(green), float(blue)

@@ -33,7 +33,7 @@ class PickleWeights:
         """Open files.
 
         Args:
-            files: Of a layout that torch.save made.
+            files: Files in a layout that torch.save made.
             inside: Under which name a training's own file has the weights among other things.
         """
         import torch
@@ -200,8 +200,9 @@ class Summed(WeightsView):
         """Add, when a tensor is read.
 
         Args:
-            delta: What is added.
-            base: What it is added to. A tensor may have fewer rows: those beyond are the delta's.
+            delta: Weights to add.
+            base: Weights that the delta is added to. A tensor may have fewer rows: those beyond are
+                the delta's.
             apart: How names begin that only the delta has.
         """
         super().__init__(delta)
@@ -209,12 +210,15 @@ class Summed(WeightsView):
         theirs, beginnings = base.shapes(), tuple(apart)
         for name, shape in delta.shapes().items():
             if name not in theirs and not name.startswith(beginnings):
-                raise CheckpointError(f"the delta's weight {name!r} is missing in its base")
+                raise CheckpointError(
+                    f"the base has no weight {name!r}, which the delta changes: give the delta's "
+                    "own base"
+                )
             other = theirs.get(name, shape)
             if other[0] > shape[0] or other[1:] != shape[1:]:
                 raise CheckpointError(
                     f"weight {name!r} is {list(shape)} in the delta and {list(other)} in its base: "
-                    "it belongs to another base"
+                    "give the delta's own base"
                 )
         self.made = theirs.keys() & delta.shapes().keys()
 
@@ -302,7 +306,9 @@ def open_weights(folder: Path, *, allow_pickle: bool) -> Weights:
         return PickleWeights(pickled)
     if pickled:
         raise _refused(folder, pickled[0])
-    raise CheckpointError(f"{folder} has no weights: {SINGLE} or {INDEX} is missing")
+    raise CheckpointError(
+        f"{folder} has no weights: add {SINGLE}, or {INDEX} with the files that it names"
+    )
 
 
 def open_weights_named(
@@ -354,9 +360,13 @@ def _files(folder: Path, single: str, index: str) -> list[Path]:
             raise CheckpointError(f"{folder / index} cannot be read: download it again") from None
         outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
         if outside:
-            raise CheckpointError(f"{folder}: {index} names {outside[0]}, outside: do not use it")
+            raise CheckpointError(
+                f"{folder}: {index} names {outside[0]}, outside the folder: do not use it"
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(f"{folder}: {missing[0]} is missing, {index} names it")
+            raise CheckpointError(
+                f"{folder}: {missing[0]} is missing, and {index} names it: download it"
+            )
         return [folder / name for name in names]
     return [folder / single] if (folder / single).is_file() else []

@@ -82,7 +82,7 @@ def read_anyres_front_end(folder: Path, config: Any) -> ImageFrontEnd:
     if pixels != (side, side):
         raise CheckpointError(
             f"{folder}: its tiles are {pixels[1]} x {pixels[0]} pixels, its vision tower takes "
-            f"{side} x {side}: preprocessor_config.json and config.json do not fit together"
+            f"{side} x {side}: download preprocessor_config.json and config.json of one model"
         )
     sizes = found.get("image_grid_pinpoints", config.image_grid_pinpoints)
     if sizes != config.image_grid_pinpoints:

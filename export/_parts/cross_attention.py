@@ -34,12 +34,12 @@ def encoder_decoder(
     """Name the graphs of an encoder and a decoder behind a soft prompt.
 
     Args:
-        width: Of the states of both.
-        heads: Of the decoder's keys and values.
-        layers: Of the decoder.
-        head_width: Of its heads.
+        width: Width of the states of both.
+        heads: Heads of the decoder's keys and values.
+        layers: Layers of the decoder.
+        head_width: Width of the decoder's heads.
         vocabulary: How many tokens it chooses from.
-        places: Whether the decoder is told the positions of its tokens.
+        places: Whether the decoder takes position_ids.
     """
     position_ids = [TensorSpec("position_ids", "int64", ("batch", "tokens"))] if places else []
     states = TensorSpec("text_states", "float32", ("batch", "states", width))
@@ -89,11 +89,11 @@ class CrossKV(torch.nn.Module):
         """Make the Linears under the checkpoint's names.
 
         Args:
-            path: Of one: `path.format(layer, part)`.
-            parts: What a checkpoint calls keys and values.
-            layers: Of the decoder.
-            heads: Of a layer.
-            widths: Of what is looked at, and of the keys of all heads together.
+            path: Path of one Linear: `path.format(layer, part)`.
+            parts: The checkpoint's names for keys and values.
+            layers: Layers of the decoder.
+            heads: Heads of a layer.
+            widths: Width of the rows that are looked at, and of the keys of all heads together.
             bias: Whether the Linears have one.
         """
         super().__init__()

@@ -20,11 +20,11 @@ MEDIA = "media"
 def visible(
     media_index: torch.Tensor, rows: int, latents: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Say what each token sees of the pictures.
+    """Return what each token sees of the pictures.
 
     Args:
-        media_index: Which picture, int64 [batch, tokens]; -1 is none.
-        rows: Of all pictures together.
+        media_index: Index of each token's picture, int64 [batch, tokens]; -1 is none.
+        rows: Rows of all pictures together.
         latents: Rows of one picture.
 
     Returns:
@@ -51,10 +51,10 @@ def components(
 
     Args:
         image_size: Side of a picture, pixels.
-        rows: What the vision encoder gives for one.
-        seen_width: Of such a row.
-        latents: What the resampler gives for one.
-        media_width: Of keys and values of one latent, for all gated layers.
+        rows: Rows that the vision encoder gives for one picture.
+        seen_width: Width of such a row.
+        latents: Rows that the resampler gives for one picture.
+        media_width: Width of keys and values of one latent, for all gated layers.
         decoder: From `describe_decoder`.
     """
     seen = TensorSpec("image_embeds", "float32", ("batch", rows, seen_width))
@@ -96,11 +96,11 @@ def task(
     """Wire a text about a picture, which may have examples before it.
 
     Args:
-        prompt: What is asked, as of `GenerateTask`; an example has the same, all but `{prompt}`.
-        answer: What an example has behind it; `{text}` is the right answer.
-        image_text: What stands for a picture.
+        prompt: Template, as in `GenerateTask`; an example has the same without `{prompt}`.
+        answer: Template behind an example's prompt; `{text}` is the right answer.
+        image_text: Text that stands for a picture.
         image_token_id: Its token.
-        bos: What the text begins with, before the examples.
+        bos: Text at the beginning, before the examples.
     """
     return GenerateTask(
         encode=ENCODE,

@@ -191,7 +191,7 @@ def read_chats(
 
 
 def picture_builds(config: Any, projector: Build) -> dict[str, Build]:
-    """Say what makes the modules of `picture_components`."""
+    """Return what makes the modules of `picture_components`."""
     return {
         "vision_encoder": lambda: VisionEncoder(config),
         "projector": projector,
@@ -214,10 +214,10 @@ def opened(
     Args:
         folder: The checkpoint.
         config: As transformers has it.
-        spec: What the runtime will know.
+        spec: The spec, for the runtime.
         builds: Makes each component's module.
         weights: The tensors on disk.
-        tokenizer: Of the language model.
+        tokenizer: Tokenizer of the language model.
         towers: How the names of each tower's weights begin.
         spare: How names begin that no component needs either.
     """
@@ -228,7 +228,7 @@ def opened(
 
 
 def text_front_end(config: Any, generation: Generation) -> TextFrontEnd:
-    """Say how the decoder's texts become ids."""
+    """Return how the decoder's texts become ids."""
     return TextFrontEnd(
         tokenizer=TOKENIZER,
         max_tokens=config.text_config.max_position_embeddings,
@@ -293,7 +293,7 @@ def read_video_front_end(folder: Path, default: ImageFrontEnd, frames: int) -> V
 
     Args:
         folder: The checkpoint; an old one has one file for pictures and frames.
-        default: What the files leave out.
+        default: Front end for the fields that the files leave out.
         frames: How many, where the file says nothing: transformers then takes all that it is given.
     """
     inside = read_json(folder, "processor_config.json") or {}

@@ -32,7 +32,7 @@ PREFIXES = {
 
 
 def tower_prefixes(tower: str) -> dict[str, str]:
-    """Say how the names of a CLIP begin, the whole or its tower alone; all else is "clip."."""
+    """Return how the names of a CLIP begin, the whole or its tower alone; all else is "clip."."""
     parts = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
     return {"vision_model.": f"{tower}.", **{f"{p}.": f"{tower}.{p}." for p in parts}, "": "clip."}
 
@@ -41,7 +41,7 @@ def read_configs(folder: Path) -> Any:
     """Read what the language model's config.json and the tower's say, as LLaVA's config has it."""
     if not (folder / TOWER / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} has no {TOWER}/config.json: put the CLIP that its pictures are seen with "
+            f"{folder} has no {TOWER}/config.json: put the CLIP model that it was trained with "
             "there"
         )
     raw = read_json(folder, "config.json") or {}
@@ -76,7 +76,7 @@ def add_marks(
         tokenizer: Its own.
         weights: With the embedding table.
         marks: The token of a patch, and those before and after a picture.
-        cure: What to do where the embedding table has no rows for them.
+        cure: Advice where the embedding table has no rows for them.
 
     Returns:
         The first one's id, and how many rows the embedding table has.

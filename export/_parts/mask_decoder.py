@@ -99,10 +99,12 @@ class MaskWeights:
             with np.load(file, allow_pickle=False) as stored:
                 found = {name: stored[name].shape for name in MASK_DECODER if name in stored.files}
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
-            raise CheckpointError(f"{file} is no file of arrays: download it again") from None
+            raise CheckpointError(f"{file} cannot be read as arrays: download it again") from None
         for name, shape in MASK_DECODER.items():
             if name not in found:
-                raise CheckpointError(f"{file} has no {name!r}: it is no decoder of masks")
+                raise CheckpointError(
+                    f"{file} has no {name!r}: take the released file of PaliGemma's mask decoder"
+                )
             if found[name] != shape:
                 raise CheckpointError(
                     f"{file}: {name!r} is {list(found[name])}, PaliGemma's is {list(shape)}: "

@@ -28,7 +28,7 @@ INNER = HEADS * HEAD_WIDTH
 
 @dataclass(frozen=True)
 class Names:
-    """What a kind of language model calls its parts.
+    """Names that a kind of language model has for its parts.
 
     Attributes:
         body: All but the projection to logits.
@@ -59,7 +59,7 @@ def attend(
         query: float [batch, asking, heads * width of a head].
         key: float [batch, looked at, the same].
         value: As the key.
-        shut: What is added to the scores, float [batch, 1, asking, looked at], or none.
+        shut: Mask added to the scores, float [batch, 1, asking, looked at], or none.
     """
 
     def split(flat: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class GatedLayer(torch.nn.Module):
             hidden: float [batch, tokens, width].
             key: float [batch, media, heads * width of a head].
             value: As the key.
-            shut: What is added to the scores, float [batch, 1, tokens, media], or none.
+            shut: Mask added to the scores, float [batch, 1, tokens, media], or none.
             sees: Whether a token sees a picture at all, bool [batch, tokens, 1].
         """
         query = self.attn.to_q(self.attn.norm(hidden))
@@ -197,10 +197,10 @@ class OpenFlamingo(torch.nn.Module):
 
         Args:
             vision: transformers' config of a CLIP vision tower.
-            text: Of a GPT-NeoX or an MPT.
+            text: transformers' config of a GPT-NeoX or an MPT.
             every: Before which layers a gated one stands: the last of so many.
             depth: Layers of the Perceiver.
-            latents: What it makes of a picture.
+            latents: Rows that it makes of a picture.
             image_id: The token that stands for a picture.
             end_id: The token that ends what is written about one.
         """
@@ -265,7 +265,7 @@ class OpenFlamingo(torch.nn.Module):
         return found
 
     def _show(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> None:
-        """Say what the tokens of a text see; what is written later sees what its last one does."""
+        """Set what the tokens of a text see; tokens written later see what its last one does."""
         index = (input_ids == self._image_id).cumsum(1) - 1
         self._seen = self.encode(pixel_values), index
 

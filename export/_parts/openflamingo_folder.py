@@ -110,8 +110,8 @@ def check_trained(folder: Path, trained: Weights, layers: int, every: int) -> No
     for name in ("perceiver.frame_embs", "perceiver.media_time_embs"):
         if name in trained.shapes():
             raise CheckpointError(
-                f"{folder}: weight {name!r} is of a Perceiver for videos: take a checkpoint "
-                "without it, as all that are released"
+                f"{folder}: weight {name!r} belongs to a Perceiver for videos: choose a checkpoint "
+                "without it, such as any released one"
             )
 
 
@@ -127,6 +127,6 @@ def cut_vocabulary(
     if last >= min(rows, found):
         raise CheckpointError(
             f"{folder}: {END} and {IMAGE} are tokens up to {last}, and the embedding table has "
-            f"{min(rows, found)} rows: {CHECKPOINT} and the language model do not fit together"
+            f"{min(rows, found)} rows: put {CHECKPOINT} beside its own language model"
         )
     return Cut(weights, {table: rows, HEAD: rows})

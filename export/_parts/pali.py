@@ -65,7 +65,7 @@ class PaliModel(Tower):
 
         Args:
             vision: transformers' config of the ViT.
-            text: Of the mT5.
+            text: transformers' config of the mT5.
         """
         super().__init__(vision)
         self._configs = {"vision_config": vision, "text_config": text}

@@ -32,7 +32,7 @@ OPT_TABLE = "language_model.model.decoder.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class Writer:
-    """What a language model of one kind brings.
+    """Parts of an export that depend on the kind of language model.
 
     Attributes:
         components: Its graphs.

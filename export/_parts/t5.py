@@ -104,7 +104,7 @@ class FeedForward(torch.nn.Module):
 
 
 class Layer(torch.nn.Module):
-    """A norm and what reads it; its result is added to what went into the norm."""
+    """A norm and a sublayer, whose result is added to the norm's input."""
 
     def __init__(self, config: Any, name: str, part: torch.nn.Module) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Layer(torch.nn.Module):
 
     @property
     def part(self) -> Any:
-        """What reads the norm."""
+        """The sublayer that reads the norm."""
         return self.get_submodule(self._name)
 
 
@@ -144,7 +144,7 @@ class Block(torch.nn.Module):
         """Map [batch, tokens, width] to the same, and to the layer's keys and values.
 
         Args:
-            states: What the layer below gave.
+            states: Output of the layer below.
             bias: Added to the scores of self-attention.
             past: Keys and values of the tokens before, or none.
             cross: Keys, values and what is added to their scores, or none.
@@ -179,7 +179,7 @@ class Stack(torch.nn.Module):
         self.register_buffer("buckets", table, persistent=False)
 
     def positions(self, tokens: int, total: int) -> torch.Tensor:
-        """Return what distance adds to scores: of the last `tokens` places, looking at `total`.
+        """Return the bias that distance adds to scores: the last `tokens` positions, of `total`.
 
         Places are counted from the end, which a cache does not move, so that nothing has to know
         how long it is. float32 [1, heads, tokens, total].
@@ -204,7 +204,7 @@ def buckets(count: int, reach: int, *, both: bool) -> torch.Tensor:
     Args:
         count: How many there are.
         reach: The distance from which on all are one.
-        both: Whether places ahead have buckets of their own; else they are one, at 0.
+        both: Whether positions ahead have buckets of their own; else they share bucket 0.
 
     Returns:
         int64 [2 * reach + 1]: of the places from `reach` before to `reach` ahead.
@@ -307,15 +307,15 @@ def embedding_table(weights: Weights) -> str:
     shapes = weights.shapes()
     found = [name for name in TABLES if name in shapes]
     if not found:
-        raise CheckpointError(f"weight {TABLES[0]!r} is missing")
+        raise CheckpointError(f"weight {TABLES[0]!r} is missing: download the weights again")
     first, *others = found
     for name in others:
         if shapes[name] != shapes[first] or not np.array_equal(
             weights.read(name), weights.read(first)
         ):
             raise CheckpointError(
-                f"weight {name!r} differs from {first!r}: T5's sides share one table: "
-                "convert the checkpoint again"
+                f"weight {name!r} differs from {first!r}: T5's encoder and decoder share one "
+                "table: convert the checkpoint again"
             )
     return first
 
@@ -326,7 +326,7 @@ def unused(table: str) -> tuple[str, ...]:
 
 
 def tied(table: str) -> Mapping[str, str]:
-    """Say what stands for a head that is not in the checkpoint; one that is there counts.
+    """Return what stands for a head that is not in the checkpoint; one that is there counts.
 
     transformers 5 calls every T5 tied, also Flan-T5 and mT5, whose heads are their own.
     """

@@ -49,7 +49,7 @@ class HubExport:
 
     Attributes:
         folder: Where it lies.
-        spec: What the runtime will know.
+        spec: The spec, for the runtime.
         builds: Makes each component's torch module; its parameters carry the checkpoint's names.
         weights: The tensors on disk.
         tokenizer: From `read_tokenizer`, or none for a model without text.
@@ -58,7 +58,7 @@ class HubExport:
         extra: Weights that are read otherwise (logit_scale), by name.
         unused: How names begin that no component needs, such as layers above the chosen one.
         embed_scale: Multiplies the rows of the table that the host reads.
-        files: What else the bundle holds, by path inside it.
+        files: Further files of the bundle, by path inside it.
     """
 
     folder: Path

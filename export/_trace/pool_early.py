@@ -36,7 +36,7 @@ class _Choice:
         self._made: dict[tuple[int, int], ir.Value] = {}
 
     def fits(self, value: ir.Value | None, axis: int) -> bool:
-        """Tell whether it can be made of a value; GatherND counts rows and tokens alone."""
+        """Return whether it can be made of a value; GatherND counts rows and tokens alone."""
         if value is None or value.shape is None:
             return False
         return self.node.op_type == "Gather" or (len(value.shape) == 3 and axis == TOKENS)

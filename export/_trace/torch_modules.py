@@ -55,8 +55,8 @@ def build_on_meta(build: Build) -> tuple[torch.nn.Module, dict[str, Array]]:
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             line = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"config.json asks for what cannot be built ({type(error).__name__}: {line}): "
-                "download it again"
+                f"config.json describes a model that cannot be built ({type(error).__name__}: "
+                f"{line}): download it again"
             ) from error
     values = {
         name: buffer.numpy().copy()
@@ -82,7 +82,7 @@ class TorchGraph(CheckedGraph):
             component: Its spec.
             build: Makes its torch module.
             read: Reads a weight as float32 by its name in the module.
-            dtype: What to compute in.
+            dtype: Type to compute in.
         """
         super().__init__(component)
         self._dtype = dtype

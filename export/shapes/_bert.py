@@ -25,7 +25,8 @@ def reader(
         fields: Its config, gaps filled.
         name: The component's.
         rows: Tokens that it reads, or none: the prompt's.
-        looks_at: What its cross-attention sees, whose keys and values it computes; or none.
+        looks_at: The part that its cross-attention looks at, whose keys and values it computes; or
+            none.
         table: Whether the graph has the words' table.
     """
     width, inner = fields.size("hidden_size", None), fields.size("intermediate_size", None)

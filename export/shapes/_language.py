@@ -65,7 +65,9 @@ def filled(text: Fields, kind: str, known: tuple[str, ...]) -> Fields:
     model = text.text("model_type", known[0])
     if model not in known:
         names = " or ".join(map(repr, known))
-        raise CheckpointError(f"its model_type {model!r} is not planned: {kind} has {names}")
+        raise CheckpointError(
+            f"its model_type {model!r} cannot be planned: {kind} is planned with {names}"
+        )
     return text.filled(DEFAULTS[model])
 
 

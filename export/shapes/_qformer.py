@@ -85,7 +85,7 @@ def with_words(part: Part, config: Fields, *, rows: int | None) -> Part:
 
 
 def embeddings(config: Fields) -> tuple[int, int]:
-    """Count the tables of words and of places; the norm behind them is the queries' own."""
+    """Count the tables of words and of positions; the norm behind them is the queries' own."""
     text = fields(config)
     width = text.size("hidden_size", None)
     places = text.size("max_position_embeddings", None)

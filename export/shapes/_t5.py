@@ -27,7 +27,7 @@ def filled(text: Fields) -> Fields:
 
 
 def gated(text: Fields) -> bool:
-    """Tell whether its MLP has a gate, as since T5 1.1, whose head is its own too."""
+    """Return whether its MLP has a gate, as since T5 1.1, whose head is its own too."""
     model = text.text("model_type", "t5")
     return text.text("feed_forward_proj", ACTIVATIONS[model]).startswith("gated")
 
@@ -37,7 +37,7 @@ def parts_of(text: Fields, soft_rows: int) -> tuple[Part, Part, Part]:
 
     Args:
         text: Its config, gaps filled.
-        soft_rows: Of the picture, that the encoder reads beside the text.
+        soft_rows: Rows of the picture, which the encoder reads beside the text.
     """
     width, inner = text.size("d_model", None), text.size("d_ff", None)
     heads, words = text.size("num_heads", None), text.size("vocab_size", None)

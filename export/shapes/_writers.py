@@ -25,7 +25,7 @@ def language_model(config: Fields, kind: str, known: tuple[str, ...]) -> str:
     Args:
         config: The whole one.
         kind: The file in shapes/.
-        known: What it may be; the first is transformers' default.
+        known: Kinds that it may be; the first is transformers' default.
 
     Raises:
         CheckpointError: It is none of them.
@@ -44,7 +44,7 @@ def whole(config: Fields, kind: str, model: str, seeing: tuple[Part, ...], queri
         config: The whole one.
         kind: The file in shapes/.
         model: The kind of the language model.
-        seeing: What is before; a Q-Former is the last.
+        seeing: The parts before it; a Q-Former is the last.
         queries: Rows that it makes of a picture.
     """
     text = config.part("text_config")

@@ -64,7 +64,7 @@ def _writing(text: Fields, encoders: tuple[Part, ...], seen: int, prompt: int | 
 
     Args:
         text: Its config.
-        encoders: What is before it.
+        encoders: The parts before it.
         seen: Rows that the decoder looks at; 0: as many as the question has.
         prompt: Rows that it reads before it writes, or none: the prompt's.
     """

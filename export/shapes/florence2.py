@@ -44,14 +44,14 @@ class Stage:
     """Layers of one width and of as many rows, with the convolution before them.
 
     Attributes:
-        weights: Of matrix products.
-        convolution: Of the convolution.
+        weights: Weights of matrix products.
+        convolution: Weights of the convolution.
         other: Biases, norms, and the small convolutions between the layers.
         side: Rows are its square.
-        width: Of a row.
-        inner: Of a row inside the MLP.
-        layers: How many: for each that looks at places one that looks at channels.
-        scores: Of its largest attention, in numbers.
+        width: Width of a row.
+        inner: Width of a row inside the MLP.
+        layers: How many: for each that looks at positions one that looks at channels.
+        scores: How many scores its largest attention has.
         seen: Rows that cost as much as what one looks at, on average of both kinds.
     """
 
@@ -75,8 +75,8 @@ def count(config: Fields) -> Shape:
     vision, text = config.part("vision_config"), config.part("text_config")
     if vision.names("dim_embed"):
         raise CheckpointError(
-            "this Florence-2 is in Microsoft's own layout: use the same weights in transformers', "
-            "such as florence-community/Florence-2-base"
+            "this Florence-2 is in Microsoft's layout: use the same weights in transformers' "
+            "layout, such as florence-community/Florence-2-base"
         )
     model = text.text("model_type", "bart")
     if model != "bart":

@@ -59,7 +59,9 @@ def tower_kind(vision: Fields, kind: str) -> str:
     found = vision.text("model_type", next(iter(TOWERS)))
     if found not in TOWERS:
         names = " or ".join(map(repr, TOWERS))
-        raise CheckpointError(f"its model_type {found!r} is not planned: {kind} has {names}")
+        raise CheckpointError(
+            f"its model_type {found!r} cannot be planned: {kind} is planned with {names}"
+        )
     return found
 
 

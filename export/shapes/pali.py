@@ -77,7 +77,7 @@ def _part(config: Fields, name: str, known: tuple[str, ...]) -> Fields:
         found = Fields(PRESETS[preset][name], f"preset {preset}")
     if found is None:
         raise CheckpointError(
-            f"config.json says nothing of its {name} part: "
+            f"config.json does not describe its {name} part: "
             f"give a 'preset', a {name + '_config'!r}, or a folder as {name!r}"
         )
     model = found.text("model_type", "")

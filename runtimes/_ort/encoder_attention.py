@@ -52,8 +52,8 @@ class _Heads:
     Attributes:
         flat: float32 [batch, tokens, heads * width], or of all three [batch, tokens, 3 * ...].
         heads: How many.
-        width: Of one head.
-        part: Which third of `flat` it is, or none: all of it.
+        width: Width of one head.
+        part: Index of its third of `flat`, or none: all of it.
     """
 
     flat: ir.Value
@@ -79,7 +79,7 @@ def fuse_bidirectional(model: ir.Model, version: tuple[int, ...]) -> Fusion:
 
     Args:
         model: A component without state.
-        version: Of ONNX Runtime.
+        version: Version of ONNX Runtime.
     """
     graph = model.graph
     shares = [node for node in graph if node.op_type == "Softmax" and not node.domain]
@@ -107,12 +107,12 @@ def _match(shares: ir.Node) -> _Attention | str:
     if masked is not None:
         scores = [v for v in masked.inputs if _scores(v) is not None]
         if len(scores) != 1:
-            return "what is added to the scores is no mask"
+            return "the tensor added to its scores is not a mask"
         value = scores[0]
         mask = masked.inputs[1 - list(masked.inputs).index(value)]
     found = _scores(value)
     if found is None or value is None:
-        return "its scores are no product of queries and keys"
+        return "its scores are not a product of queries and keys"
     product, scale = found
     mixed = reader(shares.outputs[0], "MatMul")
     if mixed is None or mixed.inputs[0] is not shares.outputs[0]:
@@ -175,7 +175,7 @@ def _split(value: ir.Value | None, axes: list[int] = OUTSIDE) -> _Heads | None:
 
 
 def _covers(mask: ir.Value, query: ir.Value, key: ir.Value) -> bool:
-    """Tell whether the kernel takes a mask, once it has a row for every query (`_a_row_each`)."""
+    """Return whether the kernel takes a mask, once it has a row for every query (`_a_row_each`)."""
     shape = sizes(mask)
     return (
         mask.dtype in (None, ir.DataType.FLOAT)
@@ -230,7 +230,7 @@ def _replace(graph: ir.Graph, found: _Attention, thirds: dict[int, list[ir.Value
 def _input(
     graph: ir.Graph, before: ir.Node, part: _Heads, thirds: dict[int, list[ir.Value]]
 ) -> ir.Value:
-    """Return what the kernel reads; what was made at once is parted once."""
+    """Return an input of the kernel; a tensor of all three is split once."""
     if part.part is None:
         return part.flat
     if id(part.flat) not in thirds:

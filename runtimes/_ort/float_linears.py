@@ -99,7 +99,7 @@ def _behind(gate: Gate) -> ir.Node | None:
 
 
 def _between(gate: Gate, made: dict[int, _Linear], taken: dict[int, _Linear]) -> bool:
-    """Tell whether a gate has one such Linear before it, and one behind it."""
+    """Return whether a gate has one such Linear before it, and one behind it."""
     behind = _behind(gate)
     return id(gate.x) in made and behind is not None and id(behind) in taken
 

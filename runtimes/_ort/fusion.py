@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """Of one kind of pattern, how many became what is faster.
+    """How many patterns of one kind were replaced by something faster.
 
     Attributes:
-        kind: What was looked for: "attentions".
+        kind: The kind of pattern: "attentions".
         done: How many were replaced.
         total: How many there are.
-        left: Of each that was not replaced its node and the reason, or for many what they share.
+        left: For each pattern that was not replaced its node and the reason; for many, their common
+            reason.
     """
 
     kind: str

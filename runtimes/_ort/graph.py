@@ -37,7 +37,7 @@ class OrtGraph(CheckedGraph):
         self.fusions = fusions
         self._session: ort.InferenceSession | None = session
         self._outputs = [spec.name for spec in component.outputs]
-        # whether its head can be told to read the last token alone (last_logits.py)
+        # whether its head can be set to read the last token alone (last_logits.py)
         self._chooses = any(put.name == FROM for put in session.get_inputs())
 
     def infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -201,7 +201,8 @@ class InPlaceGraph(OrtGraph):
             return
         if self._used and self._buffers and batch != rows:
             raise InputError(
-                f"{self.component.name}: the cache has {rows} rows, the feeds {batch}: reset first"
+                f"{self.component.name}: the feeds have {batch} rows, the cache has {rows}: call "
+                "reset first"
             )
         capacity = max(CAPACITY_MIN, 1 << (total - 1).bit_length())
         self._allocate(batch, capacity, np.arange(rows))

@@ -1,4 +1,4 @@
-"""The logits of the last token alone: a head that is told from which token on it is wanted.
+"""The logits of the last token alone: a head with an input for the first token to compute.
 
     x -> MatMul(vocabulary) -> logits     =>     x -> Slice(from) -> MatMul(vocabulary) -> logits
 
@@ -53,7 +53,7 @@ def _collect(value: ir.Value, products: list[ir.Node], made: list[ir.Value]) -> 
     """Find the products that a value is made of token by token; or say why there are none.
 
     Args:
-        value: What is looked at; nobody else reads it.
+        value: The value to trace back; nothing else reads it.
         products: Filled with the MatMuls, of [batch, tokens, width] each.
         made: Filled with what they and the nodes behind them make.
     """
@@ -67,7 +67,7 @@ def _collect(value: ir.Value, products: list[ir.Node], made: list[ir.Value]) -> 
     inputs = [v for v in node.inputs if v is not None and not v.is_initializer()]
     joins = node.op_type == "Concat" and node.attributes.get_int("axis", 0) in (-1, 2)
     if not joins and (node.op_type not in ELEMENTWISE or len(inputs) != 1):
-        return f"{node.op_type} {node.name} stands between the head and them"
+        return f"{node.op_type} {node.name} stands between the head and the logits"
     for v in inputs:
         if len(tuple(v.uses())) > 1 or v.is_graph_output():
             return f"something else reads {v.name}"

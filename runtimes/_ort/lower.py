@@ -67,7 +67,7 @@ ALIGNMENT_BYTES = 4096  # so that every tensor can be mapped
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """What became of a graph.
+    """Result of lowering a graph.
 
     Attributes:
         dynamic: How many multiply integers, x being quantized at each call.
@@ -76,7 +76,7 @@ class Lowered:
         packed: Initializers whose tensors are made when asked for, and must be written.
         groups: How many MatMulNBits do the work of several that read the same.
         norms: How many RMS norms became one node.
-        fusions: What was looked for, and what became of it.
+        fusions: For each kind of pattern that was looked for, how many were replaced.
     """
 
     dynamic: int
@@ -110,7 +110,7 @@ def lower(
     Args:
         component: Its spec.
         model: The portable graph, changed in place.
-        version: Of ONNX Runtime.
+        version: Version of ONNX Runtime.
         overflows: Whether products of uint8 and int8 are added up in 16 bits on this processor.
     """
     graph = model.graph
@@ -205,7 +205,7 @@ def _match(node: ir.Node) -> _Linear | None:
 
 
 def _cached(component: Component, done: int) -> Fusion:
-    """Tell how many caches are in place: all or none."""
+    """Return how many caches are in place: all or none."""
     total = sum(into.endswith(".key") for _, into in component.state)
     why = "one of them does not look like the sketch in cached_attention.py"
     return Fusion("cached attentions", done, total, () if done == total else (why,))

@@ -66,7 +66,7 @@ def multiply(
     bias: ir.Value | None,
     name: str,
 ) -> ir.Node:
-    """Multiply what is quantized already, and restore what comes of it."""
+    """Multiply the quantized tensors, and dequantize the product."""
     values, step, x_zero = x
     inputs = [values, weight, step, scale, x_zero, zero, bias]
     return ir.Node(CONTRIB, "MatMulIntegerToFloat", inputs, name=name)

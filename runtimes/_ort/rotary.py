@@ -22,10 +22,10 @@ from vlmedge.graphs.edit import producer, scalar
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What turns queries and keys.
+    """Rotary position embedding of queries and keys.
 
     Attributes:
-        frequencies: Of each pair, radians a position, float32 [width / 2].
+        frequencies: Frequency of each pair, radians a position, float32 [width / 2].
         factor: Multiplies cos and sin (YaRN has it), or 1.
     """
 
@@ -34,7 +34,7 @@ class Turn:
 
 
 def unturned(value: ir.Value) -> tuple[ir.Value, Turn] | None:
-    """Return what was turned, and by what; none where the graph does not look like the sketch."""
+    """Return the tensor before the rotation, and its `Turn`; none where the sketch does not fit."""
     total = producer(value, "Add")
     if total is None:
         return None
@@ -57,7 +57,7 @@ def _product(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _is_swap(value: ir.Value, x: ir.Value) -> bool:
-    """Tell whether a value is (-second half, first half) of x along its last axis."""
+    """Return whether a value is (-second half, first half) of x along its last axis."""
     joined = producer(value, "Concat")
     if joined is None or len(joined.inputs) != 2 or x.shape is None:
         return False

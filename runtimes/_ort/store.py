@@ -23,9 +23,10 @@ def make(bundle: Bundle, component: str, folder: Path, write: Callable[[Path], N
     """Make an engine; stale ones of the same component are removed from the bundle.
 
     Args:
-        bundle: Whose engine it is.
-        component: What it runs.
-        folder: Of the engine, `<name of the runtime>-<key>`; of two processes one puts it there.
+        bundle: The bundle that the engine belongs to.
+        component: The component that it runs.
+        folder: Folder of the engine, `<name of the runtime>-<key>`; if two processes make it, one
+            of them puts it there.
         write: Writes all its files into the folder that it is given.
 
     Raises:
@@ -40,7 +41,7 @@ def make(bundle: Bundle, component: str, folder: Path, write: Callable[[Path], N
         partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     except OSError as error:
         raise BundleError(
-            f"{folder} cannot be made: {error.strerror}: set VLMEDGE_CACHE to a folder that can"
+            f"{folder} cannot be made: {error.strerror}: set VLMEDGE_CACHE to a writable folder"
         ) from None
     try:
         write(partial)

@@ -39,7 +39,7 @@ class _Attention:
         inside: Whether the key's heads stand behind its tokens.
         value: As `query`.
         mask: Added to the scores, [batch or 1, heads or 1, tokens or 1, total], or none.
-        scale: Of the scores.
+        scale: Factor of the scores.
         out: [batch, heads, tokens, width].
     """
 
@@ -64,7 +64,7 @@ class _Cached:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """What became of a graph's attentions.
+    """Result of replacing a graph's attentions.
 
     Attributes:
         plain: How many became MultiHeadAttention.
@@ -196,7 +196,7 @@ def _layer(one: _Attention) -> _Cached | None:
 
 
 def _keeps(one: _Attention, state: set[str]) -> bool:
-    """Tell whether an attention reads a cache; one that is not in place stays spelt out."""
+    """Return whether an attention reads a cache; one that is not in place stays spelt out."""
     for value in (one.key, one.value):
         node = producer(_unrepeated(value))
         if node is not None and any(v is not None and v.name in state for v in node.inputs):
@@ -216,7 +216,7 @@ def _unrepeated(value: ir.Value) -> ir.Value:
 
 
 def _asks_for_past(graph: ir.Graph, past: set[str]) -> bool:
-    """Tell whether a node wants to know how long the past is, which the buffer does not tell."""
+    """Return whether a node needs the length of the past, which the buffer does not have."""
     for value in graph.inputs:
         if value.name not in past:
             continue
@@ -331,7 +331,7 @@ def _flat(
 
 
 def _is_product(node: ir.Node | None) -> bool:
-    """Tell whether a node makes scores: a product, scaled or not."""
+    """Return whether a node makes scores: a product, scaled or not."""
     if node is not None and node.op_type in ("Mul", "Div"):
         scaled = factored(node)
         node = None if scaled is None else producer(scaled[0])

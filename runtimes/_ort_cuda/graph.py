@@ -33,11 +33,11 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What an engine has opened of a component.
+    """Sessions that an engine has opened for a component.
 
     Attributes:
         session: On the device.
-        host: What makes masks and places, on the CPU; or none.
+        host: The session that makes masks and positions, on the CPU; or none.
         provider: Where `session` runs.
         records: Whether `session` can record runs.
         in_place: Whether the cache is in buffers.
@@ -55,10 +55,10 @@ class _Call:
     """Runs of one shape: their buffers on the device, bound once.
 
     Attributes:
-        binding: Of all.
-        inputs: What is written before a run.
-        outputs: What is read after it.
-        options: Of the run; they say which recording it is.
+        binding: Binding of all inputs and outputs.
+        inputs: Buffers that are written before a run.
+        outputs: Buffers that are read after a run.
+        options: Options of the run; they tell which recording it is.
     """
 
     binding: ort.IOBinding
@@ -123,7 +123,7 @@ class DeviceGraph(CheckedGraph):
         """Run with everything in buffers that stay, once a shape has come a second time.
 
         Args:
-            feeds: Of the session, but for its cache.
+            feeds: Inputs of the session, without its cache.
             bound: (a key, inputs, outputs) of what is bound already; nothing by default.
         """
         key = (bound[:1], tuple(value.shape for value in feeds.values() if not _is_held(value)))
@@ -243,8 +243,8 @@ class CachedGraph(DeviceGraph):
         tokens = total - self._used
         if tokens > 1 and self._used and batch > 1:
             raise InputError(
-                f"{self.component.name}: {tokens} tokens for each of {batch} rows after a past: "
-                "feed one row, or one token at a time"
+                f"{self.component.name}: {tokens} tokens for each of {batch} rows with a filled "
+                "cache: feed one row, or one token at a time"
             )
         outputs = self._step(others, batch, total, tokens)
         self._used = total
@@ -326,8 +326,8 @@ class CachedGraph(DeviceGraph):
                 return
             if self._used and batch != self._rows():
                 raise InputError(
-                    f"{self.component.name}: the cache has {self._rows()} rows, the feeds {batch}: "
-                    "reset first"
+                    f"{self.component.name}: the feeds have {batch} rows, the cache has "
+                    f"{self._rows()}: call reset first"
                 )
         capacity = max(CAPACITY_MIN, 1 << (total - 1).bit_length())
         kept = self._taken((batch, capacity)) if not self._used else None

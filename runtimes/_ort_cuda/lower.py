@@ -30,12 +30,12 @@ from .pack import pack
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """What became of a graph.
+    """Result of lowering a graph.
 
     Attributes:
         fused: Its attentions.
         weight_only: How many products keep their weights in 4 or 8 bits.
-        restored: How many get float16 weights when the graph is opened.
+        restored: How many get dequantized, float16 weights when the graph is opened.
         host: The part that runs on the host, or none.
         mask: The input that is the cached attentions' mask; empty where the device makes it.
     """

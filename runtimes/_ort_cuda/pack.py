@@ -11,7 +11,7 @@ from .attention import CONTRIB
 
 
 def pack(graph: ir.Graph, node: ir.Node, *, always: bool) -> ir.Node | None:
-    """Make MatMulNBits of a MatMul on a restored weight.
+    """Make MatMulNBits of a MatMul on a dequantized weight.
 
     Args:
         graph: Where the weight is registered; what is packed twice is packed once.

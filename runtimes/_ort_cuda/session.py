@@ -32,13 +32,13 @@ class Provider:
 
     Attributes:
         name: ONNX Runtime's.
-        device: What it calls the memory.
+        device: ONNX Runtime's name for its memory.
         options: The provider's own.
         behind: Providers that take what this one does not, the CPU's excepted.
         captures: Whether it records steps of one shape and plays them again (CUDA graphs).
-        needs: What to install where it is missing.
+        needs: How to install it, where it is missing.
         plugin: The package that brings it, where ONNX Runtime itself does not.
-        rounds: Whether it multiplies what a scheme has rounded as it is (explicit Q/DQ).
+        rounds: Whether it multiplies quantized tensors as they are (explicit Q/DQ).
     """
 
     name: str
@@ -82,8 +82,8 @@ def open_session(
     """Open a graph on a provider.
 
     Args:
-        graph: It; its weight files are named from `root`.
-        where: What it is called in errors.
+        graph: The graph; its weight files are named from `root`.
+        where: Name of the graph, for errors.
         provider: Where it runs.
         root: A folder.
         capture: Whether runs may be recorded; the session cannot be opened where they cannot.
@@ -97,7 +97,7 @@ def open_session(
         "session.model_external_initializers_file_folder_path": str(root.resolve()),
         "session.record_ep_graph_assignment_info": "1",
     }
-    if not provider.rounds:  # then rounded weights are restored once, when the graph is opened
+    if not provider.rounds:  # then weights are dequantized once, when the graph is opened
         entries["session.disable_quant_qdq"] = "1"
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
@@ -162,7 +162,7 @@ def strays(session: ort.InferenceSession, shapes: frozenset[str]) -> list[tuple[
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise BundleError(
-            f"onnxruntime {ort.__version__} does not tell where nodes run: update it to 1.24, or "
+            f"onnxruntime {ort.__version__} does not report where nodes run: update it to 1.24, or "
             "give --allow-fallback"
         )
     return [

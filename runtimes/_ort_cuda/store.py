@@ -50,7 +50,7 @@ def stored(
         bundle: Its bundle.
         component: Its name.
         engine: Whose; the first part of the folder's name.
-        version: Of the lowering: another one makes another engine.
+        version: Version of the lowering: another version makes another engine.
         lower: Takes the component's spec and its graph, which it rewrites, and returns the graph of
             the host or none.
     """

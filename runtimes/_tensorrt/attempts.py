@@ -18,7 +18,7 @@ FLOAT: Attempt = ("float32", ())
 
 
 def has_rival(job: Job) -> bool:
-    """Tell whether rounded activations have to show that they are faster than float16.
+    """Return whether quantized activations have to prove faster than float16.
 
     Not in 8.6, where a flag decides by layer.
     """
@@ -59,12 +59,12 @@ def _repairs(job: Job, partial: Path, *, plain: bool) -> Iterator[tuple[Restored
     if job.version < (10, 0) or is_typed(model):
         return
     if not fits_here(model):
-        job.note("too little memory to find what goes beyond float16")
+        job.note("too little memory to find the values that overflow float16")
         return
     try:
         from .half_repair import MARGINS, beyond_half, largest
     except ImportError as error:
-        job.note(f"what goes beyond float16 cannot be found: {error}")
+        job.note(f"the values that overflow float16 cannot be found: {error}")
         return
     title = f"{job.component.name}: looking for what goes beyond float16"
     with job.progress.step(title):

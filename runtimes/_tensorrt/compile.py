@@ -86,8 +86,8 @@ def compile_component(
     Args:
         job: The engine.
         partial: The folder to build in; it may hold timings.
-        profiles: What it is built for, `job.profiles` or some of their sizes.
-        precision: What float layers compute in.
+        profiles: Shapes that it is built for, `job.profiles` or some of their sizes.
+        precision: Number format that float layers compute in.
         exact: Nodes that stay float32, by the name of their first output.
         plain: Whether to leave out the rounding of a quantized graph.
         dla_core: The deep-learning accelerator that it is for, or none: the GPU.
@@ -108,7 +108,7 @@ def compile_component(
         raise BundleError(
             f"{component.name}: TensorRT {version[0]}.{version[1]} refuses {first.operator} "
             f"{first.node!r}: {first.problem}: {first.remedy}"
-            + (f" (and {more} more: vlmedge build --check-only)" if more else "")
+            + (f" (and {more} more: run vlmedge build --check-only)" if more else "")
         )
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
     memory = job.cuda.memory()
@@ -212,7 +212,7 @@ def _judge(name: str, partial: Path, code: int, scarce: bool, peak: int, free: i
     if result is not None:
         words = str(result.error)[:_LAST_WORDS]
         raise BundleError(
-            f"{name}: TensorRT cannot build it: {words}: vlmedge doctor looks for why"
+            f"{name}: TensorRT cannot build it: {words}: run `vlmedge doctor` to see why"
         )
     with contextlib.suppress(OSError):
         words = " ".join((partial / "build.log").read_text(errors="replace").split())

@@ -160,7 +160,7 @@ class RecordedGraph(TrtGraph):
         self._recorded_for = self._known(given)
 
     def _set_up(self, given: Mapping[str, Any]) -> None:
-        """Tell the context shapes and places; whoever changes them spoils its recording.
+        """Set the context's shapes and addresses; changing them later spoils its recording.
 
         Source: "Modifying the context from which the graph was captured will cause undefined
         behaviors", NVIDIA's guide. So plain runs have a context apart from this one.
@@ -266,7 +266,7 @@ class RecordedGraph(TrtGraph):
 
 
 def recordable(graph: TrtGraph) -> bool:
-    """Tell whether a component has steps that can be recorded: a cache that grows, with room."""
+    """Return whether a component has steps that can be recorded: a cache that grows, with room."""
     component = graph.component
     state = {into for _, into in component.state}
     grown = all("past" in spec.shape for spec in component.inputs if spec.name in state)
@@ -309,7 +309,7 @@ def repeated(component: Component, arrays: Mapping[str, Array], rows: int) -> di
 def proven(
     scheme: str, plain: list[dict[str, Array]], played: list[dict[str, Array]]
 ) -> ComponentParity:
-    """Hold played steps against plain ones."""
+    """Compare played steps with plain ones."""
     return worst(
         [
             compare("steps", scheme, expected[name], got[name])

@@ -36,7 +36,7 @@ def sum_in_float(graph: ir.Graph, node: ir.Node, dtype: ir.DataType) -> None:
 
 
 def is_over_last_axis(node: ir.Node) -> bool:
-    """Tell whether a CumSum gives the sum of x[0] to x[t] for each t of the last axis."""
+    """Return whether a CumSum gives the sum of x[0] to x[t] for each t of the last axis."""
     x, axis = node.inputs
     assert x is not None and axis is not None
     constant = ir.convenience.get_const_tensor(axis)

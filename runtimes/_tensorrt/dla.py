@@ -51,7 +51,7 @@ def choose_core(job: Job) -> int | None:
         return None
     why = _missing(job.trt, job.cuda)
     if not why and auto and (share := _convolutions(job)) < CONVOLUTIONS:
-        why = f"{share:.0%} of its products' weights are convolutions, a DLA has no others"
+        why = f"{share:.0%} of its products' weights are convolutions, and a DLA runs no others"
     if why:
         job.note(f"built for the GPU alone: {why}")
         return None
@@ -73,7 +73,7 @@ def refuse_without(
     if not any(is_tower(component) for component in components):
         names = ", ".join(component.name for component in components)
         raise InputError(
-            f"{names}: no vision tower of fixed sizes: a DLA takes no others, leave --dla out"
+            f"{names}: none is a vision tower of fixed sizes, as a DLA needs: leave --dla out"
         )
 
 
@@ -89,7 +89,7 @@ def build(job: Job, partial: Path, core: int) -> Outcome:
     graph = TrtGraph(job.trt, job.cuda, job.component, plan.read_bytes(), built_for, plan, core)
     try:
         if output := not_finite(graph, job.probe):
-            raise BundleError(f"{output} is nan or inf in its float16")
+            raise BundleError(f"{output} is nan or inf in the DLA's float16")
         verdict = judge(job.bundle, graph, "float16", job.probe)
     finally:
         graph.close()
@@ -105,14 +105,14 @@ def fixed(built_for: tuple[Profile, ...]) -> tuple[Profile, ...]:
 
 
 def is_tower(component: Component) -> bool:
-    """Tell whether a component reads pictures, keeps nothing, and has no axis but the batch."""
+    """Return whether a component reads pictures, keeps nothing, and has no axis but the batch."""
     axes = {a for tensor in component.inputs for a in tensor.shape if isinstance(a, str)}
     pictures = [t for t in component.inputs if len(t.shape) == 4 and np.dtype(t.dtype).kind == "f"]
     return bool(pictures) and not component.state and not component.slots and axes <= {"batch"}
 
 
 def _missing(trt: Any, cuda: Cuda) -> str:
-    """Say what is not there: a version that has DLAs, or a board."""
+    """Return what is missing: a TensorRT version or a board that has DLAs."""
     if not has_dla(trt.__version__):
         return f"TensorRT {trt.__version__} has no DLA ({DLA_VERSIONS} have)"
     heard: list[str] = []

@@ -125,7 +125,7 @@ class TrtGraph(CheckedGraph):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        """Run the engine once; state goes in and comes out as places on the GPU."""
+        """Run the engine once; state goes in and comes out as addresses on the GPU."""
         if self._contexts is None:
             raise RuntimeError(f"{self.component.name} is closed")
         self._heard.clear()
@@ -291,12 +291,13 @@ class TrtGraph(CheckedGraph):
             if low < _INT32.min or high > _INT32.max:
                 worst = low if low < _INT32.min else high
                 raise InputError(
-                    f"{self.component.name}: {name!r} holds {worst}: this TensorRT takes int32"
+                    f"{self.component.name}: {name!r} holds {worst}: this TensorRT takes values "
+                    "of int32 only"
                 )
         return np.ascontiguousarray(array, dtype)
 
     def _last_words(self) -> str:
-        return " ".join(" ".join(self._heard[-2:]).split())[:300] or "it gives no reason"
+        return " ".join(" ".join(self._heard[-2:]).split())[:300] or "no reason given"
 
 
 def read_profiles(stored: Sequence[Mapping[str, str]]) -> tuple[Profile, ...]:

@@ -41,9 +41,9 @@ def largest(component: Component, model: ir.Model, probe: Probe, folder: Path) -
     """Run a float32 graph on what the probe has; return every float value's largest |number|.
 
     Args:
-        component: What the graph is of.
-        model: It gets meters, and is of no use afterwards.
-        probe: What to feed.
+        component: The graph's component.
+        model: The float32 graph; it gets outputs for measuring and cannot be used afterwards.
+        probe: Inputs to feed.
         folder: Where the graph may be written for a moment.
     """
     names = _meter(model)
@@ -64,7 +64,7 @@ def beyond_half(model: ir.Model, found: Mapping[str, float], margin: float) -> t
 
     Args:
         model: The graph as it is lowered, before meters or float16.
-        found: What `largest` gave.
+        found: Result of `largest`.
         margin: A share of float16's largest number.
     """
     beyond = []
@@ -143,5 +143,5 @@ def _mask(graph: ir.Graph) -> None:
 
 
 def _is_constant(node: ir.Node) -> bool:
-    """Tell whether a node's outputs hang on no input: weights on their way."""
+    """Return whether a node's outputs hang on no input: weights on their way."""
     return all(value is None or value.is_initializer() for value in node.inputs)

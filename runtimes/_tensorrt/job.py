@@ -22,12 +22,12 @@ class Job:
     """One engine to be built.
 
     Attributes:
-        bundle: Whose component it is of.
+        bundle: The bundle with the component.
         component: Which.
         trt: TensorRT.
         cuda: The GPU.
         options: How it is asked for.
-        probe: What it is tried on.
+        probe: Inputs that the engine is tried on.
         progress: Watches.
     """
 

@@ -75,7 +75,7 @@ def lint(component: str, model: ir.Model, version: Version, *, cached: bool) -> 
 
 
 def _has_int4(model: ir.Model) -> bool:
-    """Tell whether a graph needs opset 21, where DequantizeLinear has blocks.
+    """Return whether a graph needs opset 21, where DequantizeLinear has blocks.
 
     Parsers before 10.6 read it too: "Added support for INT4 quantization" is in the change log of
     10.0. What else opset 21 changed is GroupNormalization, which came with 10.9.
@@ -88,7 +88,7 @@ def _has_int4(model: ir.Model) -> bool:
 
 def _problems(node: ir.Node, table: Operators, cached: bool) -> Iterator[Problem]:
     if node.domain:
-        yield f"domain {node.domain!r} is no standard ONNX", "write it in standard operators"
+        yield f"domain {node.domain!r} is not standard ONNX", "write it in standard operators"
         return
     if node.op_type not in table.types:
         yield "its parser has no such operator", "decompose it (runtimes/_tensorrt/lower.py)"
@@ -139,7 +139,7 @@ def _quantization(node: ir.Node, version: Version) -> Iterator[Problem]:
             yield "its zero point is not 0", "quantize symmetrically"
     factors = _constant(scale)
     if factors is None:
-        yield "its scale is no constant", "calibrate before export"
+        yield "its scale is not a constant", "calibrate before export"
         return
     if not (np.isfinite(factors) & (factors > 0)).all():
         yield "its scale has values that are not above 0", "calibrate again"
@@ -161,7 +161,7 @@ def _quantization(node: ir.Node, version: Version) -> Iterator[Problem]:
     if quantizes:
         others = [u.node for u in node.outputs[0].uses() if u.node.op_type != "DequantizeLinear"]
         if others:
-            yield f"{others[0].op_type} takes its integers", "put DequantizeLinear behind it"
+            yield f"{others[0].op_type} reads its integers", "put DequantizeLinear behind it"
     elif not held and not rounded:
         yield "its input is neither constant nor quantized", "put QuantizeLinear before it"
 
@@ -178,9 +178,9 @@ def _axis(node: ir.Node, x: ir.Value | None, scales: int) -> Iterator[Problem]:
 def _attention(node: ir.Node, version: Version, cached: bool) -> Iterator[Problem]:
     """Attention as 10.14 to 11.2 read it; before 11.0 a causal mask begins at the upper left."""
     if any(_input(node, i) is not None for i in (4, 5, 6)) or len(node.outputs) > 1:
-        yield "past, present and lengths are not read", "concatenate the cache before it"
+        yield "past, present and lengths are not supported", "concatenate the cache before it"
     if node.attributes.get_float("softcap", 0.0):
-        yield "softcap is not read", "decompose it"
+        yield "softcap is not supported", "decompose it"
     for value in list(node.inputs)[:3]:
         if value is not None and value.shape is not None and len(value.shape) != 4:
             yield "Q, K and V must have 4 axes", "split the heads before it"
@@ -192,15 +192,15 @@ def _attention(node: ir.Node, version: Version, cached: bool) -> Iterator[Proble
 
 def _layer_norm(node: ir.Node, version: Version, cached: bool) -> Iterator[Problem]:
     if any(output.uses() or output.is_graph_output() for output in list(node.outputs)[1:]):
-        yield "only its first output is there", "compute mean and deviation apart"
+        yield "only its first output is supported", "compute mean and deviation apart"
 
 
 def _resize(node: ir.Node, version: Version, cached: bool) -> Iterator[Problem]:
     mode = node.attributes.get_string("mode", "nearest")
     if mode not in ("nearest", "linear"):
-        yield f"mode {mode!r} is not there: nearest and linear are", "resize before the graph"
+        yield f"mode {mode!r} is not supported: nearest and linear are", "resize before the graph"
     if node.attributes.get_int("antialias", 0):
-        yield "antialias is not there", "resize before the graph"
+        yield "antialias is not supported", "resize before the graph"
 
 
 def _top_k(node: ir.Node, version: Version, cached: bool) -> Iterator[Problem]:
@@ -218,7 +218,7 @@ def _tensor_scatter(node: ir.Node, version: Version, cached: bool) -> Iterator[P
 
 def _shape(node: ir.Node, version: Version, cached: bool) -> Iterator[Problem]:
     if {"start", "end"} & set(node.attributes):
-        yield "it may give all axes, not those from start to end", "slice the whole shape"
+        yield "start and end are not supported: it gives all axes", "slice the whole shape"
 
 
 _RULES: dict[str, Callable[[ir.Node, Version, bool], Iterator[Problem]]] = {

@@ -57,7 +57,7 @@ def lower(
     Args:
         model: A portable graph; its weights are not read, but for scales.
         version: TensorRT's.
-        precision: What float layers compute in.
+        precision: Number format that float layers compute in.
         state: Pairs (output, the input that it becomes) that never leave the device; they become
             float16 too.
         exact: Nodes that stay float32, by the name of their first output.
@@ -189,7 +189,7 @@ def _weights_in_float(graph: ir.Graph) -> bool:
 
         W int8 -> DequantizeLinear    =>    W float32 -> QuantizeLinear -> DequantizeLinear
 
-    Without rounded activations there is no integer product, and W float32 is all that is left.
+    Without quantized activations there is no integer product, and only W in float32 is left.
     """
     stored = [
         (node, source)
@@ -219,7 +219,7 @@ def _weights_in_float(graph: ir.Graph) -> bool:
 
 
 def _is_beside_rounded(node: ir.Node, weight: ir.Value) -> bool:
-    """Tell whether all that a node reads beside a weight comes from DequantizeLinear."""
+    """Return whether all that a node reads beside a weight comes from DequantizeLinear."""
     others = [value for value in node.inputs if value is not None and value is not weight]
     producers = [value.producer() for value in others]
     return bool(others) and all(

@@ -79,7 +79,7 @@ def names(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Operators:
-    """What the parser of one version reads.
+    """Operators and types that the parser of one version reads.
 
     Attributes:
         version: (major, minor).
@@ -97,7 +97,7 @@ def version_of(text: str) -> Version:
     """Read "10.3", "10.13.3.9", "11" or "11.x"; refuse what no table is there for."""
     match = re.fullmatch(r"(\d+)(?:\.(\d+|x)(?:\.\w+)*)?", text.strip())
     if match is None:
-        raise InputError(f"TensorRT {text!r}: it is no version: give one like {', '.join(KNOWN)}")
+        raise InputError(f"TensorRT {text!r} is not a version: give one like {', '.join(KNOWN)}")
     major, minor = int(match[1]), match[2]
     version = (major, int(minor) if minor and minor != "x" else 0)
     if major == 8 and minor in (None, "x"):

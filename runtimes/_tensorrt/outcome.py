@@ -28,15 +28,16 @@ class Restored(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came out of a build.
+    """Result of a build.
 
     Attributes:
-        computed_in: What its float layers compute in.
-        restored: The nodes of a float16 engine that compute in float32 all the same.
+        computed_in: Number format that its float layers compute in.
+        restored: Nodes of a float16 engine that compute in float32, since they overflowed.
         level4: What it gives on this device, against its portable graph.
-        dropped: What was built too and is not used, with its ms: "int8", "GPU" beside a DLA.
+        dropped: Variants that were built too and are not used, with their ms: "int8", "GPU" beside
+            a DLA.
         records: Whether steps are recorded and played, which was equal and faster here.
-        dla_core: Which deep-learning accelerator it is for, or none: the GPU.
+        dla_core: Number of the deep-learning accelerator that it is for, or none: the GPU.
     """
 
     computed_in: Precision

@@ -67,7 +67,7 @@ def refuse_unknown_axes(spec: ModelSpec, overrides: Mapping[str, AxisRange]) -> 
     known = sorted({a for c in spec.components for a in _named(c)} - {"total"})
     for axis in overrides:
         if axis not in known:
-            raise InputError(f"no axis {axis!r}: give a range of {', '.join(known)}")
+            raise InputError(f"no axis {axis!r}: choose from {', '.join(known)}")
 
 
 def shapes(component: Component, profile: Profile) -> dict[str, tuple[Shape, Shape, Shape]]:

@@ -27,7 +27,7 @@ class Room:
             cuda: The GPU.
             tensors: How many there are.
             heads: Rows of each for one text.
-            position_bytes: What one position of one row takes.
+            position_bytes: Bytes of one position of one row.
         """
         self.position_bytes = position_bytes
         self.rows = self.capacity = 0

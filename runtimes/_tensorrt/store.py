@@ -54,7 +54,7 @@ class Identity(msgspec.Struct, frozen=True):
         gpu: The GPU's name.
         compute_capability: Its compute capability.
         platform: Operating system and processor.
-        precision: What its float layers were asked to compute in.
+        precision: Number format that its float layers were asked to compute in.
         profiles: Ranges of the named axes, as MIN:OPT:MAX.
         level: The builder's optimization level, or its default.
         workspace_mib: The workspace that was asked for, or the default.
@@ -93,13 +93,13 @@ def identify(
     profiles: tuple[Mapping[str, AxisRange], ...],
     options: BuildOptions,
 ) -> Identity:
-    """Say what an engine of a component would be, here and now.
+    """Return the identity of a component's engine, built here and now.
 
     Args:
         bundle: Its bundle.
         component: Its name.
         machine: TensorRT's version, the GPU's name and compute capability.
-        profiles: What it is built for.
+        profiles: Shapes that it is built for.
         options: How.
     """
     graph = bundle.graph_file(component).read_bytes()
@@ -197,10 +197,10 @@ def store(
 
     Args:
         partial: The folder.
-        bundle: What the engine is of.
-        identity: What it was made from and for.
+        bundle: The bundle that the engine belongs to.
+        identity: The inputs and the device that it was built for.
         options: How it was asked for.
-        outcome: What came out.
+        outcome: Result of the build.
     """
     plan = partial / PLAN
     record = {
@@ -242,7 +242,7 @@ def workshop(engines: Path, component: str, waiting: Callable[[], None]) -> Iter
 
     Args:
         engines: Where engines are.
-        component: What is built.
+        component: The component to build.
         waiting: Called once when another process builds it just now.
 
     Raises:
@@ -261,7 +261,7 @@ def workshop(engines: Path, component: str, waiting: Callable[[], None]) -> Iter
                 shutil.rmtree(partial, ignore_errors=True)
     except PermissionError as error:
         raise BundleError(
-            f"{engines} cannot be written: {error.strerror}: set VLMEDGE_CACHE to a folder that can"
+            f"{engines} cannot be written: {error.strerror}: set VLMEDGE_CACHE to a writable folder"
         ) from None
 
 

@@ -20,7 +20,7 @@ class Library:
     """A library that has a source's kernels.
 
     Attributes:
-        name: What follows "lib".
+        name: Its file name after "lib".
         create: Its function that makes a handle; 0 is success.
         destroy: The function that frees it.
         releases: The major versions that TensorRT 8.6 and newer were made for.
@@ -68,7 +68,7 @@ def leave_out_unusable(
 
 
 def is_usable(library: Library, mapped: Path = Path("/proc/self/maps")) -> bool:
-    """Tell whether a library loads and makes a handle for this machine's GPU."""
+    """Return whether a library loads and makes a handle for this machine's GPU."""
     for file in _files(library, mapped):
         with contextlib.suppress(OSError, AttributeError):  # not there; not what it is called
             opened = ctypes.CDLL(file)

@@ -17,7 +17,7 @@ from vlmedge.graphs.edit import promise
 
 
 def is_rounded(model: ir.Model) -> bool:
-    """Tell whether activations are rounded; weights alone are, to save memory."""
+    """Return whether activations are quantized; weights alone are quantized to save memory."""
     return any(node.op_type == "QuantizeLinear" for node in model.graph)
 
 

@@ -55,7 +55,7 @@ def load(root: Path = Path("/")) -> Any:
 
 
 def how_to_get(root: Path) -> str:
-    """Say how to get TensorRT on this JetPack, or on a desktop."""
+    """Return how to get TensorRT on this JetPack, or on a desktop."""
     release = root / "etc/nv_tegra_release"
     try:
         text = release.read_text(encoding="utf-8")
@@ -76,8 +76,11 @@ def how_to_get(root: Path) -> str:
             f"`python{python} -m venv --system-site-packages ENV`"
         )
     if any((root / "usr/lib").glob("python3*/dist-packages/tensorrt")):
-        return "JetPack's is there: make the environment with `venv --system-site-packages`"
-    return "sudo apt install python3-libnvinfer (not from PyPI: its packages are no JetPack's)"
+        return (
+            "JetPack's is outside this environment: make one with "
+            f"`python{python} -m venv --system-site-packages ENV`"
+        )
+    return "sudo apt install python3-libnvinfer (not from PyPI: those packages are not JetPack's)"
 
 
 def version(trt: Any) -> Version:
@@ -94,7 +97,7 @@ def dtype_of(trt: Any, dtype: Any) -> np.dtype[Any]:
 
 
 def is_typed(trt: Any, *, dla: bool) -> bool:
-    """Tell whether the types of a graph count, and not flags; see the table above."""
+    """Return whether the types of a graph count, and not flags; see the table above."""
     return version(trt)[0] >= (11 if dla else 10)
 
 

@@ -30,7 +30,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, m
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What to compile.
+    """A graph to compile, and how.
 
     Attributes:
         graph: The ONNX file; its weights are found from its path.
@@ -55,7 +55,7 @@ class Result(msgspec.Struct, frozen=True):
     """How it went.
 
     Attributes:
-        error: What TensorRT said, or none.
+        error: TensorRT's message, or none.
         memory: Whether it was memory that there was too little of.
         disk: Whether it was the disk.
     """
@@ -75,7 +75,7 @@ def compile_graph(
     """Return the plan and the timing cache.
 
     Raises:
-        RuntimeError: TensorRT refuses; the message is what it said.
+        RuntimeError: TensorRT refuses, with its own message.
     """
     heard: list[str] = []
     try:

@@ -251,7 +251,9 @@ def test_mpt_of_another_attention_is_refused(
 @pytest.mark.parametrize("name", ["frame_embs", "media_time_embs"])
 def test_perceiver_for_videos_is_refused(neox: Path, name: str) -> None:
     rewrite(neox / WEIGHTS, lambda found: {**found, f"perceiver.{name}": torch.zeros(2, 24)})
-    with pytest.raises(CheckpointError, match=f"'perceiver.{name}' is of a Perceiver for videos"):
+    with pytest.raises(
+        CheckpointError, match=f"'perceiver.{name}' belongs to a Perceiver for videos"
+    ):
         FAMILY.open(neox)
 
 

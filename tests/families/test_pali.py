@@ -188,7 +188,7 @@ def test_picture_and_question_both_count(parts: Path, tmp_path: Path) -> None:
             "its text part is 't5': choose one of mt5",
         ),
         ({"vision": None, "vision_config": {}}, "its vision part is None: choose one of siglip"),
-        ({"text": None}, "says nothing of its text part: give a 'preset', a 'text_config', or"),
+        ({"text": None}, "does not describe its text part: give a 'preset', a 'text_config', or"),
         ({"text": None, "preset": "5B"}, "preset is '5B': choose from 3B, 15B, 17B"),
         ({"text": None, "preset": ["3B"]}, r"preset is \['3B'\]: choose from 3B, 15B, 17B"),
         ({"prompts": {"detect": "x"}}, "prompts is .*: give texts for caption, ask"),

@@ -41,7 +41,9 @@ def test_labels_are_transformers(case: Case, images: list[Image.Image]) -> None:
         assert ranking[0][0] == names[int(theirs.argmax())]
         ours = [dict(ranking)[names[i]] for i in range(len(names))]
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
-    with pytest.raises(InputError, match="has a closed head with labels of its own: give none"):
+    with pytest.raises(
+        InputError, match="has a closed head with labels of its own: leave labels out"
+    ):
         case.model.classify(images, ["a", "b"])
 
 

@@ -326,7 +326,7 @@ def test_bundle_that_does_not_fit_is_refused_before_it_runs(
         (
             {"name": "x", "task": "classify", "bundle": "a"},
             ranker,
-            "step 'x': .* has no labels of its own: give some",
+            "step 'x': .* has no labels of its own: give labels",
         ),
     ):
         with pytest.raises(VlmEdgeError, match=message):
@@ -361,13 +361,13 @@ def test_command_prints_what_is_kept(
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     ran = vlmedge("compose", "capfilt", pictures[0], broken, pictures[1], *every)
-    assert ran.code == 1 and "broken.png is in no format" in ran.err
+    assert ran.code == 1 and "broken.png is in a format that Pillow cannot read" in ran.err
     assert "1 of 3 pictures have no texts: see above" in ran.err
     assert {line.split(": ")[0] for line in ran.out.splitlines()} == set(map(str, pictures[:2]))
     ran = vlmedge("compose", "capfilt", pictures[0], broken, *every, "--json")
     found = json.loads(ran.out)
     assert found[0]["texts"] == [{"text": t, "score": s} for t, s in expected]
-    assert "in no format" in found[1]["error"]
+    assert "in a format that Pillow cannot read" in found[1]["error"]
     ran = vlmedge("compose", "capfilt", pictures[0], *given, "--set", "kept.at_least=2")
     assert (ran.code, ran.out) == (0, "") and f"{pictures[0]}: no text is left" in ran.err
 

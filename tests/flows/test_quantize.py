@@ -511,7 +511,7 @@ def pictures_folder(tmp_path: Path) -> Path:
 def test_picture_that_cannot_calibrate_is_named(clip_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (2000, 1)).save(tmp_path / "pictures" / "thin.png")
-    with pytest.raises(InputError, match=r"pictures/thin\.png: sides of 2000 x 1 pixels"):
+    with pytest.raises(InputError, match=r"pictures/thin\.png: image of 2000 x 1 pixels"):
         quantize(clip_bundle, "int8", tmp_path / "b", calibrate=tmp_path / "pictures", check=False)
     assert not (tmp_path / "b").exists()
 

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: the rows of its table, and the panels of its plot."""
+"""The values of a benchmark: the rows of its table, and the panels of its plot."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Line(NamedTuple):
 
     Attributes:
         title: With its unit.
-        of: A side's figure.
-        better: Which one is.
-        unit_ms: What a latency is counted in.
+        of: Function that takes the value from a side.
+        better: Whether lower or higher is better.
+        unit_ms: Milliseconds in one unit of a latency.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
 
 def lines(result: BenchResult) -> Iterator[Line]:
-    """Yield what the first side has figures of."""
+    """Yield the lines for which the first side has a value."""
     ours = result.sides[0]
     for name in ours.components:
         yield Line(f"{name}, ms", partial(_component, name=name))

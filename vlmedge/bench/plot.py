@@ -1,4 +1,4 @@
-"""The plot of a benchmark: a panel for each figure, a bar for each side; ours is in colour."""
+"""The plot of a benchmark: a panel for each value, a bar for each side; ours is in colour."""
 
 from __future__ import annotations
 

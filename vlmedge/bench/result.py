@@ -30,13 +30,13 @@ class Latency(Data, frozen=True):
 
 
 class Energy(Data, frozen=True):
-    """What the whole machine used, idle power included, while one side ran alone.
+    """Energy of the whole machine, idle power included, while one side ran alone.
 
     Attributes:
-        task: What was run, again and again.
-        joules_per_item: For one answer.
-        watts: The mean.
-        items: How many answers.
+        task: The task that was run, again and again.
+        joules_per_item: Energy of one answer.
+        watts: Mean power.
+        items: Number of answers.
     """
 
     task: str
@@ -50,17 +50,18 @@ class Side(Data, frozen=True):
 
     Attributes:
         name: "ort int8", "torch float32", ...
-        components: Batch 1; a decoder has two, the prompt's run and one token's.
-        end_to_end: By task, from a decoded picture (and a text) to the answer; tasks that run the
-            same components are there once.
-        first_token: From a decoded picture to the first token, or none.
-        tokens_per_s: After the first token, greedy; or none.
-        start_cold: From the start of a process to its first answer, or first token, without what
-            the engine keeps of a bundle; or none. Files may be in the system's memory.
-        start_warm: The same, once the engine has it.
-        peak_memory_mib: Of the whole process, or none where the system does not tell.
-        energy: Or none where the machine does not tell.
-        error: Why there are no figures, or none.
+        components: Latencies at batch 1; a decoder has two, the prompt's run and one token's.
+        end_to_end: Latencies by task, from a decoded picture (and a text) to the answer; tasks that
+            run the same components are there once.
+        first_token: Latency from a decoded picture to the first token, or none.
+        tokens_per_s: Speed after the first token, greedy; or none.
+        start_cold: Time from the start of a process to its first answer, or first token, without
+            the engine's cache for the bundle; or none. Files may be in the system's memory.
+        start_warm: The same, with that cache.
+        peak_memory_mib: Peak memory of the whole process, or none where the system does not report
+            it.
+        energy: Energy, or none where the machine does not report it.
+        error: Why there are no measurements, or none.
     """
 
     name: str
@@ -76,13 +77,13 @@ class Side(Data, frozen=True):
 
 
 class Board(Data, frozen=True):
-    """What kind of machine it is, beyond its processor.
+    """Kind of machine, beyond its processor.
 
     Attributes:
         device: Its name in `vlmedge list`, or none.
-        model: What the device tree calls it, or none.
+        model: The board's name in the device tree, or none.
         jetpack: Its release, or none.
-        power_mode: Of a Jetson, or none.
+        power_mode: Power mode of a Jetson, or none.
         gpus: As nvidia-smi names them, with their driver.
     """
 
@@ -94,7 +95,7 @@ class Board(Data, frozen=True):
 
 
 class BenchResult(Data, frozen=True):
-    """What `bench` found; the bundle's own side is the first.
+    """Result of `bench`; the bundle's own side is the first.
 
     Attributes:
         format: Version of this layout.
@@ -107,10 +108,10 @@ class BenchResult(Data, frozen=True):
         alternated: Whether the sides took turns; otherwise one ran after the other.
         prompt_tokens: Length of the decoder's prompt, soft prompt included, or none.
         new_tokens: How many it wrote in each round, or none.
-        energy_source: What tells energy, or why nothing does.
+        energy_source: The sensors that energy was read from, or why there are none.
         no_cold_start: Why the first side has no cold start, or none.
-        machine: What it ran on.
-        board: The same, as the catalogue has it.
+        machine: The machine that it ran on.
+        board: The same machine, as the catalogue has it.
         sides: One for each engine.
     """
 

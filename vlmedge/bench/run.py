@@ -46,10 +46,10 @@ def bench(
     """Measure a bundle, and PyTorch in float32 and bfloat16 beside it if asked.
 
     Args:
-        bundle: What to measure.
+        bundle: The bundle to measure.
         against: The checkpoint that it came from, or none.
         progress: Watches.
-        engine: What runs the bundle.
+        engine: The engine that runs the bundle.
         root: The folder that stands for /, where the machine tells its board and its energy.
     """
     folder = None if against is None else resolve(against, progress).folder

@@ -29,10 +29,10 @@ class Worker:
 
     Attributes:
         name: "ort int8", "torch float32", ...
-        bundle: What it runs.
+        bundle: The bundle that it runs.
         checkpoint: Where PyTorch reads weights, or none: an engine runs the bundle.
         how: The engine, or PyTorch's dtype.
-        threads: What it may take.
+        threads: How many threads it may use.
         command: Starts the process; its task is the last word.
     """
 

@@ -140,7 +140,7 @@ class Side:
 def peak_memory_mib() -> float | None:
     """Return the most memory that this process has had.
 
-    Not getrusage: its figure begins with that of the process that started this one.
+    Not getrusage: its value begins with that of the process that started this one.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -56,7 +56,7 @@ class Bundle:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is made of."""
+        """The model's spec, from the manifest."""
         return self.manifest.spec
 
     @property
@@ -154,7 +154,7 @@ def _verify(path: Path, manifest: Manifest, thorough: bool) -> None:
     for name in _used(manifest):
         if name not in known:
             raise BundleError(
-                f"{path}: {name!r} is used and is not among the manifest's files: do not use it"
+                f"{path}: {name!r} is used but not listed in the manifest: do not use this bundle"
             )
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
@@ -184,7 +184,7 @@ def readers(path: Path, manifest: Manifest, file: str) -> list[str]:
 
 
 def _readers(path: Path, manifest: Manifest, file: str) -> str:
-    """Say whom a broken file concerns, if that is more than one component."""
+    """Return a note of the components that a broken file concerns, if more than one."""
     found = readers(path, manifest, file) if file.endswith(".bin") else []
     return f" (weights of {', '.join(found)})" if len(found) > 1 else ""
 

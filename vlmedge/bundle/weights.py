@@ -75,7 +75,7 @@ class _Place:
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """What the header of a file says of one tensor."""
+    """A tensor's entry in the header of a file."""
 
     dtype: str
     shape: tuple[Size, ...]
@@ -121,7 +121,7 @@ class SafeWeights:
         begin = place.offset_bytes + first * dtype.itemsize
         flat = np.fromfile(place.file, dtype, count, offset=begin)
         if flat.size != count:
-            raise CheckpointError(f"{place.file}: it ends inside {name!r}: download it again")
+            raise CheckpointError(f"{place.file} ends inside {name!r}: download it again")
         if place.dtype == "BF16":
             wide = flat.astype(np.uint32)
             wide <<= 16  # in place: a vocabulary's table is gigabytes
@@ -132,7 +132,7 @@ class SafeWeights:
 def finite(name: str, flat: Array) -> Array:
     """Refuse NaN; min carries it, at one pass and no copy."""
     if flat.size and np.isnan(flat.min()):
-        raise CheckpointError(f"weight {name!r} has NaN: the checkpoint is broken")
+        raise CheckpointError(f"weight {name!r} has NaN values: choose another checkpoint")
     return flat
 
 
@@ -142,7 +142,7 @@ def _header(file: Path) -> dict[str, _Place]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise CheckpointError(f"{file} is no safetensors file: download it again")
+            raise CheckpointError(f"{file} is not a safetensors file: download it again")
         try:
             entries = json.loads(stream.read(length))
             entries.pop("__metadata__", None)
@@ -153,7 +153,7 @@ def _header(file: Path) -> dict[str, _Place]:
     for name, entry in found.items():
         begin, end = entry.data_offsets
         if 8 + length + end > size:
-            raise CheckpointError(f"{file}: it ends inside {name!r}: download it again")
+            raise CheckpointError(f"{file} ends inside {name!r}: download it again")
         if entry.dtype not in _DTYPES:
             raise CheckpointError(
                 f"{file}: {name!r} is {entry.dtype}: only {', '.join(_DTYPES)} are read"

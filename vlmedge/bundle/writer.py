@@ -32,7 +32,9 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     except OSError as error:
-        raise BundleError(f"{out} cannot be made: {error.strerror}") from None
+        raise BundleError(
+            f"{out} cannot be made ({error.strerror}): give another folder with --out"
+        ) from None
     with terminate_as_interrupt():
         try:
             yield partial
@@ -46,12 +48,12 @@ def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def refuse_full_disk(error: OSError, folder: Path, instead: str) -> None:
-    """Say in one line that the disk is full, if that is what `error` means.
+    """Raise a one-line error if `error` means that the disk is full.
 
     Args:
-        error: What writing raised; numpy's tofile says only "N requested and M written".
-        folder: What was being written.
-        instead: What to do besides freeing some space.
+        error: The exception from writing; numpy's tofile only reports "N requested and M written".
+        folder: The folder that was being written.
+        instead: Advice beside freeing some space.
     """
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if error.errno not in full and not (error.errno is None and "requested and" in str(error)):

@@ -34,7 +34,7 @@ class Checkpoint:
         folder: Hugging Face layout.
         id: Built-in name, hub id or folder name.
         revision: Commit on the hub, or none.
-        name: What output folders are called after.
+        name: Name that output folders get.
         built_in: Whether it ships with vlmedge.
     """
 
@@ -79,7 +79,7 @@ def resolve(
     """Find a checkpoint: built-in name, local folder, alias or hub id, in this order.
 
     Args:
-        name: What the user gave.
+        name: The name or path that the user gave.
         progress: Watches a download.
         allow_pickle: Fetch .bin weights too.
         config_only: Fetch config.json alone.
@@ -115,7 +115,7 @@ def family_of(folder: Path) -> str:
     except OSError:
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json") from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is no JSON: download it again") from None
+        raise CheckpointError(f"{file} is not valid JSON: download it again") from None
     return FAMILIES.covering(config, file, "architecture")
 
 

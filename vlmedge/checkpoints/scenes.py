@@ -157,7 +157,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is in a scene, before it is drawn.
+    """Contents of a scene, before it is drawn.
 
     Attributes:
         things: in reading order: the left one first, or the upper one.

@@ -30,12 +30,12 @@ BUILT_INS = Path(__file__).parent
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands in a file, before each step is looked at.
+    """Contents of a file, before each step is looked at.
 
     Attributes:
         steps: Each with its name, its task and that task's words.
         bundles: Folders by their names, seen from the file; none where it is to be given.
-        about: What it is for, for those who read it.
+        about: Its purpose, for those who read it.
         schema: Where editors find the JSON Schema.
     """
 

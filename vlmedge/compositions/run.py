@@ -37,8 +37,8 @@ class Composed:
         """Refuse a bundle that does not fit its steps; no graph is opened.
 
         Args:
-            composition: What is done.
-            models: By the composition's names.
+            composition: The steps to run.
+            models: Models by their names in the composition.
             low_memory: Whether a bundle's components are closed after each of its steps.
         """
         self.composition = composition
@@ -182,5 +182,5 @@ def compose(
 
 
 def _of(step: Step, error: VlmEdgeError) -> VlmEdgeError:
-    """Say which step it was."""
+    """Return the error with the step's name."""
     return type(error)(f"step {step.name!r}: {error}")

@@ -45,7 +45,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One step.
 
     Attributes:
-        name: What other steps call it.
+        name: Name that other steps refer to it by.
         inputs: Steps whose texts it takes, one after the other.
     """
 
@@ -60,7 +60,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return True
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """Tell whether its texts have scores, given whether those of each input have."""
+        """Return whether its texts have scores, given whether those of each input have."""
         return all(given)
 
 
@@ -68,7 +68,7 @@ class HostStep(Step, frozen=True):
     """A step that works on texts alone."""
 
     def run(self, texts: Texts) -> Texts:
-        """Do it."""
+        """Run the step."""
         raise NotImplementedError
 
 
@@ -76,7 +76,7 @@ class ModelStep(Step, frozen=True, kw_only=True):
     """A step that looks at the picture with a bundle.
 
     Attributes:
-        bundle: Which one, by its name in the composition.
+        bundle: Name of its bundle in the composition.
     """
 
     bundle: str
@@ -95,7 +95,7 @@ class ModelStep(Step, frozen=True, kw_only=True):
                 raise UnknownNameError(f"{context.bundle.path}: {error}")
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Do it."""
+        """Run the step."""
         raise NotImplementedError
 
 
@@ -103,8 +103,8 @@ class _Writes(ModelStep, frozen=True, kw_only=True):
     """A step that writes.
 
     Attributes:
-        seed: Of the draw, when sampling; the same one for every picture.
-        options: Of the decode loop, as of `Model.caption`.
+        seed: Random seed for sampling; the same one for every picture.
+        options: Options of the decode loop, as in `Model.caption`.
     """
 
     seed: Seed | None = None
@@ -120,7 +120,7 @@ class _Writes(ModelStep, frozen=True, kw_only=True):
         context.options(self.options)
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """What is written has no score."""
+        """Whether texts have scores: a text that was written has none."""
         return False
 
 
@@ -128,8 +128,8 @@ class Caption(_Writes, frozen=True, kw_only=True, tag="caption"):
     """Write captions of the picture.
 
     Attributes:
-        prompt: How they begin.
-        count: How many are drawn.
+        prompt: Text that they begin with.
+        count: How many captions are drawn.
         bundle_task: Another task of the bundle that captions, such as "detailed_caption".
     """
 
@@ -139,12 +139,12 @@ class Caption(_Writes, frozen=True, kw_only=True, tag="caption"):
 
     @property
     def takes_texts(self) -> bool:
-        """It has the picture alone."""
+        """No texts: it takes only the picture."""
         return False
 
     @property
     def needs(self) -> Sequence[str]:
-        """Name what captions."""
+        """Return the name of the bundle's captioning task."""
         return [self.bundle_task]
 
     def fits(self, context: TaskContext) -> None:
@@ -172,11 +172,11 @@ class Ask(_Writes, frozen=True, kw_only=True, tag="ask"):
 
     @property
     def takes_texts(self) -> bool:
-        """It has a place for them, or it takes none."""
+        """Texts are needed where the question has `{text}`."""
         return TEXT in self.question
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Ask."""
+        """Ask the question."""
         about = [text for text, _ in texts] if self.takes_texts else [""]
         with model.session(picture) as session:  # it is encoded once
             return [
@@ -189,9 +189,9 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
     """Choose labels that fit the picture.
 
     Attributes:
-        labels: What to choose from; none for a closed head's own.
-        template: Around a label; none is the bundle's.
-        top: How many, the best first.
+        labels: Labels to choose from; none for a closed head's own.
+        template: Text around a label; none is the bundle's.
+        top: How many labels to give, the best first.
     """
 
     labels: tuple[str, ...] | None = None
@@ -200,11 +200,11 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
 
     @property
     def takes_texts(self) -> bool:
-        """It has the picture alone."""
+        """No texts: it takes only the picture."""
         return False
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """A label has its probability."""
+        """Labels have scores, their probabilities."""
         return True
 
     def fits(self, context: TaskContext) -> None:
@@ -213,7 +213,7 @@ class Classify(ModelStep, frozen=True, kw_only=True, tag="classify"):
         is_closed(context.bundle, self.labels, self.template)
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Choose."""
+        """Choose the labels."""
         return [*model.classify(picture, self.labels, self.template)[: self.top]]
 
 
@@ -227,15 +227,15 @@ class Match(ModelStep, frozen=True, kw_only=True, tag="match"):
         except UnknownNameError as error:
             if {"embed_image", "embed_text"} <= context.bundle.spec.tasks.keys():
                 way = f"--set {self.name}.task=cosine"
-                raise UnknownNameError(f"{error} (it compares vectors: {way})") from None
+                raise UnknownNameError(f"{error} (to compare vectors instead: {way})") from None
             raise
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """That is a score."""
+        """Its texts always have scores."""
         return True
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Look at both at once."""
+        """Score the picture and each text together."""
         if not texts:
             return []
         several = [text for text, _ in texts]
@@ -247,15 +247,15 @@ class Cosine(ModelStep, frozen=True, kw_only=True, tag="cosine"):
 
     @property
     def needs(self) -> Sequence[str]:
-        """Name both sides."""
+        """Return the names of both embedding tasks."""
         return ["embed_image", "embed_text"]
 
     def scores(self, given: Sequence[bool]) -> bool:
-        """That is a score."""
+        """Its texts always have scores."""
         return True
 
     def run(self, model: Model, picture: ImageSource, texts: Texts) -> Texts:
-        """Compare vectors."""
+        """Score each text by the cosine of the vectors."""
         if not texts:
             return []
         several = [text for text, _ in texts]
@@ -286,12 +286,12 @@ class Filter(HostStep, frozen=True, kw_only=True, tag="filter"):
     needs_scores: ClassVar[bool] = True
 
     def run(self, texts: Texts) -> Texts:
-        """Keep the others, in order."""
+        """Keep the texts with a high score, in order."""
         return [(text, s) for text, s in texts if s is not None and s >= self.at_least]
 
 
 class Best(HostStep, frozen=True, kw_only=True, tag="best"):
-    """Put the best first.
+    """Put the texts with the best scores first.
 
     Attributes:
         count: How many stay; none: all.
@@ -302,7 +302,7 @@ class Best(HostStep, frozen=True, kw_only=True, tag="best"):
     needs_scores: ClassVar[bool] = True
 
     def run(self, texts: Texts) -> Texts:
-        """Sort; of equal ones the earlier comes first."""
+        """Sort by score; of equal ones the earlier comes first."""
         return sorted(texts, key=lambda pair: -(pair[1] or 0.0))[: self.count]
 
 

@@ -70,7 +70,7 @@ def check_wheel(patient: Patient) -> list[Finding]:
     cpu, gpu = patient.version(ORT), patient.version(ORT_GPU)
     jetpack, jetson = patient.found.jetpack, patient.found.is_jetson
     if cpu and gpu:
-        what = f"{ORT} {cpu} and {ORT_GPU} {gpu} share one folder: the later one has overwritten it"
+        what = f"{ORT} {cpu} and {ORT_GPU} {gpu} share one folder: the later overwrote the other"
         cure = f"pip uninstall -y {ORT} {ORT_GPU} && pip install {ORT_GPU}"
         return [Finding("wheel", "bad", what, _jetson_wheel(patient) or cure)]
     if jetson and gpu and jetpack and not _for_jetpack(patient, gpu):
@@ -78,11 +78,9 @@ def check_wheel(patient: Patient) -> list[Finding]:
         cure = _jetson_wheel(patient) or f"pip uninstall {ORT_GPU}; TensorRT needs no ONNX Runtime"
         return [Finding("wheel", "bad", what, cure)]
     if (jetson or patient.found.gpus) and cpu and not gpu:
-        what = f"{ORT} {cpu} is the CPU's wheel: it will not use the GPU"
+        what = f"{ORT} {cpu} is the CPU wheel: it does not use the GPU"
         right = _jetson_wheel(patient) or ("" if jetson else f"pip install {ORT_GPU}")
-        cure = (
-            f"pip uninstall -y {ORT} && {right}" if right else "use TensorRT: no wheel is to be had"
-        )
+        cure = f"pip uninstall -y {ORT} && {right}" if right else "use TensorRT: there is no wheel"
         return [Finding("wheel", "warn", what, cure)]
     if cpu or gpu:
         return [
@@ -117,16 +115,16 @@ def check_cuda(patient: Patient) -> list[Finding]:
     major, findings = built.split(".")[0], []
     driver = _driver_cuda(patient.sources.run)
     if driver and _numbers(driver) < (int(major), 0):
-        what = f"{ORT_GPU} is built for CUDA {built}, the driver knows {driver} at most"
+        what = f"{ORT_GPU} is built for CUDA {built}, the driver supports {driver} at most"
         findings.append(Finding("cuda", "bad", what, f"update the driver to one with CUDA {major}"))
     for library, wanted in (("libcudart", major), ("libcudnn", _cudnn_for(major))):
         there = sorted(_majors(patient, library))
         name = {"libcudart": "CUDA", "libcudnn": "cuDNN"}[library]
         if wanted in there:
-            findings.append(Finding("cuda", "ok", f"{name} {wanted} is there"))
+            findings.append(Finding("cuda", "ok", f"{name} {wanted} is installed"))
             continue
         others = f", only {', '.join(there)}" if there else ""
-        what = f"{ORT_GPU} needs {name} {wanted}: it is not there{others}"
+        what = f"{ORT_GPU} needs {name} {wanted}: it is not installed{others}"
         cure = f"pip install '{ORT_GPU}[cuda,cudnn]'"
         if jetpack := patient.found.jetpack:
             cure = _jetson_wheel(patient) or f"use TensorRT: JetPack {jetpack.name} has no wheel"
@@ -148,7 +146,7 @@ def check_cached_engines(patient: Patient) -> list[Finding]:
         for file in sorted((bundle / ENGINE_CACHE).glob(f"*/{SIDECAR}")):
             identity = _identity(file)
             if identity is None:
-                what = f"{file.parent} does not say what it was built for"
+                what = f"{file.parent} has no record of what it was built for"
                 findings.append(Finding("cache", "warn", what, f"rm -r {file.parent}"))
                 continue
             wrong = [
@@ -159,7 +157,11 @@ def check_cached_engines(patient: Patient) -> list[Finding]:
             component = identity.get("component", file.parent.name)
             if wrong:
                 what = f"{bundle}: the engine of {component} is for {', '.join(wrong)}"
-                cure = f"vlmedge build {bundle}" if here["tensorrt"] else "it is not used here"
+                cure = (
+                    f"vlmedge build {bundle}"
+                    if here["tensorrt"]
+                    else "nothing to do: it is not used here"
+                )
                 findings.append(Finding("cache", "warn", what, cure))
             else:
                 good += 1
@@ -186,9 +188,9 @@ def prove(command: tuple[str, ...], name: str) -> Finding:
             command, capture_output=True, text=True, timeout=PROOF_S, errors="replace"
         )
     except subprocess.TimeoutExpired:
-        return Finding("proof", "bad", f"{name}: no product after {PROOF_S} s", again)
+        return Finding("proof", "bad", f"{name}: no result after {PROOF_S} s", again)
     if done.returncode < 0:
-        what = f"{name}: it is ended by signal {-done.returncode}"
+        what = f"{name}: it was ended by signal {-done.returncode}"
         return Finding("proof", "bad", what, f"install the engine again; python {again}")
     said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["?"]
     if done.returncode:
@@ -212,7 +214,7 @@ def _jetson_wheel(patient: Patient) -> str:
 
 
 def _for_jetpack(patient: Patient, version: str) -> bool:
-    """Tell whether the installed GPU wheel is built for this JetPack's CUDA."""
+    """Return whether the installed GPU wheel is built for this JetPack's CUDA."""
     jetpack, built = patient.found.jetpack, _built_for(patient).get("cuda_version", "")
     assert jetpack is not None
     if not built:  # older wheels do not tell; PyPI's for Arm begin with 1.29 and are for CUDA 13
@@ -231,7 +233,7 @@ def _why_not(file: Path) -> str | None:
             errors="replace",
         )
     except subprocess.TimeoutExpired:
-        return f"nothing after {LOAD_S} s"
+        return f"no answer after {LOAD_S} s"
     if done.returncode < 0:
         return f"ended by signal {-done.returncode}"
     return done.stdout.strip() or "?" if done.returncode else None
@@ -243,7 +245,7 @@ def _cure(patient: Patient, missing: str | None) -> str:
     if right := _jetson_wheel(patient):
         return right
     if missing.startswith("libnvinfer"):
-        return "install TensorRT, or leave this provider alone: CUDA does without"
+        return "install TensorRT, or ignore this: the CUDA provider works without it"
     return f"pip install '{ORT_GPU}[cuda,cudnn]'"
 
 

@@ -12,7 +12,7 @@ from vlmedge.doctor.patient import Check, Finding, Patient
 
 
 def checks() -> Mapping[str, Check]:
-    """Return every check by its name, in the order in which they are told."""
+    """Return every check by its name, in the order of the report."""
     from vlmedge.doctor import engine_checks as doctor_engines
     from vlmedge.doctor import machine_checks as doctor_machine
 

@@ -20,7 +20,7 @@ OLDEST_PYTHON = (3, 10)
 
 
 def check_device(patient: Patient) -> list[Finding]:
-    """Say what the machine is, and whether vlmedge runs in its Python."""
+    """Check which machine it is, and whether vlmedge runs in its Python."""
     found, python = patient.found, ".".join(map(str, patient.python))
     board = _device(patient)
     what = board.title if board else found.model or (found.gpus[0].name if found.gpus else "")
@@ -45,7 +45,11 @@ def check_device(patient: Patient) -> list[Finding]:
             what = f"JetPack {jetpack.name} has Python {jetpack.python}, vlmedge needs {oldest}"
             boards = "this board" if board is None else board.title
             newer = "6" if board is not None and "6" in board.jetpacks else None
-            cure = f"flash JetPack {newer}" if newer else f"{boards} has no newer one"
+            cure = (
+                f"flash JetPack {newer}"
+                if newer
+                else f"{boards} has no newer JetPack: use another board"
+            )
             findings.append(Finding("device", "bad", what, cure))
         else:
             what = f"Python {python} is not the system's {jetpack.python}: it has no `tensorrt`"
@@ -59,7 +63,7 @@ def check_memory(patient: Patient) -> list[Finding]:
     facts = _meminfo(patient)
     total, free = facts.get("MemTotal", 0), facts.get("MemAvailable", 0)
     if not total:
-        return [Finding("memory", "warn", "the system does not tell its memory")]
+        return [Finding("memory", "warn", "the system does not report its memory")]
     line = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     cure = "end other programs; on a board, `sudo systemctl set-default multi-user.target`"
     level: Level = "bad" if free < NO_MEMORY else "warn" if free < LITTLE_MEMORY else "ok"
@@ -93,7 +97,7 @@ def check_swap(patient: Patient) -> list[Finding]:
         return [Finding("swap", "warn", "none: building engines may run out of memory", cure)]
     line = f"{(total - free) / GIB:.1f} of {total / GIB:.1f} GiB used"
     if free < total / 2:
-        return [Finding("swap", "warn", line, "end other programs: what is swapped out is slow")]
+        return [Finding("swap", "warn", line, "end other programs: swapped-out memory is slow")]
     return [Finding("swap", "ok", line)]
 
 
@@ -117,14 +121,18 @@ def check_cores(patient: Patient) -> list[Finding]:
     """Look for limits on cores: fewer than there are, or less time than cores."""
     line = f"{patient.cpus} of {patient.all_cpus} cores, {patient.threads} threads"
     if patient.cpus < patient.all_cpus:
-        cure = "`taskset -p $$` shows who set it; a container's is --cpuset-cpus"
-        findings = [Finding("cores", "warn", f"{line}: this process is kept to some", cure)]
+        cure = (
+            f"`taskset -pc 0-{patient.all_cpus - 1} $$` allows all; a container needs --cpuset-cpus"
+        )
+        findings = [Finding("cores", "warn", f"{line}: this process may use only some cores", cure)]
     else:
         findings = [Finding("cores", "ok", line)]
     quota = _quota(patient)
     if quota is not None and quota < patient.cpus:
         threads = max(1, min(patient.threads, round(quota)))  # machine.cores
-        what = f"a control group allows {quota:.1f} cores' time, the CPU engine takes {threads}"
+        what = (
+            f"a control group allows {quota:.1f} cores' time, the CPU engine uses {threads} threads"
+        )
         cure = (
             f"start the container with --cpuset-cpus for {max(1, int(quota))} cores instead of "
             "--cpus: threads that wait for time are slower than fewer threads"

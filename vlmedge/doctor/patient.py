@@ -23,10 +23,10 @@ class Finding:
     """One thing that a check has seen.
 
     Attributes:
-        check: Whose it is.
+        check: Name of the check that found it.
         level: ok; warn: it works, slowly or not for all; bad: it does not work.
         what: In one line.
-        cure: What to do, or "".
+        cure: The remedy, or "".
     """
 
     check: str
@@ -41,15 +41,15 @@ class Patient:
 
     Attributes:
         sources: Its files and tools.
-        found: What it was recognised as.
+        found: The board or machine that was identified.
         packages: Folders with Python packages.
         python: Major and minor.
         architecture: x86_64, aarch64, ...
         cpus: How many this process may use.
         all_cpus: How many there are.
-        threads: What engines take.
+        threads: How many threads engines use by default.
         cache: Where engines go; its disk is looked at.
-        bundles: Whose engines are looked at.
+        bundles: The bundles with the engines to check.
         disk_bytes: Free and all of the disk of a folder.
     """
 

@@ -62,7 +62,7 @@ def judge(found: np.ndarray[tuple[int, ...], np.dtype[np.float32]], right: objec
     reference = np.asarray(right)
     error = float(np.abs(found - reference).max() / np.abs(reference).max())
     if not error <= TOLERANCE:  # nan is wrong too
-        raise ParityError(f"the product is wrong by {error:.1e}: install the engine again")
+        raise ParityError(f"the matrix product is wrong by {error:.1e}: install the engine again")
 
 
 def write_graph(file: Path, weight: object) -> None:

@@ -90,7 +90,7 @@ def unrounded(value: ir.Value | None) -> ir.Value | None:
 
 
 def is_symmetric(dequantize: ir.Node) -> bool:
-    """Tell whether the zero point of a DequantizeLinear is 0, or left out."""
+    """Return whether the zero point of a DequantizeLinear is 0, or left out."""
     zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
     if zero is None:
         return True
@@ -98,7 +98,7 @@ def is_symmetric(dequantize: ir.Node) -> bool:
 
 
 def is_weight(value: ir.Value | None, dtype: ir.DataType, rank: int) -> bool:
-    """Tell whether a value is an initializer of this type and rank."""
+    """Return whether a value is an initializer of this type and rank."""
     tensor = value.const_value if value is not None and value.is_initializer() else None
     return tensor is not None and tensor.dtype == dtype and len(tensor.shape) == rank
 
@@ -180,10 +180,10 @@ def append(
     Args:
         graph: Where the node goes, behind all others.
         op_type: Its operator.
-        inputs: What it reads.
+        inputs: Values that the node reads.
         dtype: The type of what it makes.
         shape: The shape of that, or none where it is not known.
-        name: Of the node; none: the graph finds one.
+        name: Name of the node; none: the graph finds one.
         domain: The operator's.
         attributes: The node's.
     """
@@ -214,8 +214,8 @@ def give_instead(graph: ir.Graph, old: ir.Value, new: ir.Value, called: str) -> 
 
     Args:
         graph: The graph; nothing changes where the old value is none of its outputs.
-        old: What it gave.
-        new: What it gives now, by the old value's name.
+        old: The value that was the output.
+        new: The value that takes its place, under the old value's name.
         called: The old value's name from now on.
     """
     for index, output in enumerate(graph.outputs):

@@ -46,7 +46,7 @@ class BeyondHalfError(BundleError):
 
 
 def is_typed(model: ir.Model) -> bool:
-    """Tell whether a scheme has chosen float16 already, and float32 where it must be."""
+    """Return whether a scheme has chosen float16 already, and float32 where it must be."""
     import onnx_ir as ir
 
     half = ir.DataType.FLOAT16
@@ -227,7 +227,7 @@ class _Halver:
 
 
 def _has_graph(node: ir.Node) -> bool:
-    """Tell whether a node runs graphs of its own, which are left as they are."""
+    """Return whether a node runs graphs of its own, which are left as they are."""
     import onnx_ir as ir
 
     kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -235,7 +235,7 @@ def _has_graph(node: ir.Node) -> bool:
 
 
 def _is_narrowed(source: ir.Value) -> bool:
-    """Tell whether all that reads a value casts it to float16, or asks for its shape."""
+    """Return whether all that reads a value casts it to float16, or asks for its shape."""
     import onnx_ir as ir
 
     readers = [use.node for use in source.uses() if use.node.op_type != "Shape"]

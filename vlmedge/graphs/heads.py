@@ -29,10 +29,10 @@ class Third:
     """Queries, keys or values that one Linear makes at once.
 
     Attributes:
-        whole: What it makes, [batch, tokens, 3 * heads * width].
-        number: Which third: 0, 1 or 2.
+        whole: The output of the Linear, [batch, tokens, 3 * heads * width].
+        number: Index of the third: 0, 1 or 2.
         heads: How many each third has.
-        width: Of one head.
+        width: Width of one head.
     """
 
     whole: ir.Value
@@ -108,7 +108,7 @@ def leave(graph: ir.Graph, old: ir.Value, new: ir.Value, heads: int, width: int,
 
 
 def asks_for_past(graph: ir.Graph, past: Collection[str], *, but_length: bool) -> bool:
-    """Tell whether a node wants to know of the past what a buffer with room does not tell.
+    """Return whether a node reads a cache in a way that a buffer with spare room would break.
 
     Args:
         graph: A decoder's.

@@ -27,7 +27,8 @@ class Piece:
 
     Attributes:
         model: Its weights are the whole graph's, unread.
-        component: What goes in, and what later pieces need; it remembers nothing.
+        component: Inputs and outputs: the values that come from outside the piece, and those that
+            later pieces need. It has no state.
         made: Names of all values that its nodes make.
     """
 
@@ -42,14 +43,14 @@ def cut(component: Component, model: ir.Model, most_bytes: int) -> Iterator[Piec
     Args:
         component: Its spec.
         model: The graph; it stays as it is.
-        most_bytes: Of weights in one piece, unless a single node has more.
+        most_bytes: Limit on the weights of one piece; a single node may have more.
     """
     for start, stop in _shares(list(model.graph), most_bytes):
         yield _piece(component, model.clone(), start, stop)
 
 
 def _shares(nodes: list[ir.Node], most_bytes: int) -> Iterator[tuple[int, int]]:
-    """Say which nodes each piece has: from one up to another."""
+    """Return which nodes each piece has: from one up to another."""
     start, held = 0, 0
     seen: set[ir.Value] = set()
     for place, node in enumerate(nodes):

@@ -61,7 +61,7 @@ def stored_bytes(model: ir.Model) -> int:
 
 
 def borrows(folder: Path, component: str) -> bool:
-    """Tell whether a graph points to another one's weights: it is broken when those change."""
+    """Return whether a graph points to another one's weights: it is broken when those change."""
     own = Path(weights_path(component)).name
     tensors = (tensor for _, tensor in _external(load_graph(folder, component)))
     return any(tensor.location != own for tensor in tensors)

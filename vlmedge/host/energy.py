@@ -23,7 +23,7 @@ SAMPLE_S = 0.02  # the sensors take some milliseconds for a reading
 
 @dataclass(slots=True)
 class Reading:
-    """What was used while the block ran; known when it has ended."""
+    """Energy used while the block ran; known when it has ended."""
 
     joules: float = 0.0
     seconds: float = 0.0
@@ -39,7 +39,7 @@ class Meter(Protocol):
 
     @property
     def source(self) -> str:
-        """What is read, by name."""
+        """Name of the sensors that are read."""
         ...
 
     def measure(self) -> AbstractContextManager[Reading]:
@@ -90,7 +90,7 @@ class Rail:
     Attributes:
         name: As the board has it.
         factors: Files whose product is its power.
-        unit_w: What the product is counted in.
+        unit_w: Unit of the product, in watts.
     """
 
     name: str

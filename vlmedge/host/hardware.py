@@ -21,17 +21,17 @@ FEATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What it ran on.
+    """The machine of a measurement.
 
     Attributes:
         cpu: The processor's name.
         cores: As the system counts them.
-        threads: What engines take by default: hyperthreads count once.
+        threads: How many threads engines use by default: hyperthreads count once.
         load: How many processes wanted a core before it began, or none.
-        versions: Of libraries.
+        versions: Versions of libraries.
         system: The operating system, its version and the kind of processor.
         python: Its version.
-        memory_gib: What is built in; 0 where the system does not tell.
+        memory_gib: Built-in memory; 0 where the system does not report it.
     """
 
     cpu: str
@@ -68,7 +68,7 @@ def cores(root: Path = Path("/")) -> int:
     """Count the cores that this process may keep busy: by its affinity and its cgroup's quota.
 
     Args:
-        root: Of the file system that tells the quota.
+        root: Root of the file system that holds the quota.
     """
     allowed, quota = allowed_cores(), _quota(root)
     return allowed if quota is None else max(1, min(allowed, round(quota)))

@@ -64,7 +64,7 @@ class Gpu:
         name: As NVIDIA has it.
         compute_capability: Major and minor, "" where the driver is too old to tell.
         memory_mib: In all; 0 where it shares the system's.
-        free_mib: Of these.
+        free_mib: The free part of `memory_mib`.
         driver: Its version.
     """
 
@@ -81,7 +81,7 @@ class PowerMode:
 
     Attributes:
         id: Its number on this board.
-        name: What NVIDIA calls it.
+        name: NVIDIA's name for it.
         gpu_mhz: The GPU's highest clock in it; none: no limit.
         memory_mhz: The same of the memory.
     """
@@ -94,7 +94,7 @@ class PowerMode:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What nvpmodel knows: all modes, and the number of the one that is on."""
+    """State of nvpmodel: all modes, and the number of the one that is on."""
 
     modes: tuple[PowerMode, ...] = ()
     current: int | None = None
@@ -124,11 +124,11 @@ class Found:
 
     Attributes:
         device: Its name in the catalogue, or none.
-        model: What the device tree calls the board, or "".
+        model: The board's name in the device tree, or "".
         l4t: Jetson's Linux, or "".
         jetpack: Its release, or none.
-        gpus: What nvidia-smi lists.
-        cpu_flags: Of /proc/cpuinfo.
+        gpus: GPUs that nvidia-smi lists.
+        cpu_flags: CPU flags from /proc/cpuinfo.
         power: nvpmodel's modes.
     """
 

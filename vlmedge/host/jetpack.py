@@ -22,7 +22,7 @@ class JetPack:
         name: JetPack's version.
         l4t: L4T's version, or the beginning that its updates share.
         cuda: Major and minor.
-        tensorrt: What the release installs.
+        tensorrt: The version that the release installs.
         cudnn: Major and minor.
         ubuntu: The release that it is based on.
         python: The system's.
@@ -77,7 +77,7 @@ def number(version: str) -> tuple[int, ...]:
 
 
 def has_dla(tensorrt: str) -> bool:
-    """Tell whether a TensorRT compiles for deep-learning accelerators.
+    """Return whether a TensorRT compiles for deep-learning accelerators.
 
     "TensorRT 10.7 was the last 10.x release that supported DLA", 11.4.1 has it again, on AGX Orin
     with JetPack 7.2.2: docs.nvidia.com/deeplearning/tensorrt/11.4.1, Working with DLA.

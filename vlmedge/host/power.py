@@ -12,7 +12,7 @@ _SUPPLIES = "/sys/class/power_supply"
 
 
 def saves_power(sources: Sources | None = None) -> str:
-    """Say why this machine saves power, in words; "" if it does not, or does not tell."""
+    """Return why this machine saves power, in words; "" if it does not, or it is unknown."""
     sources = sources or Sources()
     if _on_battery(sources):
         return "on its battery"
@@ -24,7 +24,7 @@ def saves_power(sources: Sources | None = None) -> str:
 
 
 def _on_battery(sources: Sources) -> bool:
-    """Tell whether a battery of the machine's own feeds it.
+    """Return whether a battery of the machine's own feeds it.
 
     One of a mouse has the scope Device. USB sockets that nothing feeds are on boards without a
     battery too, so that only a Mains that is off tells of one whose battery is silent.

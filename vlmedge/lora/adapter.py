@@ -70,13 +70,13 @@ _SAVED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What the adapter has for one module.
+    """The adapter's tensors for one module.
 
     Attributes:
         a: The tensor A.
         b: The tensor B.
         bias: The tensor that is added to the bias, or none.
-        rank: Of the product.
+        rank: Rank of the product.
         scale: Multiplies it.
         shape: (out, in) of the product; (vocabulary, width) of an embedding table's.
         embedding: The module is an embedding table, which lies the other way round.
@@ -186,7 +186,7 @@ def open_adapter(folder: Path) -> Adapter:
             _put(folder, pairs, embedding["module"], f"embedding {embedding['kind']}", name)
         elif ".lora_" in path or "lora_" in path.rpartition(".")[2]:
             raise AdapterError(
-                f"{folder}: tensor {name!r} is of a kind of LoRA that is not supported: "
+                f"{folder}: tensor {name!r} belongs to a kind of LoRA that is not supported: "
                 "merge it with PEFT's merge_and_unload and export the result"
             )
         else:
@@ -215,9 +215,9 @@ def locate(
     language_model: transformers moved and renamed them, and checkpoints stayed as they were.
 
     Args:
-        adapter: For messages.
-        paths: What to look for.
-        known: What there is.
+        adapter: The adapter, for messages.
+        paths: Module paths to find.
+        known: Module paths that the model has.
         fits: Whether path's shapes are known's, to tell two places apart.
 
     Raises:
@@ -258,7 +258,7 @@ def locate(
         if () not in places and len(places) > 1:
             names = " and ".join(repr(name) for name in sorted(places.values())[:2])
             raise AdapterError(
-                f"{adapter.folder}: module {path!r} may be {names}: "
+                f"{adapter.folder}: module {path!r} could be {names}: "
                 "train it on the whole model, or write the full path into its tensors' names"
             )
     return {path: places.get((), next(iter(places.values()))) for path, places in found.items()}
@@ -289,7 +289,7 @@ def _config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise AdapterError(f"{file} is no JSON object: download it again")
+        raise AdapterError(f"{file} is not a JSON object: download it again")
     return config
 
 
@@ -345,7 +345,7 @@ def _factors(
         shape = shapes[name]
         if len(shape) != 2:
             raise AdapterError(
-                f"{folder}: tensor {name!r} is {list(shape)}, of a convolution: only Linears and "
+                f"{folder}: tensor {name!r} is {list(shape)}, a convolution's: only Linears and "
                 "embedding tables are supported, merge it with PEFT's merge_and_unload"
             )
         if shape[axis] != rank:
@@ -374,12 +374,14 @@ def _patterned(
         try:
             matches = re.match(rf"(.*\.)?({key})$", module)
         except re.error:
-            raise AdapterError(f"{folder}: {pattern} {key!r} is no pattern: correct it") from None
+            raise AdapterError(
+                f"{folder}: {pattern} {key!r} is not a regular expression: correct it"
+            ) from None
         if matches:
             value = special
             break
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise AdapterError(f"{folder}: {plain} of {module!r} is {value!r}: it must be over 0")
+        raise AdapterError(f"{folder}: {plain} of {module!r} is {value!r}: it must be above 0")
     return value
 
 

@@ -57,8 +57,8 @@ class Merged:
         """Find every adapter's modules among the weights; no weight is read yet.
 
         Args:
-            weights: Of the base model.
-            adapters: What to merge, in this order.
+            weights: Weights of the base model.
+            adapters: The adapters to merge, in this order.
             turned: Weights that are stored [in, out] (transformers' Conv1D).
             tied: Weights that may be absent, and the one that stands for them.
 
@@ -173,8 +173,8 @@ class Merged:
             raise misfit(adapter, path, list(got), name, wanted)
         if chosen.weight != 1.0:
             raise AdapterError(
-                f"{adapter.folder}: it replaces {name!r} as a whole: it has no weight but 1, "
-                f"{chosen.weight:g} was given"
+                f"{adapter.folder}: it replaces {name!r} as a whole, so its weight must be 1: "
+                f"it is {chosen.weight:g}"
             )
         if name in self._replaced:
             raise AdapterError(

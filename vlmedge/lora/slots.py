@@ -16,10 +16,10 @@ Factors = dict[str, dict[str, Array]]
 
 
 def fill(spec: ModelSpec, adapters: Sequence[Adapter | None], weight: float = 1.0) -> Factors:
-    """Make what the slots are fed.
+    """Make the tensors that the slots are fed.
 
     Args:
-        spec: Of a bundle with slots.
+        spec: Spec of a bundle with slots.
         adapters: One for every row of a batch, or one for all; none is the base model.
         weight: Multiplies their scale.
 

@@ -1,4 +1,4 @@
-"""Watch a float model at work: the statistics that a scheme wants, one component at a time.
+"""Collect the statistics that a scheme needs from a float model, one component at a time.
 
 A component runs with its watched tensors as further outputs. Pictures are read when they are
 needed and what one component gives the next lies on disk, so memory does not grow with the number
@@ -60,7 +60,7 @@ class Calibration:
             bundle: Holds the assets; its folder may be written.
             engine: Runs the graphs.
             light: Makes large components small enough to run, by their weights alone.
-            samples: What runs through them.
+            samples: The samples to run through the graphs.
             progress: Watches.
         """
         self._bundle, self._engine, self._light = bundle, engine, light
@@ -77,7 +77,7 @@ class Calibration:
         Args:
             component: Its spec.
             model: The float graph; it stays as it is.
-            wanted: What to watch.
+            wanted: The tensors to watch.
         """
         ready = self._feeds.prepare(component)
         if not ready and not (component.state and wanted.names):
@@ -99,7 +99,7 @@ class Calibration:
     def race(
         self, bundle: Bundle, component: Component, model: ir.Model
     ) -> tuple[float, float] | None:
-        """Time a component in float and as the bundle has it, in turns, on one picture.
+        """Time a component in float and as the bundle stores it, in turns, on one picture.
 
         Both are open at once: one after the other, the machine's mood would decide between them,
         and to open each anew for its turn takes longer than the turns. Only components below
@@ -127,7 +127,7 @@ class Calibration:
         return None
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove the files that were written."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _run(self, component: Component, graph: Graph, tally: _Tally) -> None:
@@ -191,7 +191,7 @@ class Calibration:
         return stats
 
     def _prompts(self, component: Component) -> list[dict[str, Array]]:
-        """Make what a decoder reads about the first pictures, until it is PROMPT_TOKENS."""
+        """Make a decoder's prompts about the first pictures, up to PROMPT_TOKENS."""
         found: list[dict[str, Array]] = []
         tokens = 0
         for i in range(len(self._feeds.samples.images)):
@@ -230,7 +230,7 @@ class Calibration:
             shutil.rmtree(self._scratch / ENGINE_CACHE, ignore_errors=True)
 
     def _write(self, component: Component, model: ir.Model, wanted: Watched) -> Bundle:
-        """Write a component with its watched tensors' figures as further outputs.
+        """Write a component with its watched tensors' statistics as further outputs.
 
         x -> ReduceL2      x -> Size      x -> Reshape -> Slice
                                        x -> Reshape -> Abs -> ReduceMax
@@ -265,7 +265,7 @@ class Calibration:
 
 
 def in_turns(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """Return the least milliseconds of each of two works; a busy machine is busy for both."""
+    """Return the least milliseconds of two functions, run in turns: load slows both."""
     best = [math.inf, math.inf]
     first(), second()
     began = time.perf_counter()

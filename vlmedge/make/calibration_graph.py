@@ -23,7 +23,7 @@ _AMAX, _LENGTH, _SIZE, _CHANNELS, _SOME = (
 def _figures(
     ir: Any, graph: ir.Graph, x: ir.Value, rows: bool
 ) -> Iterator[tuple[ir.Node, TensorSpec | None]]:
-    """Make the nodes that compute one tensor's figures, and say which are outputs."""
+    """Make the nodes that compute one tensor's statistics, and return the outputs."""
     name = str(x.name)
 
     def typed(node: ir.Node, kind: Any, rank: int | None) -> ir.Node:

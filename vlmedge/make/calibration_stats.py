@@ -31,7 +31,7 @@ class _Tally:
         self._rng = np.random.default_rng(0)
 
     def add(self, out: Arrays) -> None:
-        """Add the figures of one run."""
+        """Add the statistics of one run."""
         for name in self._wanted.names:
             if not self._wanted.rows:
                 self._amax[name] = max(self._amax[name], float(out[name + _AMAX]))
@@ -44,7 +44,7 @@ class _Tally:
             self._keep(name, out[name + _SOME])
 
     def _keep(self, name: str, rows: Array) -> None:
-        """Keep a fair sample of all rows that came (Vitter 1985, algorithm R)."""
+        """Keep a uniform random sample of all rows so far (Vitter 1985, algorithm R)."""
         kept = self._rows[name]
         for row in np.clip(rows, -65504, 65504).astype(np.float16):
             self._seen[name] += 1
@@ -54,7 +54,7 @@ class _Tally:
                 kept[place] = row
 
     def stats(self) -> dict[str, Stats]:
-        """Return what was found."""
+        """Return the statistics of each tensor."""
         if not self._wanted.rows:
             return {name: Stats(amax, 0.0) for name, amax in self._amax.items()}
         return {
@@ -70,14 +70,14 @@ class _Tally:
 
 
 class _Recorder:
-    """A decoder that tells a tally what it did."""
+    """A decoder whose outputs are added to a tally."""
 
     def __init__(self, graph: Graph, tally: _Tally) -> None:
         self._graph, self._tally = graph, tally
         self.component = graph.component
 
     def run(self, feeds: Arrays, *, last: bool = False) -> dict[str, Array]:
-        """Run, and add the figures, which are of all tokens whatever is wanted of them."""
+        """Run, and add the statistics, which cover all tokens even if `last` is set."""
         out = self._graph.run(feeds)
         self._tally.add(out)
         return out
@@ -99,7 +99,7 @@ def _no_past(component: Component) -> dict[str, Array]:
 
 
 class _Stored:
-    """What each sample gave, in a file: mapped it would count as memory."""
+    """The values of each sample, read from a file: a mapped file would count as memory."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -111,7 +111,7 @@ class _Stored:
         return len(self._places)
 
     def append(self, row: Array) -> None:
-        """Add one sample's, with a leading axis: 1, or how many tiles its picture has."""
+        """Add one sample's values, with a leading axis: 1, or its picture's number of tiles."""
         self._dtype = row.dtype
         self._places.append((self._end_bytes, row.shape))
         self._end_bytes += row.nbytes
@@ -119,6 +119,6 @@ class _Stored:
             stream.write(np.ascontiguousarray(row).data)
 
     def at(self, i: int) -> Array:
-        """Return sample i's as it came."""
+        """Return the values of sample i as they were added."""
         offset, shape = self._places[i]
         return np.fromfile(self._file, self._dtype, math.prod(shape), offset=offset).reshape(shape)

@@ -70,12 +70,12 @@ def check(
 
 
 def samples_for(built_in: bool) -> Samples:
-    """Draw what the gate compares on when the user has given no pictures."""
+    """Draw the scenes that the gate compares on when the user has given no pictures."""
     return drawn(LABELLED_SAMPLES if built_in else SAMPLES, "heldout", labelled=built_in)
 
 
 def identities(adapters: Sequence[Weighted]) -> tuple[AdapterId, ...]:
-    """Name what is merged, for the manifest."""
+    """Return the ids of merged adapters, for the manifest."""
     return tuple(
         AdapterId(chosen.adapter.folder.resolve().name, chosen.adapter.digest(), chosen.weight)
         for chosen in adapters
@@ -83,7 +83,7 @@ def identities(adapters: Sequence[Weighted]) -> tuple[AdapterId, ...]:
 
 
 def merged_like(bundle: Bundle, opened: Export, lora: Sequence[str]) -> Export:
-    """Merge into a checkpoint what was merged into the bundle that is compared with it.
+    """Merge the adapters into a checkpoint that were merged into the bundle to be compared.
 
     Args:
         bundle: Its manifest names the adapters.

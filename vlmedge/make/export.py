@@ -36,7 +36,7 @@ def export(
     allow_pickle: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Export a checkpoint to a bundle, quantized on the way if asked, and put it to the gate.
+    """Export a checkpoint to a bundle, quantized on the way if asked, and compare it with PyTorch.
 
     Args:
         checkpoint: Built-in name, folder, alias or hub id.
@@ -45,7 +45,7 @@ def export(
         calibrate: A folder of pictures to calibrate with; default: drawn scenes.
         lora: Folders of adapters that are merged into the weights, DIR or DIR=WEIGHT.
         lora_slots: Take adapters up to this rank at run time; see `Model.set_adapter`.
-        lora_modules: Which Linears get slots, by the ends of their paths; none: all in layers.
+        lora_modules: The Linears that get slots, by the ends of their paths; none: all in layers.
         overwrite: Replace a bundle that is there.
         check: Compare with PyTorch; without it the bundle is unverified.
         allow_unverified: Write the best mix also when it misses the recipe's target.

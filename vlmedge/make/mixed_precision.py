@@ -1,4 +1,4 @@
-"""Write a bundle's graphs by a recipe: calibrate, round, time, and give bits back where needed."""
+"""Write a bundle's graphs by a recipe: calibrate, quantize, time, and restore bits as needed."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ GateRun = Callable[[Bundle], Parity]
 
 @dataclass
 class _Part:
-    """One component on its way.
+    """One component while it is quantized.
 
     Attributes:
         component: Its spec.
         model: The float graph, weights unread; it stays as it is.
-        stats: What calibration saw, where layers are ranked.
-        harms: What rounding does to each layer, where layers are ranked.
+        stats: Statistics from calibration, where layers are ranked.
+        harms: Error that quantizing each layer causes, where layers are ranked.
         keep: Layers that get more bits than the scheme's.
-        kept: What is not as the scheme would have it, and why.
+        kept: Layers that differ from the scheme's choice, and why.
         timing: Milliseconds before and after.
-        float_only: It was slower when small.
+        float_only: Whether it stays float, since it was slower when quantized.
     """
 
     component: Component
@@ -69,12 +69,12 @@ class MixedPrecision:
     def __init__(
         self, bundle: Bundle, recipe: Recipe, samples: Samples, progress: Progress
     ) -> None:
-        """Prepare.
+        """Prepare the folder.
 
         Args:
             bundle: Its folder holds the assets and gets the graphs.
-            recipe: What is asked.
-            samples: To calibrate with.
+            recipe: How to quantize.
+            samples: Samples to calibrate with.
             progress: Watches.
         """
         self._bundle, self._recipe, self._progress = bundle, recipe, progress
@@ -84,7 +84,7 @@ class MixedPrecision:
         self._layers = [TABLE] if bundle.manifest.embeddings is not None else []
 
     def add(self, component: Component, model: ir.Model) -> None:
-        """Calibrate a component and write it small, unless it is faster as it was."""
+        """Calibrate a component and write it quantized, unless it is faster in float."""
         wanted = self._scheme.watch(component, model)
         stats = self._calibration.observe(component, model, wanted)
         part = _Part(component, model)
@@ -102,14 +102,14 @@ class MixedPrecision:
         self._parts.append(part)
 
     def refuse_idle_patterns(self) -> None:
-        """Refuse a pattern that catches no layer of any component: it has a slip."""
+        """Refuse a pattern that matches no layer of any component: it has a typing error."""
         for pattern in self._recipe.keep:
             if not any(fnmatch.fnmatchcase(layer, pattern) for layer in self._layers):
                 some = ", ".join(self._layers[:: max(1, len(self._layers) // 3)][:3])
                 raise InputError(f"keep {pattern!r} matches no layer: layers are named like {some}")
 
     def finish(self) -> None:
-        """Remove what calibration left, and write the report."""
+        """Remove calibration's files, and write the report."""
         self._calibration.close()
         report = self._bundle.path / REPORT
         report.parent.mkdir(exist_ok=True)
@@ -117,11 +117,11 @@ class MixedPrecision:
 
     @property
     def kept(self) -> list[KeptLayer]:
-        """What is not as the scheme would have it."""
+        """Layers that differ from the scheme's choice, and why."""
         return [layer for part in self._parts for layer in part.kept]
 
     def to_budget(self, budget_mib: float) -> None:
-        """Give layers more bits, the most harmful for its size first, while all graphs fit.
+        """Give layers more bits, the largest error for its size first, while all graphs fit.
 
         Raises:
             BundleError: The scheme alone is larger than the budget.
@@ -131,7 +131,7 @@ class MixedPrecision:
         if have > budget_mib:
             raise BundleError(
                 f"budget_mib is {budget_mib:g}, and the smallest mix of "
-                f"{self._recipe.scheme} takes {have:.1f} MiB: give more"
+                f"{self._recipe.scheme} takes {have:.1f} MiB: give at least that"
             )
         for part, layer, cost_mib in self._ranked(by_size=True):
             if have + cost_mib <= budget_mib:
@@ -140,7 +140,7 @@ class MixedPrecision:
         self._rewrite()
 
     def to_target(self, target: float, gate: GateRun, seal: Callable[[], Bundle]) -> Parity:
-        """Give layers more bits, the most harmful first, until the gate passes.
+        """Give layers more bits, the largest error first, until the gate passes.
 
         Args:
             target: The largest drop; see `Recipe.target_drop`.
@@ -199,7 +199,7 @@ class MixedPrecision:
                 self._write(part, part.stats)
 
     def _write(self, part: _Part, stats: dict[str, Stats]) -> None:
-        """Round one component, unless it stays in float, and write it."""
+        """Quantize one component, unless it stays in float, and write it."""
         model = part.model.clone()
         name = part.component.name
         if part.float_only:
@@ -213,7 +213,7 @@ class MixedPrecision:
         write_graph(model, self._bundle.path, name, self._progress)
 
     def _compare_speed(self, part: _Part) -> None:
-        """Time a component small and in float; the faster one stays."""
+        """Time a component quantized and in float; the faster one stays."""
         name = part.component.name
         if weights_bytes(part.model) > LARGE_BYTES:  # its float form may not even fit this machine
             return
@@ -252,7 +252,7 @@ class MixedPrecision:
 
 
 def _give_back(part: _Part, layer: str) -> None:
-    """Give a layer the next more bits."""
+    """Give a layer the next larger number of bits."""
     part.keep[layer] = FINER[part.harms[layer].bits][0]
 
 

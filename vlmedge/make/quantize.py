@@ -32,10 +32,10 @@ def quantize(
     allow_unverified: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Quantize a float32 bundle, and put the result to the gate.
+    """Quantize a float32 bundle, and compare the result with PyTorch.
 
     Args:
-        bundle: What to quantize; it stays as it is.
+        bundle: The bundle to quantize; it stays as it is.
         recipe: How, or a scheme's name.
         out: Folder to make; default: the bundle's name with the scheme's for float32.
         against: The checkpoint to check against; default: the one that the manifest names.

@@ -1,4 +1,4 @@
-"""What a user asks of a quantization, as data: the scheme, and what may overrule it."""
+"""How a user wants a bundle quantized, as data: the scheme, and exceptions from it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             is "embed_tokens".
         options: Fields of the scheme's own, such as {"blocks": [32], "vocabulary": "int4"}; its
             file in quantize/ says what they are.
-        target_drop: Layers go back to more bits, the most harmful first, until no task has lost
+        target_drop: Layers go back to more bits, the largest error first, until no task has lost
             more than this: points of accuracy where answers are known, else hundredths of a nat
             of the first token's divergence.
-        budget_mib: Layers get more bits, the most harmful first, while the graphs fit this size.
+        budget_mib: Layers get more bits, the largest error first, while the graphs fit this size.
         keep_slower: Keep a component small also where that made it slower on this machine.
     """
 
@@ -43,7 +43,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_slower: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Refuse options that contradict each other or are out of range."""
         if self.scheme != FLOAT and self.scheme not in SCHEMES.names():
             raise unknown("scheme", self.scheme, [FLOAT, *SCHEMES.names()])
         for pattern, precision in self.keep.items():
@@ -64,7 +64,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def mixes(self) -> bool:
-        """Whether layers are ranked by their harm."""
+        """Whether layers are ranked by their quantization error."""
         return self.target_drop is not None or self.budget_mib is not None
 
     def chosen(self) -> Scheme:
@@ -84,11 +84,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InputError(f"options of {self.scheme}: {error}") from None
 
     def precision(self, layer: str) -> str | None:
-        """Return what the patterns ask for one layer, or none if they say nothing of it."""
+        """Return the precision that the patterns give one layer, or none if no pattern matches."""
         return self.kept([layer]).get(layer)
 
     def kept(self, layers: Iterable[str]) -> dict[str, str]:
-        """Name the layers that the patterns catch, with their precision."""
+        """Return the layers that the patterns match, with their precision."""
         return {
             layer: precision
             for layer in layers

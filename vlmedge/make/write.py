@@ -1,4 +1,4 @@
-"""Write a bundle atomically: components, assets, provenance, and the gate's verdict."""
+"""Write a bundle atomically: components, assets, provenance and the gate's result."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _refuse_missed(bundle: Bundle, recipe: Recipe, allow_unverified: bool) -> No
 
 
 class _Source(msgspec.Struct, frozen=True):
-    """What a bundle is written from: a checkpoint, or another bundle."""
+    """Source that a bundle is written from: a checkpoint, or another bundle."""
 
     spec: ModelSpec
     checkpoint: CheckpointId
@@ -172,7 +172,7 @@ def _seal(unsealed: Bundle, provenance: dict[str, str], kept: Sequence[KeptLayer
 
 
 def _calibration_samples(folder: Path | None, progress: Progress) -> tuple[Samples, str]:
-    """Return what to calibrate with, and what to say of it."""
+    """Return the samples to calibrate with, and a description of them."""
     if folder is None:
         samples = drawn(CALIBRATION_IMAGES, "calibration", labelled=False)
         return samples, f"{len(samples.images) + len(samples.singles)} drawn scenes"
@@ -181,7 +181,7 @@ def _calibration_samples(folder: Path | None, progress: Progress) -> tuple[Sampl
 
 
 def _provenance(folder: Path, spec: ModelSpec) -> dict[str, str]:
-    """Say what made the bundle."""
+    """Return the versions and data that the bundle was made with."""
     opsets = {str(load_graph(folder, c.name).opset_imports.get("")) for c in spec.components}
     found = {"python": platform.python_version(), "opset": ", ".join(sorted(opsets))}
     for library in _LIBRARIES:

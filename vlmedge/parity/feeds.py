@@ -1,4 +1,4 @@
-"""The walk of the wiring: what each component is fed, given what those before it gave.
+"""The walk of the wiring: the inputs of each component, from the outputs of those before it.
 
     front ends, tasks --> Feeds --feed--> component --its outputs--> Feeds --feed--> next component
 
@@ -39,7 +39,7 @@ class Feeds:
 
     Attributes:
         context: The bundle, and its graphs where a task's own components are to be run.
-        samples: What is looked at.
+        samples: The samples that are fed.
         trials: The bundle's tasks.
     """
 
@@ -48,7 +48,7 @@ class Feeds:
 
         Args:
             context: The bundle.
-            samples: What to look at.
+            samples: The samples to feed.
             frames: How many pictures in a row a video is made of, the first piece of each; none:
                 a video is one picture, whose pieces are its frames.
         """
@@ -59,13 +59,13 @@ class Feeds:
         self._grids: dict[int, Grid] = {}
 
     def beside(self, context: TaskContext) -> Feeds:
-        """Return the same samples for another side, which shares what is made of them alone."""
+        """Return the same samples for another side, sharing the tensors made from samples alone."""
         other = Feeds(context, self.samples, self._frames)
         other._made, other._grids = self._made, self._grids
         return other
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether a tensor is known."""
+        """Return whether a tensor is known."""
         return name in self._given or name in self._made
 
     def column(self, name: str) -> Column:
@@ -85,7 +85,7 @@ class Feeds:
         return np.concatenate([self.at(name, i + k)[:1] for k in range(count)])
 
     def grid(self, i: int) -> Grid:
-        """Tell how picture i is cut."""
+        """Return how picture i is cut."""
         if i not in self._grids:
             self.picture(i)
         return self._grids[i]
@@ -106,7 +106,7 @@ class Feeds:
         return self._settle([name])[name]
 
     def prepare(self, component: Component) -> bool:
-        """Make what a component takes and none before it gave; tell whether it can be fed now.
+        """Make the inputs that no component before it gave; return whether it can be fed now.
 
         Tasks come first, the last one before the others, and then the front ends. A decoder is not
         fed from here but shown a prompt.
@@ -128,7 +128,7 @@ class Feeds:
         return min(len(self.column(spec.name)) for spec in component.inputs)
 
     def feed(self, component: Component, i: int) -> dict[str, Array]:
-        """Return what a component without state is fed of sample i, once `prepare` has said so."""
+        """Return the feeds of a component without state for sample i, after `prepare` was true."""
         take = self.clip if component.takes_clips else self.at
         return {spec.name: take(spec.name, i) for spec in component.inputs}
 

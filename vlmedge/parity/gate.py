@@ -52,9 +52,9 @@ def run_gate(
     """Compare, and write reports/parity.json and the manifest.
 
     Args:
-        bundle: What is put to the gate; its folder is written.
+        bundle: The bundle to check; its folder is written.
         export: The checkpoint that it came from.
-        samples: What to compare on.
+        samples: Samples to compare on.
         progress: Watches.
         beam_samples: How many of them are captioned with beams too; they cost five times more.
     """
@@ -112,7 +112,7 @@ class _Gate:
         return results, [*answers, *self._choices()]
 
     def _rows(self) -> list[ComponentParity]:
-        """Compare the token embedding table, if it was rounded: some of its rows."""
+        """Compare some rows of the token embedding table, if it was quantized."""
         theirs = self._theirs.context.rows
         if theirs is None or self._scheme == FLOAT:
             return []

@@ -27,12 +27,12 @@ _KEY = "level4"  # in the report, and in an engine's record
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What level 4 found of one component.
+    """Result of level 4 for one component.
 
     Attributes:
-        against: What the engine was held against; none: it could not be.
+        against: The reference that the engine was compared with; none: it could not be compared.
         parity: How far it is from that, the worst of all outputs, and whether that is allowed.
-        latency_ms: Of one pass over what it was tried on, the median, copies included.
+        latency_ms: Median time of one pass over the probe, copies included.
     """
 
     against: str | None
@@ -45,9 +45,9 @@ class OnDevice(msgspec.Struct, frozen=True):
 
     Attributes:
         component: Its name.
-        engine: What ran it, with its version.
+        engine: The engine that ran it, with its version.
         device: The GPU's name, or the processor's.
-        verdict: What it gave there.
+        verdict: Its result there.
     """
 
     component: str
@@ -93,7 +93,7 @@ def reported(bundle: Path) -> list[OnDevice]:
 
 
 def report(bundle: Bundle, found: Sequence[OnDevice]) -> bool:
-    """Add to a bundle's report, in place of what it said of the same engines and machines.
+    """Add to a bundle's report, in place of its entries for the same engines and machines.
 
     Returns:
         Whether it could be written; a bundle that cannot stays as it is.

@@ -104,7 +104,7 @@ def _feeds(component: Component, pool: dict[str, Array], sizes: dict[str, int]) 
 
 
 def _feed(spec: TensorSpec, pool: dict[str, Array], sizes: dict[str, int]) -> Array:
-    """Give one input: what is known if it fits, else numbers that stand for it."""
+    """Return one input: the known tensor if it fits, else values made up in its place."""
     shape = tuple(s if isinstance(s, int) else sizes.get(s, 1) for s in spec.shape)
     given = pool.get(spec.name)
     if given is not None and given.dtype == spec.dtype and given[: sizes["batch"]].shape == shape:

@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         family: File name in export/.
         checkpoint: Hub id.
-        revision: Of the hub, or none for a folder.
+        revision: Commit on the hub, or none for a folder.
         sha256: Of the weights.
         scheme: How it was quantized.
         passed: Whether the gate passed.
@@ -53,7 +53,9 @@ def record(bundle: Bundle, file: Path) -> Record:
     """
     manifest = bundle.manifest
     if manifest.parity is None:
-        raise InputError(f"{bundle.path} has not been to the gate: run vlmedge check first")
+        raise InputError(
+            f"{bundle.path} has not been compared with PyTorch: run vlmedge check first"
+        )
     source = manifest.checkpoint
     made = Record(
         family=manifest.spec.family,

@@ -43,8 +43,8 @@ def calibration_folder(folder: Path, note: Callable[[str], None]) -> Samples:
     decoder then reads a caption with its picture. Pictures are opened when they are needed.
 
     Args:
-        folder: Of pictures.
-        note: Is told how many could not be read, and when they are few.
+        folder: The folder of pictures.
+        note: Called with a line when some could not be read, and when there are few.
 
     Raises:
         InputError: There are none, or more than half cannot be read.
@@ -53,7 +53,9 @@ def calibration_folder(folder: Path, note: Callable[[str], None]) -> Samples:
     readable = [file for file in files if _is_readable(file)]
     broken = len(files) - len(readable)
     if 2 * broken > len(files):
-        raise InputError(f"{folder}: {broken} of {len(files)} pictures cannot be read: mend them")
+        raise InputError(
+            f"{folder}: {broken} of {len(files)} pictures cannot be read: repair or remove them"
+        )
     if broken:
         note(f"{folder}: {broken} of {len(files)} pictures cannot be read and are left out")
     if len(readable) < CALIBRATION_ADVISED:

@@ -1,4 +1,4 @@
-"""How equal is equal: one table of tolerances, and the figures that are held against it.
+"""How equal is equal: one table of tolerances, and the values that are compared with it.
 
 No case may lower its gate: a component that needs more room is a finding, not an exception.
 """
@@ -19,7 +19,7 @@ from vlmedge.spec.manifest import ComponentParity, TaskParity
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What a scheme may change.
+    """Largest deviation that a scheme may cause.
 
     Attributes:
         max_rel: Largest difference over the reference's largest value, or none.
@@ -59,16 +59,18 @@ _WORST = sys.float_info.max  # JSON has no nan and no inf
 def tolerance(scheme: str) -> Tolerance:
     """Return what `scheme` may change."""
     if scheme not in TOLERANCES:
-        raise UnknownNameError(f"no tolerance for scheme {scheme!r}: add one to parity.py")
+        raise UnknownNameError(
+            f"no tolerance for scheme {scheme!r}: add one to vlmedge/parity/tolerances.py"
+        )
     return TOLERANCES[scheme]
 
 
 def compare(component: str, scheme: str, reference: Array, ours: Array) -> ComponentParity:
-    """Hold one component's output against PyTorch's.
+    """Compare one component's output with PyTorch's.
 
     Args:
         component: Its name.
-        scheme: What was done to it.
+        scheme: The scheme that the component was quantized with.
         reference: PyTorch's, [samples, ...].
         ours: The engine's, the same shape.
     """
@@ -101,7 +103,7 @@ def divergence(reference: Array, ours: Array) -> float:
 
 
 def worst(results: list[ComponentParity]) -> ComponentParity:
-    """Return the worst figures of several comparisons of one component."""
+    """Return the worst values of several comparisons of one component."""
     first = results[0]
     return ComponentParity(
         component=first.component,
@@ -121,7 +123,7 @@ def judge(
     ours: list[object],
     right: list[object] | None,
 ) -> TaskParity:
-    """Hold a task's answers against PyTorch's, and both against the right ones if known.
+    """Compare a task's answers with PyTorch's, and both with the right ones if known.
 
     float32 must agree to the last answer. A quantized model must keep its accuracy where there
     are labels, and agree often enough where there are none.

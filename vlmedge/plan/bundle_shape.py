@@ -101,7 +101,7 @@ def _part(manifest: Manifest, component: Component, model: ir.Model) -> tuple[Pa
 
 
 def _users(value: ir.Value) -> set[str]:
-    """Name the operators that get a weight, dequantized or turned on the way or not."""
+    """Name the operators that get a weight, directly, dequantized or transposed."""
     found: set[str] = set()
     for node, _ in value.uses():
         if node.op_type in THROUGH:

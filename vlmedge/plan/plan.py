@@ -42,12 +42,12 @@ class SchemePlan:
         scheme: Its name.
         verdict: Whether it fits; tight: with less than a tenth to spare. It cannot be built where
             what a swap file cannot take is more than there is.
-        process_bytes: What the engine takes without a model.
+        process_bytes: Memory of the engine without a model.
         total_bytes: The most while it opens and runs, all components open.
         build_bytes: The most while an engine is built; 0 where nothing is.
-        swap_bytes: What the build needs beyond the free memory.
+        swap_bytes: Memory that the build needs beyond what is free.
         first_token_ms: Every encoder once, and the prompt read; none without a decoder.
-        tokens_per_s: Of the decode loop, at the end of the text; none without a decoder.
+        tokens_per_s: Speed of the decode loop at the end of the text; none without a decoder.
         parts: By component.
     """
 
@@ -69,24 +69,24 @@ class SchemePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be expected of a model on a device.
+    """Expected memory and time of a model on a device.
 
     Attributes:
         model: As it was asked for.
         parameters: How many it has.
         device: Its name in the catalogue.
-        title: What people call it.
-        engine: What runs it there.
+        title: The device's common name.
+        engine: The engine that runs it there.
         free_bytes: Memory for it.
-        free_is: How that is known.
-        prompt_tokens: Of text, beside the picture's rows.
+        free_is: How that number is known.
+        prompt_tokens: Text tokens of the prompt, beside the picture's rows.
         picture_tokens: The picture's rows in the prompt.
-        new_tokens: That are written.
-        cores: That work, of a CPU.
+        new_tokens: Tokens that are written.
+        cores: CPUs only: how many cores work.
         schemes: The most bits first.
         recommended: The fastest scheme that fits; of equals, the one with the most bits.
         profile: Ranges MIN:OPT:MAX of the named axes for this work.
-        notes: What else is to be known.
+        notes: Further remarks.
     """
 
     model: str
@@ -112,16 +112,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What is planned for.
+    """Device and workload to plan for.
 
     Attributes:
         device: A name of the catalogue.
-        engine: Or none: the device's first.
-        prompt_tokens: Of text, or none: 64, or as many as a small model has room for.
-        new_tokens: To be written, or none: likewise.
+        engine: Name of the engine; none: the device's first.
+        prompt_tokens: Text tokens of the prompt; none: 64, or as many as a small model has room
+            for.
+        new_tokens: Tokens to be written; none: likewise.
         headless: Without a desktop.
         free_gib: Memory for the model, or none: as the device has it.
-        cores: Of a CPU, or none: this machine's.
+        cores: CPUs only: how many cores work; none: this machine's.
     """
 
     device: str
@@ -141,7 +142,7 @@ def read_shape(path: Path) -> Shape:
 
     Raises:
         CheckpointError: It is not there, or lacks what is needed.
-        UnknownNameError: Nobody has said how such a checkpoint is counted.
+        UnknownNameError: No file of export/shapes/ counts such a checkpoint.
     """
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -153,7 +154,7 @@ def read_shape(path: Path) -> Shape:
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is no JSON: download it again") from None
+        raise CheckpointError(f"{file} is not valid JSON: download it again") from None
     kind = SHAPES.covering(config, file, "plan for the architecture")
     return SHAPES[kind](Fields(config, str(file), file.parent))
 
@@ -186,7 +187,7 @@ def make_plan(
     """Plan every scheme of a model on a device.
 
     Args:
-        model: What it is called.
+        model: Name of the model.
         shape: Its numbers.
         wish: Where and for what.
         stored: A bundle's scheme and the resident bytes of its components' weights; only that
@@ -224,11 +225,11 @@ def make_plan(
 
 
 def refusal(plan: Plan, shape: Shape, asked: str | None) -> str | None:
-    """Say what would fit instead, if what was asked for does not.
+    """Return what would fit instead, if the model does not.
 
     Args:
         plan: As made.
-        shape: Of its model.
+        shape: Numbers of its model.
         asked: A scheme, or none: any.
 
     Returns:
@@ -247,7 +248,7 @@ def refusal(plan: Plan, shape: Shape, asked: str | None) -> str | None:
     smallest = min(plan.schemes, key=lambda s: s.total_bytes)
     chosen = smallest if asked is None else plan.scheme(asked)
     if chosen.verdict == "no arithmetic":
-        how = f"{plan.model} in {chosen.scheme}: {plan.device} has no units for it"
+        how = f"{plan.model} in {chosen.scheme}: {plan.device} cannot compute in it"
     elif chosen.verdict == "cannot be built":
         how = (
             f"{plan.model} in {chosen.scheme} needs {chosen.build_bytes / GIB:.1f} GiB to build, "
@@ -271,7 +272,7 @@ def follow(name: str, device: str, scheme: str | None, progress: Progress) -> st
     Args:
         name: A checkpoint or a bundle.
         device: A name of the catalogue.
-        scheme: What was asked for, or none: the recommended one.
+        scheme: The scheme that was asked for, or none: the recommended one.
         progress: Watches a download.
 
     Raises:
@@ -365,7 +366,7 @@ def _free(wish: PlanRequest, device: Device) -> tuple[float, str]:
         return wish.free_gib * GIB, "as given"
     if device.memory_gib is None:
         if not (here := free_bytes()):
-            raise InputError("this system does not tell its free memory: give --free-gib")
+            raise InputError("this system does not report its free memory: give --free-gib")
         return float(here), "of this machine now"
     if not device.shared_memory:
         return (device.memory_gib - CARD_GIB) * GIB, f"of {device.memory_gib:g}, its own"

@@ -27,15 +27,16 @@ class SchemeBytes:
     """How a scheme stores and computes.
 
     Attributes:
-        precision: What the device must have for it.
-        linear_bytes: Of a weight in an encoder's matrix products.
-        decoder_bytes: Of one in a decoder's.
-        vocabulary_bytes: Of one in the projection to logits.
-        float_bytes: Of what the scheme leaves alone, of activations and of the cache.
+        precision: The precision that the device must support.
+        linear_bytes: Bytes of a weight in an encoder's matrix products.
+        decoder_bytes: Bytes of a weight in a decoder's matrix products.
+        vocabulary_bytes: Bytes of a weight in the projection to logits.
+        float_bytes: Bytes of a weight that the scheme leaves alone, of an activation and of a
+            number in the cache.
         compute: The rate of an encoder's matrix products.
         decoder_compute: The rate of a decoder's.
         widened: How much larger weights are in memory than on disk.
-        sums_bytes: What kernels keep beside each weight of a decoder's products.
+        sums_bytes: Bytes that kernels keep beside each weight of a decoder's products.
     """
 
     precision: str
@@ -72,19 +73,19 @@ SCHEMES = tuple(_GPU)  # the most bits first
 
 @dataclass(frozen=True, slots=True)
 class EngineOverhead:
-    """What an engine on a kind of device does beyond the arithmetic.
+    """Memory and time that an engine takes on a kind of device, beyond the arithmetic.
 
     Attributes:
-        process_mib: Of an engine that has no model yet.
-        component_mib: Of each component's graph and plan, without its numbers.
+        process_mib: Memory of an engine that has no model yet.
+        component_mib: Memory of each component's graph and plan, without its weights.
         cache_copies: How many caches there are while a token is added.
         doubles_cache: Whether a cache that is full grows to twice its size.
         maps: Whether weights are mapped: a table of which few rows are read stays on disk, and the
             weight that is being packed is there in both forms.
         compiles: Whether it builds engines first, which takes memory of its own.
-        compute_share: What part of a rate is reached, by precision.
-        bandwidth_share: What part of the bandwidth.
-        layer_us: What a layer takes beyond its arithmetic: starting kernels.
+        compute_share: Share of a rate that is reached, by precision.
+        bandwidth_share: Share of the bandwidth that is reached.
+        layer_us: Time of a layer beyond its arithmetic: starting kernels.
     """
 
     process_mib: float
@@ -118,7 +119,7 @@ _HABITS = {
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a run is for: rows of the prompt, and of the cache when the text is at its end."""
+    """Size of a run: rows of the prompt, and of the cache when the text is at its end."""
 
     prompt_rows: int
     total_rows: int
@@ -126,7 +127,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one component takes.
+    """Memory and time of one component.
 
     Attributes:
         component: Its name.
@@ -134,12 +135,12 @@ class Cost:
         weights_bytes: In memory.
         activations_bytes: Tensors between nodes, at their most.
         cache_bytes: Keys and values of the whole text, copies included.
-        workspace_bytes: What kernels add up in.
+        workspace_bytes: Scratch memory in which kernels add up.
         opening_bytes: The most beside the weights while its graph is opened.
         build_bytes: The most while its engine is built; 0 where nothing is compiled.
-        build_host_bytes: What of it a swap file can take.
+        build_host_bytes: The part of `build_bytes` that a swap file can take.
         run_ms: One run; of a decoder, reading the prompt.
-        step_ms: Of a decoder, one token more, or none.
+        step_ms: Decoders only: one more token; else none.
     """
 
     component: str
@@ -190,10 +191,10 @@ def cost(
     Args:
         part: The component.
         device: Where it runs.
-        engine: What runs it.
+        engine: The engine that runs it.
         scheme: How its weights are stored.
         work: How long texts are.
-        cores: Of a CPU, how many work.
+        cores: CPUs only: how many cores work.
         weights_bytes: Its weights as they are on disk, or none: by the scheme.
     """
     how, does = numbers(device, scheme), habits(device, engine)
@@ -293,7 +294,7 @@ def _compute_ms(
 
 
 def _rate(device: Device, does: EngineOverhead, precision: str) -> float:
-    """Return what is reached of a rate; what a device has no units for goes to the next wider."""
+    """Return the rate reached at a precision, or at the next wider one that the device has."""
     order = ("fp8", "int8", "fp16", "fp32")
     for name in order[order.index(precision) :]:
         rate = getattr(device.rates, name)

@@ -18,11 +18,11 @@ class Part:
     Attributes:
         name: The component's.
         linear: Weights of its matrix products, which schemes make smaller.
-        other: What stays in float: norms, biases, positions, the patch convolution.
-        width: Of a row.
-        inner: Of a row inside the MLP.
+        other: Weights that stay in float: norms, biases, positions, the patch convolution.
+        width: Width of a row.
+        inner: Width of a row inside the MLP.
         layers: How many.
-        heads: Of its attention; 0 for none.
+        heads: Heads of its attention; 0 for none.
         rows: Tokens or patches that it works on each run; none: as many as the prompt has.
         table: Numbers of a table inside the graph of which few rows are read.
         vocabulary: Weights of the projection to logits.
@@ -31,7 +31,7 @@ class Part:
         source_linear: Those of `linear` that work on what is looked at, not on its own rows.
         source_rows: How many rows that has.
         runs: How often a prompt takes it, at most: for each tile of a picture, or frame of a video.
-        held: Numbers that it is fed unchanged at every step: keys and values of what it looks at.
+        held: Size of its constant inputs, in numbers: keys and values of the rows it looks at.
         keys: Rows that one of them looks at, or none: all.
     """
 
@@ -108,8 +108,8 @@ class Fields:
 
         Args:
             config: Its object.
-            where: What to call it in an error.
-            folder: Where it lies, for those that name other folders.
+            where: Name of the file, for errors.
+            folder: Folder of the file, for configs that name other folders.
         """
         self._config = config
         self._where = where
@@ -147,11 +147,11 @@ class Fields:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise CheckpointError(f"{file} is no JSON object: download it again")
+            raise CheckpointError(f"{file} is not a JSON object: download it again")
         return Fields(found, str(file), file.parent)
 
     def has_beside(self, name: str) -> bool:
-        """Tell whether a file lies beside this config.json."""
+        """Return whether a file lies beside this config.json."""
         return self._folder is not None and (self._folder / name).is_file()
 
     def size(self, name: str, default: int | None) -> int:

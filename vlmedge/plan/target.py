@@ -30,9 +30,9 @@ def refuse_unfit(
     """Refuse what a device cannot do.
 
     Args:
-        bundle: What is to be built.
+        bundle: The bundle to build.
         device: A name of the catalogue.
-        precision: What float layers are to compute in.
+        precision: Number format that float layers are to compute in.
         tensorrt: The version that is asked for, or none.
         progress: Watches.
 
@@ -45,7 +45,7 @@ def refuse_unfit(
     """
     found = registry.device(device)
     if "tensorrt" not in found.engines:
-        raise InputError(f"{device} has no TensorRT: it runs bundles as they are (--engine ort)")
+        raise InputError(f"{device} has no TensorRT: use --engine ort there, which needs no build")
     versions = tensorrt_versions(device)
     usable = tuple(v for v in versions if number(v) >= OLDEST)
     if versions and not usable:
@@ -80,8 +80,8 @@ def refuse_elsewhere(device: str) -> None:
     if here.device != device:
         name = here.device or here.model or (here.gpus[0].name if here.gpus else "no known device")
         raise InputError(
-            f"this is {name}, not {device}: build there, or say --check-only: "
-            "TensorRT's engines run only where they were built"
+            f"this is {name}, not {device}, and TensorRT's engines run only "
+            "where they were built: build there, or give --check-only"
         )
 
 

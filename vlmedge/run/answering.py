@@ -90,7 +90,7 @@ class Request:
     Attributes:
         task: The wiring.
         text: The caller's prompt or question.
-        options: Of the decode loop.
+        options: Options of the decode loop.
         seed: Random seed for sampling.
         examples: Pictures with their right answers, read first.
         regions: Boxes or points that the text has places for.
@@ -120,12 +120,14 @@ def task_about(context: TaskContext, task: str, images: object) -> str:
     bundle = context.bundle
     kinds = {isinstance(source, Video) for source in several(images)}
     if len(kinds) > 1:
-        raise InputError(f"images and videos in one call{_videos(images)}: give them apart")
+        raise InputError(
+            f"images and videos in one call{_videos(images)}: pass them in separate calls"
+        )
     name, other = (f"{task}_video", task) if True in kinds else (task, f"{task}_video")
     known = bundle.spec.tasks
     if name not in known and other in known:
         if other != task:
-            raise InputError(f"{bundle.path} takes videos alone: give it a Video")
+            raise InputError(f"{bundle.path} takes videos only: give it a Video")
         raise InputError(f"{bundle.path} takes images, no videos{_videos(images)}")
     return name
 
@@ -160,7 +162,7 @@ def write(
 
     Args:
         context: The model.
-        request: What is asked of each.
+        request: The question to each.
         images: One, several, or an iterator.
         on_error: For a stream, see `Model.caption`.
         read: Makes an answer of token ids and the picture; default: their text.

@@ -45,7 +45,7 @@ def read_factors(
     folders = [adapter] if isinstance(adapter, Adapter) else list(adapter)
     if not 1 <= len(folders) <= IMAGES_PER_BATCH:
         raise InputError(
-            f"{len(folders)} adapters: give 1 to {IMAGES_PER_BATCH}, what one batch has"
+            f"{len(folders)} adapters: give 1 to {IMAGES_PER_BATCH}, the size of one batch"
         )
     opened = {folder: open_adapter(Path(folder)) for folder in folders if folder is not None}
     rows = [None if folder is None else opened[folder] for folder in folders]

@@ -21,7 +21,7 @@ Dla = Literal["off", "auto", "faster", "always"]
 
 @dataclass(frozen=True, slots=True)
 class AxisRange:
-    """What sizes of a named axis an engine is built for."""
+    """Sizes of a named axis that an engine is built for."""
 
     min: int
     opt: int
@@ -30,7 +30,7 @@ class AxisRange:
     def __post_init__(self) -> None:
         """Refuse what is no range."""
         if not 0 <= self.min <= self.opt <= self.max:
-            raise InputError(f"axis {self}: it must be MIN:OPT:MAX, none smaller than the last")
+            raise InputError(f"axis {self}: it must be MIN:OPT:MAX, in ascending order")
 
     def __str__(self) -> str:
         """Write it as the command line takes it."""
@@ -51,7 +51,7 @@ class BuildOptions:
     """How to compile.
 
     Attributes:
-        precision: What the float layers compute in; quantized ones keep their own.
+        precision: Number format that the float layers compute in; quantized ones keep their own.
         axes: Ranges of named axes, in place of those that the manifest implies.
         level: The builder's optimization level, 0 (quick) to 5 (thorough), or its default.
         workspace_mib: Scratch memory that a layer may take, or none: a share of what is free.
@@ -79,7 +79,7 @@ class BuildOptions:
         if self.dla not in (modes := get_args(Dla)):
             raise InputError(f"dla {self.dla!r}: it must be {', '.join(modes[:-1])} or {modes[-1]}")
         if self.dla in ("faster", "always") and self.precision == "float32":
-            raise InputError("a DLA computes in float16 or int8: use --precision float16")
+            raise InputError("precision 'float32': a DLA computes in float16 or int8, give float16")
         if self.precision not in (known := get_args(Precision)):
             raise InputError(f"precision {self.precision!r}: it must be {' or '.join(known)}")
         if self.level is not None and self.level not in LEVELS:
@@ -97,8 +97,8 @@ class Finding:
         component: Where.
         node: Its name in the graph.
         operator: Its kind.
-        problem: What the engine does not take.
-        remedy: What to do.
+        problem: The thing that the engine does not support.
+        remedy: The way around it.
     """
 
     component: str
@@ -115,14 +115,15 @@ class Built:
     Attributes:
         component: Its name.
         folder: Where the engine is.
-        precision: What its float layers compute in; float32 if float16 gave nan or inf.
+        precision: Number format that its float layers compute in; float32 if float16 gave nan or
+            inf.
         bytes: Its size.
         seconds: How long it took; 0 for one that was there.
         reused: Whether it was there.
         restored: Nodes of a float16 engine that compute in float32, since they overflowed.
         parity: Level 4: how far it is from its portable graph; none: it could not be compared.
-        latency_ms: Of one pass over the gate's picture or prompt.
-        dropped: What was built beside it and is not faster, with its latency, ms.
+        latency_ms: Time of one pass over the gate's picture or prompt.
+        dropped: Variants that were built beside it and are not faster, with their latency, ms.
         dla: Whether it runs on a deep-learning accelerator.
     """
 

@@ -131,8 +131,8 @@ class CheckedGraph(ABC):
         batch = axes.get("batch", 1)
         if self._adapters > 1 and batch != len(rows):
             raise InputError(
-                f"{self.component.name}: a batch of {batch} rows, and {len(rows)} of them have an "
-                "adapter: set one adapter, or one for each"
+                f"{self.component.name}: {len(rows)} adapters for a batch of {batch} rows: "
+                "set one adapter, or one for each row"
             )
         if self._slot_feeds is None:
             moved = self._adapter_of is not None
@@ -198,5 +198,8 @@ def _empty(spec: TensorSpec, axes: dict[str, int], where: str) -> Array:
         elif axis in axes:
             shape.append(axes[axis])
         else:
-            raise InputError(f"{where}: the size of axis {axis!r} of {spec.name!r} is not known")
+            raise InputError(
+                f"{where}: the size of axis {axis!r} of {spec.name!r} is not known: feed "
+                f"{spec.name!r}"
+            )
     return np.zeros(shape, spec.dtype)

@@ -27,7 +27,7 @@ class Graph(Protocol):
 
     @property
     def component(self) -> Component:
-        """What goes in and comes out."""
+        """The component's inputs, outputs and state."""
         ...
 
     @property
@@ -43,8 +43,8 @@ class Graph(Protocol):
 
         Args:
             feeds: Every input that is not state, by name.
-            last: Whether `logits` are wanted of the last token alone: an engine that can then
-                returns no others, [batch, 1, vocabulary].
+            last: Whether only the last token's `logits` are needed; an engine that can returns
+                these alone, [batch, 1, vocabulary].
 
         Returns:
             Every output that is not state, by name.
@@ -56,24 +56,24 @@ class Graph(Protocol):
         ...
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
-        """Make state row i the row `rows[i]` of now; may repeat and drop rows (beams)."""
+        """Replace state row i by the present row `rows[i]`; rows may repeat or drop out (beams)."""
         ...
 
     def rewind(self, tokens: int) -> None:
-        """Keep the first `tokens` positions of state row 0, and forget all else of the state."""
+        """Keep the first `tokens` positions of state row 0, and drop the rest of the state."""
         ...
 
     def snapshot(self, tokens: int) -> dict[str, Array]:
-        """Copy the first `tokens` positions of state row 0, by input: `run` may be fed them."""
+        """Return a copy of the first `tokens` positions of state row 0, by input, to feed `run`."""
         ...
 
     def close(self) -> None:
-        """Give the memory back; the graph cannot run after it."""
+        """Free the memory; the graph cannot run afterwards."""
         ...
 
 
 class Engine(Protocol):
-    """`ENGINE` in runtimes/<name>.py: what turns a component on disk into a `Graph`.
+    """`ENGINE` in runtimes/<name>.py: it turns a component on disk into a `Graph`.
 
     Beside it the file of an engine that no device has run yet holds the literal EXPERIMENTAL =
     True, which is read without importing the engine's packages.
@@ -107,7 +107,7 @@ class Spins(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a tensor did over the calibration data.
+    """Statistics of a tensor over the calibration data.
 
     Attributes:
         amax: Largest absolute value.
@@ -136,8 +136,8 @@ class Watched:
     """The tensors of one float graph that a scheme wants to know about.
 
     Attributes:
-        names: Which; none when the scheme looks at weights alone.
-        rows: Whether it wants channels and rows too, not the largest value alone.
+        names: Names of the tensors; none when the scheme looks at weights alone.
+        rows: Whether it needs `Stats.channels` and `Stats.rows` too.
     """
 
     names: tuple[str, ...] = ()
@@ -146,11 +146,11 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """What a scheme does to one layer.
+    """Effect of a scheme on one layer.
 
     Attributes:
-        error: Of its output on the calibration data, relative, 0..1.
-        bits: Of its weights.
+        error: Quantization error of the layer's output on the calibration data, relative, 0..1.
+        bits: Bits of each of its weights.
     """
 
     error: float
@@ -165,16 +165,16 @@ class Scheme(Protocol):
 
     @property
     def timed(self) -> bool:
-        """Whether it is there for speed on a CPU, so that what became slower here is dropped."""
+        """Whether it is meant for speed on a CPU: a component that it makes slower stays float."""
         ...
 
     @property
     def table(self) -> str:
-        """What the token embedding table becomes: "float16", or "int8" with one scale a row."""
+        """Type of the token embedding table: "float16", or "int8" with one scale a row."""
         ...
 
     def watch(self, component: Component, model: ir.Model) -> Watched:
-        """Name the tensors whose statistics `rewrite` wants."""
+        """Return the tensors whose statistics `rewrite` needs."""
         ...
 
     def rewrite(
@@ -184,32 +184,32 @@ class Scheme(Protocol):
         stats: Mapping[str, Stats],
         keep: Mapping[str, str] = {},
     ) -> list[KeptLayer]:
-        """Make one graph small, in place.
+        """Quantize one graph, in place.
 
-        Initializers stay lazy: what was read on demand in float is read on demand and quantized,
-        so memory stays at a few tensors.
+        Initializers stay lazy: a weight is read and quantized when it is asked for, so memory
+        stays at a few tensors.
 
         Args:
             component: Its spec.
             model: The float graph.
-            stats: Of what `watch` named.
-            keep: Layers that get other numbers than the scheme's: their weights' names, and a
-                precision, which is "float32" or one that the scheme knows.
+            stats: Statistics of the tensors that `watch` named.
+            keep: Precision of layers that differ from the scheme, by the names of their weights:
+                "float32" or a precision that the scheme knows.
 
         Returns:
-            What stays float for the scheme's own reasons.
+            The layers that stay float for the scheme's own reasons.
         """
         ...
 
     def harms(
         self, component: Component, model: ir.Model, stats: Mapping[str, Stats]
     ) -> dict[str, LayerError]:
-        """Say what rounding each layer alone would do, by the name of its weight."""
+        """Return the error that quantizing each layer alone causes, by the name of its weight."""
         ...
 
 
 class Slotter(Protocol):
-    """`SLOTS` in quantize/<name>.py: opens a graph for adapters that come and go at run time."""
+    """`SLOTS` in quantize/<name>.py: gives a graph inputs for adapters set at run time."""
 
     def add(
         self, component: Component, model: ir.Model, rank: int, modules: Sequence[str] = ()
@@ -217,7 +217,7 @@ class Slotter(Protocol):
         """Give Linears of a float graph the inputs of an adapter, in place.
 
         Args:
-            component: Its spec; the caller puts what is returned into it.
+            component: Its spec; the caller adds the returned slots to it.
             model: The graph.
             rank: The largest rank that an adapter may have.
             modules: Ends of the Linears' paths ("q_proj"); none: all in repeated layers.
@@ -233,7 +233,7 @@ class Export(Protocol):
 
     @property
     def spec(self) -> ModelSpec:
-        """What the runtime will know."""
+        """The model's spec, which goes into the bundle for the runtime."""
         ...
 
     def trace(self, component: str) -> ir.Model:
@@ -255,7 +255,7 @@ class Export(Protocol):
     def merged(self, adapters: Sequence[Weighted]) -> Export:
         """Return the same checkpoint with LoRA adapters merged into its weights.
 
-        Everything reads weights through it, so graphs, tables and the reference all have them.
+        Graphs, tables and the reference all read the merged weights.
 
         Raises:
             AdapterError: An adapter does not fit the checkpoint.
@@ -288,14 +288,14 @@ class Family(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Dense tera-operations a second, a multiply-add being two; none: it cannot.
+    """Dense tera-operations a second, a multiply-add being two; none: the device cannot.
 
     Attributes:
-        fp32: Of the plain float units, not TF32.
-        fp16: With sums in float32, which is what TensorRT does.
-        int8: Of 8-bit integers.
-        fp8: Of E4M3.
-        fp4: Of NVFP4.
+        fp32: Rate of the plain float units, not TF32.
+        fp16: Rate with sums in float32, as TensorRT computes.
+        int8: Rate of 8-bit integers.
+        fp8: Rate of E4M3.
+        fp4: Rate of NVFP4.
     """
 
     fp32: float
@@ -307,22 +307,22 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A value of `DEVICES` in devices/<product line>.py: a board, in numbers that decide.
+    """A value of `DEVICES` in devices/<product line>.py: a board, in the numbers that matter.
 
     Attributes:
-        title: What people call it.
-        kind: What it is; only a gpu has memory apart from the system's.
-        engines: What runs on it, the best first.
-        precisions: What it computes in, or unpacks while it computes (int4).
-        rates: Of the whole device; of one core for a CPU.
-        bandwidth_gb_s: Between memory and processor, as published.
-        memory_gib: What is built in; none: it differs from machine to machine.
-        compute_capability: CUDA's, or none.
-        marks: By what it is known: module ids of a Jetson, names that nvidia-smi gives, CPU flags.
-        dla_cores: Deep-learning accelerators.
-        dla_int8_tops: What they do together, dense.
+        title: The board's common name.
+        kind: Its class; only a gpu has memory apart from the system's.
+        engines: Engines that run on it, the best first.
+        precisions: Number formats that it computes in, or unpacks while it computes (int4).
+        rates: Rates of the whole device; for a CPU, of one core.
+        bandwidth_gb_s: Memory bandwidth, as published.
+        memory_gib: Built-in memory; none: it differs from machine to machine.
+        compute_capability: CUDA's compute capability, or none.
+        marks: How it is recognized: module ids of a Jetson, names that nvidia-smi gives, CPU flags.
+        dla_cores: Number of deep-learning accelerators.
+        dla_int8_tops: Their rate together, dense.
         jetpacks: The JetPack releases that run on it, a prefix each.
-        power_modes: Names as nvpmodel has them; their numbers differ, so they are read there.
+        power_modes: Names of nvpmodel's modes; their numbers differ, so they are read there.
     """
 
     title: str
@@ -341,5 +341,5 @@ class Device:
 
     @property
     def shared_memory(self) -> bool:
-        """Whether the system and its desktop live in the same memory."""
+        """Whether the system and its desktop use the same memory."""
         return self.kind != "gpu"

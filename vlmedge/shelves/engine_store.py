@@ -23,8 +23,10 @@ class StoredEngine:
     Attributes:
         name: The folder's.
         bytes: Its size.
-        identity: What it was made from and for; empty for engines that keep no record.
-        fusions: What the engine's own kernels replaced, of how many, and what they did not and why.
+        identity: The inputs and the device that it was built for; empty for engines that keep no
+            record.
+        fusions: For each kind of pattern, how many of how many the engine's own kernels replaced,
+            and why the rest was left.
     """
 
     name: str

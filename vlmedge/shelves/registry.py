@@ -41,8 +41,8 @@ class Registry(Generic[T]):
 
         Args:
             folder: Its import name inside the package.
-            constant: What each file holds.
-            kind: What to call one, for messages.
+            constant: Name of the constant that each file holds.
+            kind: Word for one file of the folder, for messages.
             extra: The extra of the package that a file needs.
             families: Where a file of the same name says which ARCHITECTURES it covers, if not here.
         """
@@ -63,7 +63,7 @@ class Registry(Generic[T]):
         Args:
             name: The file's.
             constant: The constant's.
-            default: What a file without it has; left out: every file must have it.
+            default: Value for a file that lacks the constant; left out: every file must have it.
 
         Raises:
             UnknownNameError: The file has no such constant, and there is no default.
@@ -86,9 +86,9 @@ class Registry(Generic[T]):
         The literal is the file's own, or that of the family of the same name.
 
         Args:
-            config: What was read.
+            config: The JSON object that was read.
             file: Where from, for messages.
-            wanted: What was looked for, for messages.
+            wanted: Name of the thing that was looked for, for messages.
 
         Raises:
             CheckpointError: It names no architecture.
@@ -119,7 +119,7 @@ class Registry(Generic[T]):
         return cast(T, getattr(module, self.constant))
 
     def _holds(self, name: str) -> bool:
-        """Tell whether a file assigns the constant: one folder may have files of two kinds."""
+        """Return whether a file assigns the constant: one folder may have files of two kinds."""
         assigned = re.compile(rf"^{self.constant}\b\s*[:=]", re.MULTILINE)
         files = (Path(folder) / f"{name}.py" for folder in self._locations())
         return any(f.is_file() and assigned.search(f.read_text(encoding="utf-8")) for f in files)

@@ -28,10 +28,11 @@ class AnyRes(Data, frozen=True, tag="anyres", tag_field="kind"):
     those that hold nothing but padding. An encoder's last row of each piece ends such a line.
 
     Attributes:
-        sizes: (height, width), pixels: the one that shows most of a picture is taken, whole tiles.
+        sizes: Allowed sizes (height, width), pixels, in whole tiles: the one that shows most of a
+            picture is taken.
         whole_size: Side of the square that the whole is stretched to, pixels.
         tile_size: Side of a tile, pixels.
-        patches: Along the side of each piece.
+        patches: Number of patches along the side of each piece.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -44,13 +45,14 @@ class ImageFrontEnd(Data, frozen=True, tag="image", tag_field="kind"):
     """How a picture becomes pixel_values, float32 [batch, 3, height, width].
 
     Attributes:
-        resize: "exact" to resize_size; "shortest_edge" until the shorter side is resize_size[0].
+        resize: Rule of the resize: "exact" to resize_size; "shortest_edge" until the shorter side
+            is resize_size[0].
         resize_size: (height, width), pixels.
-        resample: PIL's filter, lower case; or "floor": the pixel at floor(place * from / to).
+        resample: PIL's filter, lower case; or "floor": the pixel at floor(index * from / to).
         crop_size: Centre crop (height, width) after the resize, or none.
         rescale_factor: Multiplies the 0..255 values before mean and std.
-        image_mean: One figure a channel, RGB.
-        image_std: One figure a channel, RGB.
+        image_mean: One value a channel, RGB.
+        image_std: One value a channel, RGB.
         tiling: How it is cut before all this, or none.
         square: The colour that fills a picture up to a square before the resize, RGB, 0..255; the
             picture stays in the middle. None leaves it as it is.
@@ -68,7 +70,7 @@ class ImageFrontEnd(Data, frozen=True, tag="image", tag_field="kind"):
 
 
 class VideoFrontEnd(Data, frozen=True, tag="video", tag_field="kind"):
-    """Which frames of a video a model looks at; each becomes pixel_values like a picture.
+    """Choice of the video frames that a model looks at; each becomes pixel_values like a picture.
 
     The table of front ends has it under pixel_values_videos, which is transformers' name. No graph
     has an input of that name: an encoder takes frames at the input where it takes pictures
@@ -76,9 +78,9 @@ class VideoFrontEnd(Data, frozen=True, tag="video", tag_field="kind"):
 
     Attributes:
         frame: How a frame becomes pixels.
-        frames: How many, at most.
-        rule: "floor": frame i * total // frames, transformers' own; "ends": evenly from the first
-            to the last; "middle": of as many equal parts.
+        frames: How many frames, at most.
+        rule: How they are chosen. "floor": frame i * total // frames, transformers' own; "ends":
+            evenly from the first to the last; "middle": the middle of as many equal parts.
         fps: As many frames a second instead, up to `frames`; or none.
         limit: The most that the user may ask for, or none.
     """

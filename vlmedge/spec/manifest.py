@@ -18,7 +18,7 @@ class CheckpointId(Data, frozen=True):
     Attributes:
         id: Hub id, built-in name or folder name.
         revision: Commit on the hub, or none.
-        sha256: Digest of config.json, and of name, size and last MiB of each weight file.
+        sha256: Digest of config.json and of the name, size and last MiB of each weight file.
     """
 
     id: str
@@ -38,9 +38,9 @@ class AdapterId(Data, frozen=True):
     """A LoRA adapter that was merged into the weights.
 
     Attributes:
-        name: Its folder's.
-        sha256: Over the digests of its two files.
-        weight: What its scale was multiplied by.
+        name: Name of its folder.
+        sha256: Digest of the digests of its two files.
+        weight: Factor that its scale was multiplied by.
     """
 
     name: str
@@ -63,11 +63,11 @@ class ComponentParity(Data, frozen=True):
         component: Its name.
         max_abs: Largest absolute difference.
         max_rel: The same over the largest absolute value of the reference.
-        cosine: Of the flattened outputs, the worst case of all samples.
-        tolerance: What was allowed: max_rel for float32, 1 - cosine for the rest.
-        passed: Whether it was met.
-        kl: Of a decoder: how far the distribution of the first token is from PyTorch's (Kullback
-            and Leibler's divergence, nats, mean over samples), else none.
+        cosine: Cosine similarity of the flattened outputs, the worst case of all samples.
+        tolerance: The limit: max_rel for float32, 1 - cosine for the rest.
+        passed: Whether the difference is within it.
+        kl: Decoders only: how far the distribution of the first token is from PyTorch's
+            (Kullback-Leibler divergence, nats, mean over samples); else none.
     """
 
     component: str
@@ -88,8 +88,8 @@ class TaskParity(Data, frozen=True):
         agreement: Share of equal answers, 0..1.
         accuracy: Share of right answers where the data has labels, else none.
         reference_accuracy: PyTorch's share of right answers, else none.
-        tolerance: What was allowed.
-        passed: Whether it was met.
+        tolerance: The limit.
+        passed: Whether the result is within it.
     """
 
     task: str
@@ -102,7 +102,7 @@ class TaskParity(Data, frozen=True):
 
 
 class Parity(Data, frozen=True):
-    """What the gate found."""
+    """Result of the gate."""
 
     passed: bool
     components: tuple[ComponentParity, ...]
@@ -118,12 +118,12 @@ class Manifest(Data, frozen=True):
         checkpoint: Where the weights came from.
         scheme: float32, int8, ...
         spec: The model.
-        kept: What the scheme left in float.
+        kept: Layers that the scheme left in float.
         files: Every file but this one and engines/.
         provenance: Library versions, opset, calibration data.
         embeddings: The token embedding table, or none.
-        parity: What the gate found, or none: the bundle is unverified.
-        adapters: What was merged into the checkpoint's weights, in this order.
+        parity: Result of the gate, or none: the bundle is unverified.
+        adapters: LoRA adapters merged into the checkpoint's weights, in this order.
     """
 
     format: int

@@ -1,4 +1,4 @@
-"""What a model is made of, as data that no framework or engine has seen.
+"""A model's components, tasks and front ends, as data free of any framework or engine.
 
 These structs are the manifest: msgspec reads them from JSON, checks every type on the way, and
 makes the published JSON Schema from them. A task's wiring is a list of components; each takes its
@@ -35,9 +35,11 @@ class ModelSpec(Data, frozen=True):
     Attributes:
         family: The file in export/ that made it.
         components: The graphs.
-        tasks: By name: caption, ask, classify, embed_image, embed_text; caption_video, ask_video.
-        front_ends: By the tensor that each makes: pixel_values, pixel_values_videos, input_ids;
-            qformer_input_ids, for components that read a text before the language model does.
+        tasks: Tasks by name: caption, ask, classify, embed_image, embed_text; caption_video,
+            ask_video.
+        front_ends: Front ends by the tensor that each makes: pixel_values, pixel_values_videos,
+            input_ids; qformer_input_ids, for components that read a text before the language model
+            does.
         generation: Defaults of the decode loop, or none.
     """
 
@@ -80,7 +82,7 @@ class ModelSpec(Data, frozen=True):
         return next(made, PIXELS)
 
     def bare(self) -> tuple[Component, ...]:
-        """Return the components without slots: what the checkpoint itself has."""
+        """Return the components without slots, as the checkpoint itself has them."""
         return tuple(structs.replace(component, slots=()) for component in self.components)
 
     def component(self, name: str) -> Component:

@@ -11,7 +11,7 @@ class Generation(Data, frozen=True):
     """Defaults of the decode loop, in transformers' terms; every one can be given per call.
 
     Attributes:
-        max_tokens: New tokens at most (transformers' max_new_tokens).
+        max_tokens: The most new tokens (transformers' max_new_tokens).
         min_tokens: New tokens before an end token is allowed (min_new_tokens).
         num_beams: 1 is greedy or sampling.
         do_sample: Draw from the distribution instead of taking its top.
@@ -53,16 +53,16 @@ class Generation(Data, frozen=True):
 
 
 class ImageText(Data, frozen=True):
-    """What stands for a picture in a prompt's text, where `{image}` is.
+    """Text that stands for a picture in a prompt, where `{image}` is.
 
     A picture that is cut into tiles (`ImageFrontEnd.tiling`) has them row by row, then the whole.
 
     Attributes:
         placeholder: Text of the token that the soft prompt of one piece takes the place of.
-        alone: For a picture in one piece; it holds the placeholder once.
-        tile: For a tile; `{row}` and `{column}` count from 1.
-        row_end: After the last tile of a row.
-        whole: For the whole picture after its tiles.
+        alone: Text of a picture in one piece; it holds the placeholder once.
+        tile: Text of a tile; `{row}` and `{column}` count from 1.
+        row_end: Text after the last tile of a row.
+        whole: Text of the whole picture after its tiles.
     """
 
     placeholder: str
@@ -76,10 +76,10 @@ MASK_CODES, MASK_CODE_KINDS = 16, 128  # codes of one mask, and how many kinds t
 
 
 class MaskCodes(Data, frozen=True):
-    """What becomes of the codes of a mask, which an answer may have beside a box.
+    """How the mask codes in an answer, beside a box, become a mask.
 
     Attributes:
-        file: What a checkpoint must have beside its config.json, so that they can be decoded.
+        file: File that a checkpoint must have beside its config.json, so that they can be decoded.
         decode: The component from one tensor, int64 [batch, codes], to another, float32
             [batch, rows, columns], above 0 where the thing is; none: the file was not there.
     """
@@ -105,30 +105,30 @@ class GenerateTask(Data, frozen=True, tag="generate", tag_field="kind"):
         prompt: Template; `{prompt}` or `{question}` is the caller's text, `{image}` the picture,
             `{examples}` the place of examples.
         image_token_id: Id that stands for the soft prompt in the token history, or none.
-        image_text: What `{image}` becomes; none puts the soft prompt before all text.
+        image_text: Replacement of `{image}`; none puts the soft prompt before all text.
         example: Template of one example that goes before (few-shot): `{image}`, `{question}` where
             `prompt` has it, `{text}` the right answer; none where the model takes no examples.
         media: The decoder's input that takes the pictures, where it looks at them beside the text
             and not among it; placeholders are tokens then. None puts them among the text.
-        answer: "text", or words among tokens that say where things are: "locations" are
-            PaliGemma's, "boxes" and "polygons" Florence-2's, "brackets" Shikra's, in plain
-            figures. `vlmedge.run.tasks.boxes` reads them.
-        named_by: What a box is of: "answer": what the words around it say; "question": what was
-            looked for, whatever words the model puts around it.
-        masks: What becomes of the codes of masks in an answer, or none: it has none.
+        answer: Form of the answer: "text", or words among tokens that say where things are:
+            "locations" are PaliGemma's, "boxes" and "polygons" Florence-2's, "brackets" Shikra's,
+            in plain digits. `vlmedge.run.tasks.boxes` reads them.
+        named_by: Where a box gets its name. "answer": from the words around it; "question": from
+            the thing that was looked for, whatever words the model puts around it.
+        masks: How mask codes in an answer are decoded, or none: answers have no masks.
         regions: How a region that a question points at is written where it has `{region}`, or
             none: the model knows no regions.
-        several: What stands between the things that are looked for, where they are named in one
-            prompt; none asks for one after the other.
+        several: Text between the things that are looked for, where they are named in one prompt;
+            none asks for one after the other.
         read: Components from the picture and the text to what the decoder is fed throughout.
-        start_ids: With `read`: what the decoder begins with, before the text that no component of
-            `read` has taken.
+        start_ids: With `read`: token ids that the decoder begins with, before the text that no
+            component of `read` has taken.
         special_tokens: Whether a text of the decoder's gets the tokenizer's own special tokens.
-        first_id: Takes the place of the first id of a text that `read` reads, or none.
+        first_id: Token id that replaces the first one of a text that `read` reads, or none.
         instruct: Components from the last output of `encode`, qformer_input_ids and
             qformer_attention_mask (the text, by the front end of that name) to `soft_prompt`.
-        source: "video": `encode` gets the frames of one, and `{image}` is its place; all their rows
-            in a row are its soft prompt.
+        source: Input of `encode`. "video": it gets the frames of a video, and `{image}` is the
+            video's place; the rows of all frames, one after the other, are its soft prompt.
     """
 
     encode: tuple[str, ...]
@@ -157,12 +157,13 @@ class ChatTask(Data, frozen=True, tag="chat", tag_field="kind"):
 
     Attributes:
         write: The generating task whose components write the replies.
-        start: Before the first turn.
-        user: A turn without pictures, up to the reply; `{text}` is what the user says.
-        user_images: One with pictures; `{images}` is where they stand.
-        image: One picture; `{image}` becomes what the generating task has for it.
-        reply_end: Between a reply and the next turn.
-        system: In place of `start`, with `{text}` for the system's; none where there is no such.
+        start: Text before the first turn.
+        user: Template of a turn without pictures, up to the reply; `{text}` is the user's text.
+        user_images: Template of a turn with pictures; `{images}` is their place.
+        image: Template of one picture; `{image}` becomes the generating task's text for it.
+        reply_end: Text between a reply and the next turn.
+        system: Template in place of `start`, `{text}` being the system text; none: the model takes
+            no system text.
     """
 
     write: str
@@ -184,7 +185,7 @@ class MatchTask(Data, frozen=True, tag="match", tag_field="kind"):
         text: Components from input_ids to `text_output`.
         text_output: The tensor [batch, width] of texts.
         logit_scale: Multiplies the cosine.
-        template: Around a label; `{}` is the label.
+        template: Text around a label; `{}` is the label.
         logit_bias: Added to the scaled cosine.
         activation: "softmax": the probabilities add up to 1; "sigmoid": each stands alone.
     """
@@ -249,10 +250,10 @@ class InfillTask(Data, frozen=True, tag="infill", tag_field="kind"):
 
 
 class EmbedTask(Data, frozen=True, tag="embed", tag_field="kind"):
-    """One image or text in, one vector of length 1 out; or several of an image.
+    """One image or text in, one vector of length 1 out; some models give several for an image.
 
     Attributes:
-        modality: What goes in: the kind of a front end.
+        modality: Kind of the input: the kind of a front end.
         encode: Components from the front end's tensors to `output`.
         output: The tensor [batch, width], or [batch, vectors, width].
     """
@@ -263,7 +264,7 @@ class EmbedTask(Data, frozen=True, tag="embed", tag_field="kind"):
 
 
 class PaintTask(Data, frozen=True, tag="paint", tag_field="kind"):
-    """Pictures with what they were painted to, and a picture, in; what that becomes, out.
+    """Example pictures with their paintings and one picture in, that picture's painting out.
 
     The graph takes pixel_values and, of one example, prompt_pixel_values and prompt_masks; `group`,
     int64 [batch], is the same for the examples of one picture.
@@ -271,14 +272,15 @@ class PaintTask(Data, frozen=True, tag="paint", tag_field="kind"):
     Attributes:
         paint: Components from these to `output`.
         output: The painting, float32 [batch, 3, height, width], normalised as pictures are.
-        means: What a pixel says. "picture": itself. "labels": the nearest colour of a palette, or
+        means: Meaning of a pixel. "picture": itself. "labels": the nearest colour of a palette, or
             without one the mean of its channels. "depth": the mean of its channels, 255 being
             `depth_m`. "points": red how near a point is, green and blue which of `points`.
         resample: PIL's filter that brings a painting back to the picture's size, as torch has it.
-        example_resample: The one that brings an example's painting to the graph's size.
-        instance: Fed to the graph's `instance`, where it takes one: 1 one thing, 0 a kind of thing.
-        depth_m: Metres, with "depth".
-        points: Names, with "points".
+        example_resample: PIL's filter that brings an example's painting to the graph's size.
+        instance: Value of the graph's input `instance`, where it has one: 1 for one thing, 0 for a
+            kind of thing.
+        depth_m: With "depth": the depth at 255, metres.
+        points: With "points": the names of the points.
     """
 
     paint: tuple[str, ...]

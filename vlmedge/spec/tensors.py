@@ -11,7 +11,7 @@ class TensorSpec(Data, frozen=True):
     Attributes:
         name: Hugging Face's name where it has one: pixel_values, inputs_embeds, logits, ...
         dtype: numpy's name: float32, int64, ...
-        shape: Sizes; a string names a dynamic axis: batch, tokens, past, total.
+        shape: Sizes of the axes; a string names a dynamic axis: batch, tokens, past, total.
     """
 
     name: str
@@ -23,12 +23,12 @@ class AdapterSlot(Data, frozen=True):
     """Where a LoRA adapter enters a graph: y = W x + b becomes y + (x down) up.
 
     Both are inputs of the graph beside the component's own, and zeros without an adapter. Their
-    first axis is 1 for one adapter, or the batch for one a row.
+    first axis is 1 for one adapter, or the batch size for one adapter a row.
 
     Attributes:
         module: The Linear's path in the checkpoint.
-        down: [adapters, in, rank], A turned.
-        up: [adapters, rank, out], B turned, scale included.
+        down: A transposed, [adapters, in, rank].
+        up: B transposed and scaled, [adapters, rank, out].
     """
 
     module: str
@@ -37,14 +37,14 @@ class AdapterSlot(Data, frozen=True):
 
 
 class Component(Data, frozen=True):
-    """One graph: what goes in, what comes out, and what it remembers.
+    """One graph: its inputs, its outputs and its state.
 
     Attributes:
         name: vision_encoder, text_encoder, qformer, projector, decoder, ...
-        inputs: In the graph's order, state included.
-        outputs: In the graph's order, state included.
+        inputs: Inputs in the graph's order, state included.
+        outputs: Outputs in the graph's order, state included.
         state: Pairs (output, the input that it becomes at the next call).
-        slots: Further inputs, for adapters; in the graph they come after `inputs`.
+        slots: Inputs for LoRA adapters; in the graph they come after `inputs`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Questions about a model that its spec answers: who is fed what, and how much of it."""
+"""Questions that a spec answers: which component is fed which tensor, and how many rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlmedge.spec.tasks import GenerateTask
 
 
 def writing(spec: ModelSpec) -> list[GenerateTask]:
-    """Return the tasks that write."""
+    """Return the tasks that generate text."""
     return [task for task in spec.tasks.values() if isinstance(task, GenerateTask)]
 
 
@@ -50,28 +50,28 @@ def _grid(front: ImageFrontEnd | None) -> tuple[int, int]:
 
 
 FED = ("inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
-"""What the loop makes for a decoder."""
+"""Inputs of a decoder that the decode loop computes."""
 
 
 def pictured(spec: ModelSpec, task: GenerateTask) -> str:
-    """Name the tensor that `encode` gives."""
+    """Return the name of the last tensor that `encode` makes."""
     if not task.instruct:
         return task.soft_prompt
     return spec.component(task.encode[-1]).outputs[-1].name
 
 
 def reads_text(spec: ModelSpec, task: GenerateTask) -> bool:
-    """Tell whether a component of `read` takes the text, and not the decoder."""
+    """Return whether a component of `read` takes the text, instead of the decoder."""
     return bool(wanted(spec, task) & {"input_ids", "inputs_embeds"})
 
 
 def wanted(spec: ModelSpec, task: GenerateTask) -> set[str]:
-    """Name all that the components of `read` take."""
+    """Return the names of all inputs of the components of `read`."""
     return {tensor.name for name in task.read for tensor in spec.component(name).inputs}
 
 
 def held(decoder: Component) -> list[str]:
-    """Name what a decoder takes beside its state and what the loop makes."""
+    """Return the names of a decoder's constant inputs: neither state nor made by the loop."""
     state = {into for _, into in decoder.state}
     names = [spec.name for spec in decoder.inputs]
     return [name for name in names if name not in state and name not in FED]

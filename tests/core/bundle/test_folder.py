@@ -72,7 +72,7 @@ def test_file_that_is_used_and_not_named_is_refused(folder: Path) -> None:
     ):
         before = (folder / "manifest.json").read_bytes()
         edit(folder, **fields)
-        message = f"{name!r} is used and is not among the manifest's files: do not use it"
+        message = f"{name!r} is used but not listed in the manifest: do not use this bundle"
         with pytest.raises(BundleError, match=re.escape(message)):
             Bundle.load(folder)
         (folder / "manifest.json").write_bytes(before)

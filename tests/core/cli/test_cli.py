@@ -355,7 +355,7 @@ def test_extreme_picture_is_read_or_refused(
         ("  ", "no labels"),
         ("a,,b", "label 2 is empty"),
         ("a,b,", "label 3 is empty"),
-        ("a,b, a", "'a' is there twice"),
+        ("a,b, a", "'a' is given twice"),
     ],
 )
 def test_bad_labels_are_refused(labels: str, words: str, vlmedge, clip_int8, pictures) -> None:
@@ -661,7 +661,7 @@ def test_classify_prints_the_others(vlmedge, clip_int8: Path, pictures, tmp_path
     broken.write_bytes(b"no picture")
     given = ["classify", clip_int8, pictures[0], broken, pictures[1], "--labels", "a,b"]
     ran = vlmedge(*given)
-    assert ran.code == 1 and "broken.png is in no format" in ran.err
+    assert ran.code == 1 and "broken.png is in a format that Pillow cannot read" in ran.err
     assert ran.err.splitlines()[-1] == "vlmedge: 1 of 3 pictures have no labels: see above"
     assert [line.split(": ")[0] for line in ran.out.splitlines()] == [str(p) for p in pictures[:2]]
     rows = json.loads(vlmedge(*given, "--json").out)

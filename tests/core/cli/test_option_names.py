@@ -46,7 +46,7 @@ def test_option_is_named_as_typed(command: str, said: str, shown: str) -> None:
         ("caption", "no file max_tokens.png: give the path"),
         ("caption", "the seed is in no language"),
         ("caption", "prompt of 9 tokens: the model has room for 8"),
-        ("ask", "question with 2 places {region}: put a {region} where each belongs"),
+        ("ask", "question with 2 marks {region}: put a {region} where each belongs"),
         ("classify", "num_beams is 2: it must be 1"),
         ("info", "max_tokens is 0: it must be at least 1"),
     ],

@@ -168,7 +168,7 @@ def test_process_kept_to_some_cores(patient) -> None:
 )
 def test_container_with_less_time_than_cores(patient, files: dict[str, str]) -> None:
     finding = only("cores", patient({**DESKTOP, **files}), "warn")
-    assert finding.what == "a control group allows 1.5 cores' time, the CPU engine takes 2"
+    assert finding.what == "a control group allows 1.5 cores' time, the CPU engine uses 2 threads"
     assert "--cpuset-cpus" in finding.cure
 
 
@@ -271,7 +271,7 @@ def test_tensorrt_of_another_release(patient) -> None:
 
 def test_wheel_for_the_cpu_on_a_board_names_the_right_one(patient) -> None:
     finding = only("wheel", patient(orin_nano(), packages={"onnxruntime": "1.23.2"}), "warn")
-    assert "is the CPU's wheel" in finding.what
+    assert "is the CPU wheel" in finding.what
     assert finding.cure == f"pip uninstall -y onnxruntime && {JP6_WHEEL}"
 
 
@@ -325,7 +325,7 @@ def test_cuda_of_another_version(patient, tmp_path: Path) -> None:
         "/usr/lib/x86_64-linux-gnu/libcudnn.so.9.3.0": "",
     }
     finding = only("cuda", patient({**DESKTOP, **files}), "bad")
-    assert finding.what == "onnxruntime-gpu needs CUDA 13: it is not there, only 12"
+    assert finding.what == "onnxruntime-gpu needs CUDA 13: it is not installed, only 12"
     assert finding.cure == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
@@ -334,7 +334,7 @@ def test_cudnn_of_another_version(patient, tmp_path: Path) -> None:
     seed(tmp_path / "site", {"nvidia/cuda_runtime/lib/libcudart.so.12": ""})
     files = {"/usr/lib/x86_64-linux-gnu/libcudnn.so.8": ""}
     finding = only("cuda", patient({**DESKTOP, **files}), "bad")
-    assert finding.what == "onnxruntime-gpu needs cuDNN 9: it is not there, only 8"
+    assert finding.what == "onnxruntime-gpu needs cuDNN 9: it is not installed, only 8"
 
 
 def test_driver_that_is_too_old(patient, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_driver_that_is_too_old(patient, tmp_path: Path) -> None:
     seed(tmp_path / "site", {"nvidia/cudnn/lib/libcudnn.so.9": ""})
     heading = "| NVIDIA-SMI 570.86.15   Driver Version: 570.86.15   CUDA Version: 12.8 |\n"
     finding = only("cuda", patient(DESKTOP, {SMI_NAME: RTX_4090, "nvidia-smi": heading}), "bad")
-    assert finding.what.endswith("is built for CUDA 13.1, the driver knows 12.8 at most")
+    assert finding.what.endswith("is built for CUDA 13.1, the driver supports 12.8 at most")
 
 
 def test_engine_of_another_version_and_machine(patient, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_engine_of_another_version_and_machine(patient, tmp_path: Path) -> None:
         other.what
     )
     assert other.level == "warn" and other.cure == f"vlmedge build {bundle}"
-    assert "does not say what it was built for" in broken.what
+    assert "has no record of what it was built for" in broken.what
     shutil.rmtree(bundle / "engines" / "trt-2")
     shutil.rmtree(tmp_path / "site")
     desktop = patient(DESKTOP, {SMI_NAME: RTX_4090}, {"tensorrt": "10.13.0.35"}, bundles=(bundle,))
@@ -371,13 +371,13 @@ def test_proof_of_an_engine_that_fails_or_crashes() -> None:
     assert failed.level == "bad" and failed.what == "trt: libnvinfer.so is missing"
     code = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
     crashed = prove((sys.executable, "-c", code), "trt")
-    assert crashed.level == "bad" and crashed.what == "trt: it is ended by signal 4"
+    assert crashed.level == "bad" and crashed.what == "trt: it was ended by signal 4"
 
 
 def test_proof_of_an_engine_that_multiplies_wrongly() -> None:
     right = np.ones((2, 2), np.float32)
     judge(right + 0.01, right)
-    with pytest.raises(ParityError, match="the product is wrong by 1.0e-01"):
+    with pytest.raises(ParityError, match="the matrix product is wrong by 1.0e-01"):
         judge(right + 0.1, right)
     with pytest.raises(ParityError, match="wrong by nan"):
         judge(right * np.float32("nan"), right)

@@ -546,7 +546,7 @@ def test_batch_that_does_not_fit_the_adapters_is_refused(slotted: Slotted) -> No
     model = library.load(slotted.bundle)
     model.set_adapter([slotted.one, slotted.two])
     with pytest.raises(
-        InputError, match="vision_encoder: a batch of 3 rows, and 2 of them have an"
+        InputError, match="vision_encoder: 2 adapters for a batch of 3 rows: set one"
     ):
         outputs(model, [0, 1, 2])
     with pytest.raises(InputError, match="9 adapters: give 1 to 8"):
@@ -693,10 +693,10 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
         ({"target_parameters": ["x"]}, "option 'target_parameters' is not supported"),
         ({"kasa_config": {"a": 1}}, "option 'kasa_config' is not supported"),
         ({"r": 8}, r"q_proj.lora_A.weight' is \[4, 32\], adapter_config.json says rank 8"),
-        ({"r": 0}, "r of '.*q_proj' is 0: it must be over 0"),
-        ({"lora_alpha": "x"}, "lora_alpha of '.*q_proj' is 'x': it must be over 0"),
+        ({"r": 0}, "r of '.*q_proj' is 0: it must be above 0"),
+        ({"lora_alpha": "x"}, "lora_alpha of '.*q_proj' is 'x': it must be above 0"),
         ({"rank_pattern": ["q"]}, "rank_pattern is no table"),
-        ({"rank_pattern": {"(": 3}}, r"rank_pattern '\(' is no pattern"),
+        ({"rank_pattern": {"(": 3}}, r"rank_pattern '\(' is not a regular expression"),
     ],
 )
 def test_config_is_refused_by_the_option(
@@ -714,10 +714,10 @@ FIRST = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.we
     ("change", "message"),
     [
         (lambda t: t.pop(FIRST), r"layers.0.self_attn.q_proj' has no A: save it again"),
-        (lambda t: t.update({FIRST: torch.zeros(4, 32, 1, 1)}), "of a convolution"),
+        (lambda t: t.update({FIRST: torch.zeros(4, 32, 1, 1)}), "a convolution's"),
         (
             lambda t: t.update({FIRST.replace("lora_A", "lora_magnitude_vector"): torch.ones(2)}),
-            "lora_magnitude_vector.weight' is of a kind of LoRA that is not supported",
+            "lora_magnitude_vector.weight' belongs to a kind of LoRA that is not supported",
         ),
         (
             lambda t: t.update({FIRST.replace("lora_A", "lora_A.other"): torch.ones(4, 32)}),
@@ -748,10 +748,10 @@ def test_missing_files_are_refused(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="adapter_model.safetensors is missing: copy the whole"):
         open_adapter(adapter)
     (adapter / TENSORS).write_bytes(b"<html>404</html>" * 9)
-    with pytest.raises(CheckpointError, match="is no safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         open_adapter(adapter)
     (adapter / "adapter_config.json").write_text("[]")
-    with pytest.raises(AdapterError, match="adapter_config.json is no JSON object"):
+    with pytest.raises(AdapterError, match="adapter_config.json is not a JSON object"):
         open_adapter(adapter)
     (adapter / "adapter_config.json").unlink()
     with pytest.raises(AdapterError, match=r"is no adapter: it has no adapter_config\.json"):
@@ -783,7 +783,7 @@ def test_adapter_that_may_be_of_two_parts_is_refused(checkpoints: Path, tmp_path
     train(base, tmp_path / "a", r=2, target_modules=["q_proj"])
     with pytest.raises(
         AdapterError,
-        match=r"module 'layers.0.self_attn.q_proj' may be 'text_model.* and 'vision_model",
+        match=r"module 'layers.0.self_attn.q_proj' could be 'text_model.* and 'vision_model",
     ):
         FAMILIES["clip"].open(checkpoints / "clip").merged([Weighted(open_adapter(tmp_path / "a"))])
 
@@ -793,7 +793,7 @@ def test_whole_weights_have_no_weight_and_one_source(checkpoints: Path, tmp_path
     train(load(checkpoints, "clip"), tmp_path / "a", **options)
     opened, found = FAMILIES["clip"].open(checkpoints / "clip"), open_adapter(tmp_path / "a")
     with pytest.raises(
-        AdapterError, match="'visual_projection.weight' as a whole: it has no weight"
+        AdapterError, match="'visual_projection.weight' as a whole, so its weight must"
     ):
         opened.merged([Weighted(found, 0.5)])
     with pytest.raises(AdapterError, match="both replace 'visual_projection.weight': merge one"):
@@ -889,7 +889,7 @@ def test_unknown_modules_for_slots_are_refused_before_anything_is_written(
     source = str(checkpoints / "clip")
     with pytest.raises(InputError, match="lora_modules: the model has no Linear 'q_prj'"):
         export(source, tmp_path / "out", lora_slots=4, lora_modules=["v_proj", "q_prj"])
-    with pytest.raises(InputError, match="slots of rank 0: the rank must be at least 1"):
+    with pytest.raises(InputError, match="lora_slots is 0: it must be at least 1"):
         export(source, tmp_path / "out", lora_slots=0)
     with pytest.raises(InputError, match="lora_modules needs lora_slots: give their rank too"):
         export(source, tmp_path / "out", lora_modules=["q_proj"])

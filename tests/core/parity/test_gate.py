@@ -170,7 +170,7 @@ def test_task_that_a_bundle_lacks_is_refused(blip2, clip, images) -> None:  # ty
     ("labels", "template", "message"),
     [
         ([], None, "no labels"),
-        (["a", "b", "a"], None, "label 'a' is there twice"),
+        (["a", "b", "a"], None, "label 'a' is given twice"),
         (["a", " "], None, "label 2 is empty"),
         (["a"], "a photo", "must have one {}"),
         (["a " * 40], None, "the model has room for 24"),

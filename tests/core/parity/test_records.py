@@ -36,6 +36,8 @@ def test_file_of_something_else_is_refused_before_the_work(
 
 
 def test_bundle_that_was_not_checked_is_refused(blip2_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has not been to the gate: run vlmedge check first"):
+    with pytest.raises(
+        InputError, match="has not been compared with PyTorch: run vlmedge check first"
+    ):
         record(Bundle.load(blip2_bundle), tmp_path / "records.json")
     assert not (tmp_path / "records.json").exists()

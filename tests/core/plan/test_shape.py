@@ -122,8 +122,14 @@ def test_smaller_models_count_as_torch_does(tmp_path: Path) -> None:
         ({"vision_config": {"hidden_size": "wide"}}, "hidden_size is 'wide': it must be a whole"),
         ({"vision_config": {"patch_size": 0}}, "patch_size is 0: it must be a whole number of 1"),
         ({"vision_feature_layer": "last"}, "vision_feature_layer has 'last': it must be a number"),
-        ({"vision_config": {"model_type": "vit"}}, "'vit' is not planned: llava has 'clip_"),
-        ({"text_config": {"model_type": "phi"}}, "'phi' is not planned: llava has 'llama' or"),
+        (
+            {"vision_config": {"model_type": "vit"}},
+            "'vit' cannot be planned: llava is planned with 'clip_",
+        ),
+        (
+            {"text_config": {"model_type": "phi"}},
+            "'phi' cannot be planned: llava is planned with 'llama' or",
+        ),
     ],
 )
 def test_config_with_a_fault_is_refused_by_name(
@@ -222,7 +228,7 @@ def test_t5gemma2_counts_as_torch_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vision_config": {"dim_embed": [256, 512]}}, "Microsoft's own layout: use the same"),
+        ({"vision_config": {"dim_embed": [256, 512]}}, "Microsoft's layout: use the same"),
         ({"text_config": {"model_type": "opt"}}, "'opt': florence2 is planned with 'bart'"),
         ({"vision_config": {"num_heads": [4]}}, "num_heads has 1 entries, depths 4: give one for"),
         ({"vision_config": {"patch_prenorm": [True]}}, "patch_prenorm has 1 entries, depths 4"),
@@ -290,11 +296,11 @@ def test_pali_is_its_parts(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"preset": "5B"}, "preset is '5B': choose from 3B, 15B, 17B"),
-        ({}, "says nothing of its vision part: give a 'preset', a 'vision_config', or a folder"),
+        ({}, "does not describe its vision part: give a 'preset', a 'vision_config', or a folder"),
         ({"preset": "3B", "vision": "vit"}, "vit/config.json is missing: .* put it there"),
         ({"preset": "3B", "text_config": {"model_type": "t5"}}, "text part is 't5': choose one of"),
-        ({"preset": "3B", "vision": "broken"}, "broken/config.json is no JSON object: download"),
-        ({"preset": "3B", "vision": "list"}, "list/config.json is no JSON object: download"),
+        ({"preset": "3B", "vision": "broken"}, "broken/config.json is not a JSON object: download"),
+        ({"preset": "3B", "vision": "list"}, "list/config.json is not a JSON object: download"),
     ],
 )
 def test_pali_with_a_fault_is_refused_by_name(
@@ -318,7 +324,7 @@ def test_unknown_architecture_lists_what_is_planned(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[]", "has no 'architectures'"),
-        ("{", "is no JSON: download it again"),
+        ("{", "is not valid JSON: download it again"),
         ('{"architectures": []}', "has no 'architectures'"),
     ],
 )

@@ -634,7 +634,9 @@ def test_cache_in_place_is_the_cache_that_is_copied(blip2_bundle: Path) -> None:
                 graph.reorder(np.array(rows))
             mask = np.pad(mask[rows], ((0, 0), (0, 1)), constant_values=1)
             both(mask, 1)
-    with pytest.raises(InputError, match="the cache has 2 rows, the feeds 1: reset first"):
+    with pytest.raises(
+        InputError, match="the feeds have 1 rows, the cache has 2: call reset first"
+    ):
         ours.run(
             {
                 "inputs_embeds": np.zeros((1, 1, width), np.float32),

@@ -107,9 +107,13 @@ def test_a_cache_of_other_rows_is_refused(scheme_bundles: dict[str, Path], here:
         }
 
     graph.run(feeds(2, 3, 3))
-    with pytest.raises(InputError, match="the cache has 2 rows, the feeds 3: reset first"):
+    with pytest.raises(
+        InputError, match="the feeds have 3 rows, the cache has 2: call reset first"
+    ):
         graph.run(feeds(3, 1, 4))
-    with pytest.raises(InputError, match="2 tokens for each of 2 rows after a past: feed one row"):
+    with pytest.raises(
+        InputError, match="2 tokens for each of 2 rows with a filled cache: feed one row"
+    ):
         graph.run(feeds(2, 2, 5))
 
 

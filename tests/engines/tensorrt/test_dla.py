@@ -111,7 +111,12 @@ def test_dla_is_in_the_key_and_in_what_is_built_again(accelerated: Use, clip: Bu
     [
         ("trt110", "2", {}, r"TensorRT 11\.0\.0 has no DLA \(8\.5 to 10\.7, and 11\.4\.1 on AGX"),
         ("trt103", "0", {}, r"NVIDIA Orin Nano has no DLA \(Xavier, Orin NX and AGX Orin have\)"),
-        ("trt103", "2", {"components": ("text_encoder",)}, "text_encoder: no vision tower of fix"),
+        (
+            "trt103",
+            "2",
+            {"components": ("text_encoder",)},
+            "text_encoder: none is a vision tower of fix",
+        ),
     ],
 )
 @pytest.mark.parametrize("mode", ["faster", "always", "auto"])
@@ -148,7 +153,7 @@ def test_auto_leaves_a_tower_of_matrix_products_to_the_gpu(
     (built,) = build(clip, tower(dla="auto"), notes)
     assert not built.dla
     assert any(
-        line.endswith("% of its products' weights are convolutions, a DLA has no others")
+        line.endswith("% of its products' weights are convolutions, and a DLA runs no others")
         for line in notes.lines
     )
     monkeypatch.setattr(accelerators, "CONVOLUTIONS", 0.0)
@@ -160,7 +165,7 @@ def test_auto_leaves_a_tower_of_matrix_products_to_the_gpu(
 
 def test_decoder_is_never_for_a_dla(accelerated: Use, blip2: Bundle) -> None:
     accelerated("trt103")
-    with pytest.raises(InputError, match="decoder: no vision tower of fixed sizes"):
+    with pytest.raises(InputError, match="decoder: none is a vision tower of fixed sizes"):
         build(blip2, BuildOptions(components=("decoder",), dla="always"))
 
 

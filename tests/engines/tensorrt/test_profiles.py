@@ -56,7 +56,7 @@ def test_wrong_range_is_refused(text: str) -> None:
 def test_range_of_an_unknown_axis_is_refused(use: Use, clip: Bundle) -> None:
     use("trt103")
     options = BuildOptions(axes={"bach": AxisRange(1, 1, 2)})
-    with pytest.raises(InputError, match="no axis 'bach': give a range of batch"):
+    with pytest.raises(InputError, match="no axis 'bach': choose from batch"):
         build(clip, options)
 
 

@@ -28,7 +28,7 @@ def test_recorded_steps_give_what_plain_ones_do(
     clock(monkeypatch, 3.0, 2.0)
     notes = Notes()
     (built,) = build(blip2, RECORDED, notes)
-    assert notes.lines == ["decoder: a step takes 3.00 ms, recorded 2.00 ms: they are recorded"]
+    assert notes.lines == ["decoder: a step takes 3.00 ms, recorded 2.00 ms: steps are recorded"]
     assert building.read_sidecar(built.folder)["records"] is True
     gpu.played = 0
     held, there = len(gpu.held), ENGINES["ort"].open(blip2, "decoder")
@@ -97,8 +97,8 @@ def test_steps_that_outgrow_their_capacity_are_recorded_anew(
 @pytest.mark.parametrize(
     ("times", "other", "unrecordable", "words"),
     [
-        ((2.0, 2.0), False, False, "recorded 2.00 ms: they are not recorded"),
-        ((3.0, 2.0), True, False, "recorded steps give something else (cosine -1.0"),
+        ((2.0, 2.0), False, False, "recorded 2.00 ms: steps are not recorded"),
+        ((3.0, 2.0), True, False, "recorded steps give other outputs (cosine -1.0"),
         ((3.0, 2.0), False, True, "its steps cannot be recorded"),
     ],
 )

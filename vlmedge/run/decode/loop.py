@@ -36,9 +36,9 @@ def generate(
         embed: Looks up the embeddings of token ids.
         prompt: The rows.
         options: From `vlmedge.run.decode.sampling.options`, which validates them.
-        seed: Of the draw, at least 0; the same seed gives the same text. Each place has its own
-            stream of it, so a row is drawn the same whatever stands beside it.
-        places: Of the rows among all that are drawn with this seed; default: 0, 1, ...
+        seed: Random seed for sampling, at least 0; the same seed gives the same text. Each index
+            has its own random stream, so a row is drawn the same whatever stands beside it.
+        places: Index of each row among all that are drawn with this seed; default: 0, 1, ...
 
     Returns:
         The new ids of each row, without the end token.

@@ -18,7 +18,7 @@ Embed = Callable[[Ids], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the decoder reads before it writes, padded on the left.
+    """Inputs that the decoder reads before it writes, padded on the left.
 
     Attributes:
         embeds: Soft prompt and text, float32 [batch, tokens, width].
@@ -27,11 +27,11 @@ class Prompt:
             transformers, int64 [batch, tokens]; -1 hides a position.
         before: The history of what the decoder has read and written already and still has in its
             cache, int64 [batch, earlier]; none starts with an empty cache.
-        held: What the decoder is fed unchanged at every step, by name, each [batch, ...].
-        media_index: Which picture each token sees, int64 [batch, tokens], -1 none; or none where
-            pictures stand among the text.
-        state: What `before` left in the cache, for the decoder to be fed again: by input name, of
-            one row; none: the decoder still has it.
+        held: Constant inputs, fed unchanged at every step, by name, each [batch, ...].
+        media_index: Index of the picture that each token sees, int64 [batch, tokens], -1 none; or
+            none where pictures stand among the text.
+        state: Cache contents for the tokens of `before`, to be fed to the decoder again: by input
+            name, of one row; none: the decoder still has it.
     """
 
     embeds: NDArray[np.float32]
@@ -69,7 +69,7 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """Count what is read before the first new token, what is in the cache included."""
+        """Count the tokens read before the first new one, those in the cache included."""
         earlier = 0 if self.before is None else int(self.before.shape[1])
         return int(self.history.shape[1]) + earlier
 
@@ -104,8 +104,8 @@ def feeds(
 
     Args:
         component: The decoder's.
-        embeds: Of the tokens that are new, float32 [rows, tokens, width].
-        mask: Of all tokens so far, int64 [rows, total].
+        embeds: Embeddings of the new tokens, float32 [rows, tokens, width].
+        mask: Attention mask of all tokens so far, int64 [rows, total].
         prompt_tokens: How many of them are the prompt, whose tokens a prefix LM lets see each
             other (token_type_ids 0; what is written after it has 1).
         media_index: As of `Prompt`; of it only the last columns are taken.
@@ -130,5 +130,5 @@ def feeds(
 
 
 def input_names(component: Component) -> frozenset[str]:
-    """Name what a component takes."""
+    """Return the names of a component's inputs."""
     return frozenset(spec.name for spec in component.inputs)

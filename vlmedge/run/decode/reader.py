@@ -18,7 +18,7 @@ from vlmedge.spec import Generation
 
 @dataclass(slots=True)
 class _Reading:
-    """What a decoder has in its cache."""
+    """Contents of a decoder's cache."""
 
     prompt: Prompt
     tokens: int

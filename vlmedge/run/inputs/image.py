@@ -23,8 +23,8 @@ class Grid(NamedTuple):
     """How a picture is cut; by default it is in one piece.
 
     Attributes:
-        rows: Of tiles.
-        columns: Of tiles.
+        rows: Number of rows of tiles.
+        columns: Number of columns of tiles.
         side: Patches along a tile, where all tiles make one soft prompt; 0: each makes its own.
         trim: Lines of patches that hold padding, on either side: (top and bottom, left and right).
     """
@@ -59,7 +59,7 @@ def preprocess(images: Sequence[PIL.Image.Image], front: ImageFrontEnd) -> NDArr
 
     Args:
         images: From `load_image`; at least one, in any sizes.
-        front: What the checkpoint was trained with.
+        front: The front end that the checkpoint was trained with.
 
     Returns:
         pixel_values, float32 [batch, 3, height, width], RGB.
@@ -111,7 +111,7 @@ def _fit(image: PIL.Image.Image, front: ImageFrontEnd) -> PIL.Image.Image:
         short, long = sorted(image.size)
         if long > SIDES_LIMIT_RATIO * short:
             raise InputError(
-                f"sides of {width} x {height} pixels: the longer side may be at most "
+                f"image of {width} x {height} pixels: the longer side may be at most "
                 f"{SIDES_LIMIT_RATIO} times the shorter"
             )
         # transformers.image_transforms.get_resize_output_image_size: the long side is cut off,

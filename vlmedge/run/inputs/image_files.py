@@ -128,11 +128,11 @@ def _from_path(path: str | bytes, finish: Finish) -> PIL.Image.Image:
         raise InputError("empty path: give the path of an image file")
     name = text if text.isprintable() and len(text) <= 200 else f"{text[:200]!r}"
     if text.startswith(("http://", "https://", "data:")):
-        raise InputError(f"address {name}: download the image and give its path or bytes")
+        raise InputError(f"{name} is a web address: download the image and give its path or bytes")
     try:
         file = Path(text)
         if file.is_dir():
-            raise InputError(f"folder {name}: give the path of one image file")
+            raise InputError(f"{name} is a folder: give the path of one image file")
         if file.exists() and not file.is_file():  # a pipe or a device could block for ever
             raise InputError(f"{name} is no regular file: give the path of an image file")
         with file.open("rb") as stream:
@@ -140,7 +140,7 @@ def _from_path(path: str | bytes, finish: Finish) -> PIL.Image.Image:
     except FileNotFoundError:
         raise InputError(f"no file {name}: give the path of an image file") from None
     except PermissionError:
-        raise InputError(f"file {name} may not be read: ask for read permission") from None
+        raise InputError(f"file {name} cannot be read: you have no read permission") from None
     except InputError:
         raise
     except (OSError, ValueError) as error:  # too long, a null character, a disk's failure
@@ -212,7 +212,8 @@ def _decoding(name: str) -> Iterator[None]:
             raise
         except PIL.UnidentifiedImageError:
             raise InputError(
-                f"{name} is in no format that Pillow reads: give JPEG, PNG, WebP, BMP, GIF or TIFF"
+                f"{name} is in a format that Pillow cannot read: give JPEG, PNG, WebP, BMP, GIF "
+                "or TIFF"
             ) from None
         except PIL.Image.DecompressionBombError:
             raise InputError(

@@ -35,7 +35,7 @@ def interpolate(
 
 
 def _along(planes: Floats, axis: int, length: int, kind: str) -> Floats:
-    """Resize along one axis: a weighted sum of a few places for each new one."""
+    """Resize along one axis: a weighted sum of a few pixels for each new one."""
     old = planes.shape[axis]
     scale = np.float32(old / length)
     places = np.arange(length, dtype=np.float32)
@@ -62,7 +62,7 @@ def _linear(offset: Floats) -> dict[int, Floats]:
 
 
 def _cubic(offset: Floats) -> dict[int, Floats]:
-    """Weigh the four places around; `offset`, 0..1, is the way from the second to the third."""
+    """Weigh the four pixels around; `offset`, 0..1, is the way from the second to the third."""
 
     def near(x: Floats) -> Floats:  # at a distance up to 1
         return ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1

@@ -1,4 +1,4 @@
-"""A picture in the middle of a square: how it comes there, and where its places are then.
+"""A picture in the middle of a square: the padding, and the pixel coordinates afterwards.
 
 Half of what lacks, rounded down, is above the picture or left of it.
 """

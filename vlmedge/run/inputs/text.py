@@ -87,7 +87,7 @@ class Tokenizer:
             InputError: A text has more tokens than the model has room for.
         """
         if isinstance(texts, str):
-            raise InputError("one text where several are due: give a list of str")
+            raise InputError("texts is a single str: give a list of str")
         rows = [self.ids(text) for text in texts]
         if not rows:
             raise InputError("no texts: give at least one")
@@ -111,7 +111,7 @@ class Tokenizer:
         """Return the text of `ids`, as transformers' batch_decode does.
 
         Args:
-            ids: Of tokens.
+            ids: Token ids.
             special: Whether special tokens are written too.
         """
         text = self._backend.decode([int(i) for i in ids], skip_special_tokens=not special)

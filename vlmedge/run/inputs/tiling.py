@@ -41,7 +41,7 @@ def cut(
     short, long = sorted(image.size)
     if long > SIDES_LIMIT_RATIO * short:
         raise InputError(
-            f"sides of {image.width} x {image.height} pixels: the longer side may be at most "
+            f"image of {image.width} x {image.height} pixels: the longer side may be at most "
             f"{SIDES_LIMIT_RATIO} times the shorter"
         )
     by = PIL.Image.Resampling[resample.upper()]
@@ -51,7 +51,7 @@ def cut(
 
 
 def joined(grid: Grid) -> NDArray[np.int64]:
-    """Say which rows of all pieces make the one soft prompt of an AnyRes picture, in order.
+    """Return which rows of all pieces make the one soft prompt of an AnyRes picture, in order.
 
     A piece has side * side rows and one more, which ends a line: the whole comes without, then
 

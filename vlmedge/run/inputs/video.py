@@ -69,9 +69,9 @@ def read_frames(video: Video, front: VideoFrontEnd) -> list[PIL.Image.Image]:
         MissingExtraError: The video is a file or its bytes, and PyAV is not installed.
     """
     if video.frames is not None and video.frames < 1:
-        raise InputError(f"frames is {video.frames}: look at 1 or more")
+        raise InputError(f"frames is {video.frames}: it must be at least 1")
     if video.frames is not None and front.limit is not None and video.frames > front.limit:
-        raise InputError(f"frames is {video.frames}: this model looks at {front.limit} at most")
+        raise InputError(f"frames is {video.frames}: this model takes {front.limit} at most")
     source = video.source
 
     def pick(total: int, fps: float | None) -> list[int]:
@@ -87,7 +87,7 @@ def read_frames(video: Video, front: VideoFrontEnd) -> list[PIL.Image.Image]:
         )
     path = os.fspath(source)
     if path.startswith(("http://", "https://")):
-        raise InputError(f"address {path}: download the video and give its path or bytes")
+        raise InputError(f"{path} is a web address: download the video and give its path or bytes")
     if os.path.isdir(path):
         files = sorted(pictures_in(Path(path)), key=_natural)
         return [load_image(files[i]) for i in pick(len(files), None)]
@@ -115,8 +115,8 @@ def chosen(
     if frames is None and front.fps is not None:
         if fps is None:
             raise InputError(
-                f"this model looks at {front.fps:g} frames a second, and the video has no clock: "
-                "say how many frames"
+                f"this model takes {front.fps:g} frames a second, and the video has no frame rate: "
+                "give the number of frames"
             )
         count = min(count, max(1, int(total / fps * front.fps)))  # transformers' order
     count = min(count, total)
@@ -154,7 +154,7 @@ def _from_file(source: Callable[[], Any], name: str, pick: Pick) -> list[PIL.Ima
         if wanted and len(found) == len(wanted):
             return found
         if not seen:
-            raise InputError(f"{name} has no frames: give another")
+            raise InputError(f"{name} has no frames: give another video")
         total = seen  # there was no count, or too high a one
 
 
@@ -185,13 +185,13 @@ def _opened(source: Any, name: str) -> Iterator[InputContainer]:
     try:
         with av.open(source) as container:
             if not container.streams.video:
-                raise InputError(f"{name} has sound alone: give one with pictures")
+                raise InputError(f"{name} has only sound: give a file with a video track")
             yield container
     except av.FFmpegError as error:
         line = " ".join(str(error.strerror).split())
         raise InputError(
-            f"{name} is no video that FFmpeg reads, or is cut short ({line}): give MP4, MKV, WebM, "
-            "MOV or AVI"
+            f"{name} is not a video that FFmpeg reads, or is cut short ({line}): give MP4, MKV, "
+            "WebM, MOV or AVI"
         ) from None
 
 

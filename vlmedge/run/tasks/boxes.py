@@ -203,12 +203,12 @@ def _box(
     codes: tuple[int, ...] = (),
     polygons: tuple[tuple[Point, ...], ...] = (),
 ) -> Box:
-    """Make the box around some places."""
+    """Return the box around some points."""
     return Box(label.strip(), min(xs), min(ys), max(xs), max(ys), codes, polygons)
 
 
 def into_square(region: Sequence[float], size: tuple[int, int]) -> list[float]:
-    """Say where a region of a picture lies in its square.
+    """Return where a region of a picture lies in its square.
 
     Args:
         region: x and y in turn, pixels of the picture.
@@ -225,7 +225,7 @@ def into_square(region: Sequence[float], size: tuple[int, int]) -> list[float]:
 
 
 def out_of_square(box: Box, size: tuple[int, int]) -> Box | None:
-    """Say where a box of the square lies on the picture; none: where there is no picture.
+    """Return where a box of the square lies on the picture; none: where there is no picture.
 
     Args:
         box: In parts of the square's side.

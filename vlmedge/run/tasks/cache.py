@@ -25,7 +25,7 @@ class ByteBudgetCache:
         return self._values[key][0]
 
     def fits(self, size_bytes: int) -> bool:
-        """Tell whether a value of this size would be kept at all."""
+        """Return whether a value of this size would be kept at all."""
         return size_bytes <= self._budget_bytes
 
     def put(self, key: Key, value: Any, size_bytes: int) -> None:

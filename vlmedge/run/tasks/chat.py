@@ -67,7 +67,7 @@ class Chat:
             InputError: The checkpoint's template has no place for a system text.
         """
         if system is not None and task.system is None:
-            raise InputError("this checkpoint takes no system text: say it in the first turn")
+            raise InputError("this checkpoint takes no system text: put it into the first turn")
         self._context, self._task, self._write, self._options = context, task, write, options
         told = None if task.system is None or system is None else (task.system, system)
         self._start = task.start if told is None else told[0].replace("{text}", told[1])
@@ -126,7 +126,7 @@ class Chat:
                 conversation leaves no room for a reply. The conversation stays as it was.
         """
         if not text.strip():
-            raise InputError("the turn is empty: say something")
+            raise InputError("the turn is empty: write something")
         several = list(images) if isinstance(images, list | tuple) else [images]
         chosen = merge(self._options, **options)
         if chosen.num_beams > 1:

@@ -67,7 +67,9 @@ class TaskContext:
         """The text front end of what reads a text before the language model does."""
         front = self.bundle.spec.instruction
         if front is None:
-            raise InputError(f"{self.bundle.path} has no text front end for instructions")
+            raise InputError(
+                f"{self.bundle.path} has no text front end for instructions: export it again"
+            )
         return Tokenizer(self.bundle.path / front.tokenizer, front)
 
     @cached_property

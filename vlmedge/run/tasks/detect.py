@@ -43,7 +43,7 @@ def check_masks(bundle: Bundle, name: str) -> None:
     if name not in outlines:
         others = f", or give --task {' or '.join(outlines)}" if outlines else ""
         raise InputError(
-            f"{bundle.path}: task {name!r}: its boxes have no outlines: leave --masks out{others}"
+            f"{bundle.path}: task {name!r} gives boxes without masks: leave --masks out{others}"
         )
     if task.masks is not None and task.masks.decode is None:
         raise InputError(
@@ -61,11 +61,11 @@ def requests(task: GenerateTask, name: str, what: str | None) -> list[str]:
     """Make what stands for `{question}`: one text, or one for each thing of "cat; dog"."""
     if "{question}" not in task.prompt:
         if what is not None:
-            raise InputError(f"task {name!r} finds all that it knows: leave {what!r} out")
+            raise InputError(f"task {name!r} finds every object that it knows: leave {what!r} out")
         return [""]
     things = [thing.strip() for thing in (what or "").split(";") if thing.strip()]
     if not things:
-        raise InputError("nothing to look for: name it")
+        raise InputError("nothing to look for: name one thing or several")
     return things if task.several is None else [task.several.join(things)]
 
 
@@ -77,8 +77,8 @@ def boxes(
     Args:
         context: The model.
         task: Its wiring.
-        asked: What was looked for.
-        ids: Of the answer.
+        asked: The thing that was looked for.
+        ids: Token ids of the answer.
         picture: Where; a model whose pictures are filled up to squares counts from their corners.
     """
     generation = context.bundle.spec.generation

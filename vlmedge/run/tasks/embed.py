@@ -67,7 +67,7 @@ def fill(template: str, labels: Sequence[str]) -> list[str]:
     seen: set[str] = set()
     for label in labels:
         if label in seen:
-            raise InputError(f"label {label!r} is there twice: give each label once")
+            raise InputError(f"label {label!r} is given twice: give each label once")
         seen.add(label)
     if template.count("{}") != 1:
         raise InputError(f"template {template!r}: it must have one {{}} for the label")
@@ -139,7 +139,7 @@ class MatchTrial(Trial[MatchTask], of=MatchTask):
         return (*self.task.image, *self.task.text)
 
     def inputs(self, component: Component, samples: Samples) -> dict[str, Column]:
-        """Make the labels' texts, or what is said of the pictures."""
+        """Return the labels' texts, or the texts of the pictures."""
         if "input_ids" not in {spec.name for spec in component.inputs}:
             return {}
         texts = samples.said or fill(self.task.template, samples.labels)

@@ -74,7 +74,7 @@ def settled(task: GenerateTask) -> GenerateTask:
 
 
 def rows(soft: NDArray[np.float32], grids: Sequence[Grid]) -> list[Soft]:
-    """Cut what `encode` gave into what each picture puts into a text: its pieces, or one of all."""
+    """Cut the rows from `encode` into each picture's soft prompts: one a piece, or one of all."""
     ends = np.cumsum([pieces(grid) for grid in grids])
     return [
         [found.reshape(-1, found.shape[-1])[joined(grid)]] if grid.side else list(found)

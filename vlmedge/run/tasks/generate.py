@@ -77,12 +77,12 @@ def write(
     Args:
         context: The model.
         task: Its wiring.
-        soft: What each row sees: from `encode`, by `rows`.
+        soft: The soft prompt of each row: from `encode`, by `rows`.
         texts: The full prompt of each row, from `fill`.
-        options: Of the decode loop.
-        seed: Of the draw.
-        held: What `read` gave, if that is known.
-        places: Of the rows among all that are drawn with this seed; default: 0, 1, ...
+        options: Options of the decode loop.
+        seed: Random seed for sampling.
+        held: The constant inputs that `read` computed, if they are known.
+        places: Index of each row among all that are drawn with this seed; default: 0, 1, ...
 
     Returns:
         New token ids of each row, without the end token.
@@ -168,7 +168,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         return None if self.task.masks is None else self.task.masks.decode
 
     def inputs(self, component: Component, samples: Samples) -> dict[str, Column]:
-        """Make questions for what reads a text, and codes for what decodes masks."""
+        """Make questions for components that read text, and codes for those that decode masks."""
         takes = prompts.input_names(component)
         if component.name in self.task.instruct and "qformer_input_ids" in takes:
             texts = [self._text(samples, i) for i in range(len(samples.images))]
@@ -264,7 +264,7 @@ class GenerateTrial(Writer[GenerateTask], of=GenerateTask):
         }
 
     def _text(self, samples: Samples, i: int, grid: Grid | None = None) -> str:
-        """Fill the template about sample i: with a question, or with what is said of it."""
+        """Fill the template for sample i: with its question or its text."""
         if self.asks:
             text = samples.questions[i % len(samples.questions)]
         else:

@@ -18,12 +18,14 @@ from vlmedge.spec import LabelTask, MatchTask
 def is_closed(
     bundle: Bundle, labels: Sequence[str] | None, template: str | Sequence[str] | None
 ) -> bool:
-    """Tell whether a bundle chooses from its own labels; refuse some there, and none elsewhere."""
+    """Return whether a bundle chooses from its own labels; else it must be given some."""
     task = bundle.spec.tasks.get("classify")
     if isinstance(task, LabelTask) and (labels is not None or template is not None):
-        raise InputError(f"{bundle.path} has a closed head with labels of its own: give none")
+        raise InputError(
+            f"{bundle.path} has a closed head with labels of its own: leave labels out"
+        )
     if isinstance(task, MatchTask) and labels is None:
-        raise InputError(f"{bundle.path} has no labels of its own: give some")
+        raise InputError(f"{bundle.path} has no labels of its own: give labels")
     return isinstance(task, LabelTask)
 
 
@@ -35,7 +37,7 @@ def read_labels(bundle: Bundle, task: LabelTask) -> list[str]:
     except (OSError, ValueError):
         raise BundleError(f"{file} cannot be read as JSON: export the bundle again") from None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise BundleError(f"{file} is no list of names: export the bundle again")
+        raise BundleError(f"{file} is not a list of names: export the bundle again")
     return labels
 
 

@@ -91,7 +91,7 @@ class ScoreTrial(Trial[ScoreTask], of=ScoreTask):
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What sees the picture, and what reads the text with it."""
+        """Names of the components that encode the picture and those that read the text with it."""
         return (*self.task.image, *self.task.text)
 
     def answer(self, samples: Samples, tokens: int) -> Facts:
@@ -110,7 +110,7 @@ class InfillTrial(Trial[InfillTask], of=InfillTask):
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What sees the picture, and what reads the text with it."""
+        """Names of the components that encode the picture and those that read the text with it."""
         return (*self.task.image, *self.task.text)
 
     def answer(self, samples: Samples, tokens: int) -> Facts:

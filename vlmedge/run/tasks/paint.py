@@ -1,4 +1,4 @@
-"""Pictures with what they were painted to, and a picture, in; what that one becomes, out.
+"""Example pictures with their paintings and one picture in, that picture's painting out.
 
 Nothing is trained: the examples say what to do, and all answers are paintings. What a painting's
 pixels mean is the task's data. Sources: Wang et al. 2022, arXiv 2212.02499 (Painter), and Wang et
@@ -59,7 +59,7 @@ def paint(
     Args:
         context: The model.
         task: Its wiring.
-        images: What to paint.
+        images: Pictures to paint.
         examples: At least one; several are looked at together.
         labels: How many there are beside the background, where pixels mean labels.
     """
@@ -85,7 +85,7 @@ def show(
     if not examples:
         raise InputError("no examples: give at least one picture with its painting")
     if labels is not None and task.means != "labels":
-        raise InputError("labels: what this task paints has none: leave it out")
+        raise InputError("labels: this task paints no labels: leave it out")
     if labels is not None and not 1 <= labels <= LABELS_MOST:
         raise InputError(f"labels is {labels}: it must be 1 to {LABELS_MOST}")
     front = context.image_front
@@ -235,7 +235,7 @@ class PaintTrial(Trial[PaintTask], of=PaintTask):
 
 
 def main_colors(context: TaskContext, painted: NDArray[np.float32]) -> Iterator[int]:
-    """Say for each painting which of a few colours it is on the whole."""
+    """Return for each painting the one of a few colours that is nearest on the whole."""
     for row in painted:
         mean = np.clip(colors(context, row), 0, 255).mean(axis=(1, 2), keepdims=True)
         yield int(_nearest(mean, palette(26))[0, 0])
@@ -270,7 +270,9 @@ def _colored(painting: PIL.Image.Image, task: PaintTask, labels: int | None) -> 
     """Give an example's painting the colours that the model knows."""
     if painting.mode == "I;16":
         if task.means != "depth" or task.depth_m is None:
-            raise InputError("an example's painting has 16 bits: give 8, only a depth has more")
+            raise InputError(
+                "an example's painting has 16 bits: give 8, only a depth map may have 16"
+            )
         whole = np.asarray(painting) / (1000 * task.depth_m) * 255
         painting = PIL.Image.fromarray(np.clip(whole, 0, 255).astype(np.uint8))
     if task.means == "labels" and labels is not None and painting.mode in ("P", "L"):

@@ -49,9 +49,9 @@ def fill(
 
     Args:
         task: Its template.
-        text: What stands for `{prompt}` or `{question}`.
+        text: Replacement of `{prompt}` or `{question}`.
         grids: How each picture is cut; they stand one after the other.
-        examples: What goes before, with how its picture is cut.
+        examples: Examples that go before, each with how its picture is cut.
 
     Raises:
         InputError: There are examples, and the model takes none.
@@ -98,7 +98,7 @@ def make_prompt(
     options: Generation,
     held: Mapping[str, Array] | None = None,
 ) -> Prompt:
-    """Make what the decoder reads before it writes.
+    """Make the inputs that the decoder reads before it writes.
 
     Without `read` that is each row's soft prompt among its text, [padding | text and soft prompt];
     with it the start ids, and the text if nobody else reads it.
@@ -106,10 +106,10 @@ def make_prompt(
     Args:
         context: The model.
         task: Its wiring.
-        soft: What each row sees.
+        soft: The soft prompt of each row.
         texts: The full prompt of each row, from `fill`.
-        options: Of the decode loop.
-        held: What `read` gave, if that is known.
+        options: Options of the decode loop.
+        held: The constant inputs that `read` computed, if they are known.
     """
     if not task.read:
         context.tokenizer.encode(texts, reserve=options.max_tokens)  # refuses what is too long
@@ -164,7 +164,7 @@ def padded(
 
 
 def _looks_at(history: NDArray[np.int64], task: GenerateTask, options: Generation) -> Places:
-    """Say which picture each token sees: the last one before it, and none after an end token.
+    """Return which picture each token sees: the last one before it, and none after an end token.
 
     Source: transformers' image_attention_mask_for_packed_input_ids_pt.
     """
@@ -215,7 +215,7 @@ def read(
 
 
 def check_room(context: TaskContext, tokens: int, options: Generation) -> None:
-    """Refuse a prompt of `tokens` places, pictures among them, that leaves no room to write."""
+    """Refuse a prompt of `tokens` positions, pictures included, that leaves no room to write."""
     room = max(context.text_front.max_tokens - options.max_tokens, 0)
     if tokens > room:
         raise InputError(
@@ -240,7 +240,7 @@ def spliced(
         places = np.flatnonzero(text == token)
         if len(places) != len(soft):
             raise InputError(
-                f"prompt with {len(places)} places for {len(soft)} pictures or tiles: "
+                f"prompt with {len(places)} placeholders for {len(soft)} pictures or tiles: "
                 f"leave {task.image_text.placeholder!r} out of the text"
             )
         if task.media is not None:

@@ -29,7 +29,7 @@ def check_regions(task: GenerateTask, question: str, regions: Sequence[Region]) 
     places = question.count(PLACE)
     if places != len(regions):
         raise InputError(
-            f"question with {places} places {PLACE} for {len(regions)} regions: "
+            f"question with {places} marks {PLACE} for {len(regions)} regions: "
             f"put a {PLACE} where each belongs"
         )
     for region in regions:

@@ -68,7 +68,7 @@ class Index:
         if query.shape not in ((width,), self.vectors.shape[1:]):
             raise InputError(
                 f"query of shape {list(query.shape)}: the index has vectors of "
-                f"{width}: give one of the same model"
+                f"{width} numbers: use the model that made the index"
             )
         # of every vector of the picture with every vector of the query
         cosines = (self.vectors @ query.T).reshape(len(self.vectors), -1).max(axis=1)
@@ -150,10 +150,10 @@ def build(
     """Embed every picture of a folder; those that cannot be read are named and left out.
 
     Args:
-        folder: Of pictures, and of folders of them.
+        folder: Folder of pictures; its subfolders count too.
         embed: Gives float32 [pictures, width] or [pictures, vectors, width] of some paths.
         checkpoint: SHA-256 of the model's checkpoint.
-        note: Is told what was left out.
+        note: Called with a line for each picture that was left out.
         batch: How many pictures at once.
     """
     files = pictures(folder)
@@ -172,7 +172,9 @@ def build(
                 except InputError as error:
                     note(f"left out: {error}")
     if not kept:
-        raise InputError(f"{folder}: none of its {len(files)} pictures can be read: mend them")
+        raise InputError(
+            f"{folder}: none of its {len(files)} pictures can be read: give other files"
+        )
     paths = tuple(file.relative_to(folder).as_posix() for file in kept)
     return Index(np.concatenate(rows), paths, str(folder.resolve()), checkpoint)
 
@@ -181,7 +183,7 @@ def recall_at(scores: NDArray[np.float32], right: Sequence[int], k: int) -> floa
     """Return the share of queries whose right answer is among their k best, 0..1.
 
     Args:
-        scores: Of every query with every candidate, float32 [queries, candidates].
+        scores: Score of every query with every candidate, float32 [queries, candidates].
         right: The candidate that each query asks for.
         k: How many are looked at, at least 1.
     """

@@ -42,11 +42,11 @@ _OWNERS = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """What a decoder had in its cache after the first tokens of a prompt.
+    """A decoder's cache after the first tokens of a prompt.
 
     Attributes:
-        ids: Of those tokens, int64 [tokens].
-        state: For one row, by input name.
+        ids: Ids of those tokens, int64 [tokens].
+        state: State tensors of one row, by input name.
     """
 
     ids: NDArray[np.int64]
@@ -153,7 +153,7 @@ class Session:
         else:
             task, text = generating.ask_task(self._context, question), question
         chosen = self._context.options_of_a_stream(options)
-        loop.check_stream(chosen)  # what is wrong is told now
+        loop.check_stream(chosen)  # errors are raised now
         ready = self._prompt(task, text, chosen)
         decoder = self._context.graphs[task.decoder]
         made = self._written(task, text, chosen, seed, ready, (decoder, decoder.reads))
@@ -200,7 +200,7 @@ class Session:
             task: The wiring.
             text: The caller's.
             chosen: Options.
-            seed: Of the draw.
+            seed: Random seed for sampling.
             ready: From `_prompt`.
             then: The decoder, and its reads, for which it was made.
         """
@@ -283,7 +283,7 @@ class Session:
 
 
 def _has_prefix(context: TaskContext, task: GenerateTask) -> bool:
-    """Tell whether what the decoder makes of a token depends on nothing that comes later."""
+    """Return whether what the decoder makes of a token depends on nothing that comes later."""
     spec = context.bundle.spec
     looks_ahead = LOOKS_AHEAD in {tensor.name for tensor in spec.component(task.decoder).inputs}
     read_before = bool(task.instruct) or (task.read and wiring.reads_text(spec, task))

@@ -52,7 +52,7 @@ def respond(
     if is_stream(images):
         return answers(load, images, answer, on_error, per_batch)
     if on_error is not None:
-        raise InputError("on_error is for a stream of images: give iter(images)")
+        raise InputError("on_error is for a stream of images: pass iter(images)")
     if not is_images(images):
         found = next(iter(answer([load(images)], [0])))
         if isinstance(found, InputError):
@@ -162,6 +162,6 @@ def _wait(
 
 
 def _named(source: ImageSource, number: int, error: InputError) -> InputError:
-    """Say which picture it was, where the message does not."""
+    """Return the error with the picture's name, if its message lacks it."""
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
     return error if name in str(error) else InputError(f"{name}: {error}")

@@ -47,9 +47,9 @@ class Samples:
         captions: The right caption of each picture, or none when nobody knows.
         answers: The right answer to each question, or none.
         singles: Pictures to classify.
-        labels: What to choose from.
+        labels: Labels to choose from.
         classes: The right label of each single, or none.
-        said: A text for each of the first pictures, read with it where nothing is asked.
+        said: A text for each of the first pictures, read with it by tasks without a question.
     """
 
     images: tuple[ImageSource, ...]
@@ -118,7 +118,7 @@ class Pool(Protocol):
     samples: Samples
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether a tensor is known."""
+        """Return whether a tensor is known."""
         ...
 
     def at(self, name: str, i: int) -> Array:
@@ -130,7 +130,7 @@ class Pool(Protocol):
         ...
 
     def grid(self, i: int) -> Grid:
-        """Tell how picture i is cut."""
+        """Return how picture i is cut."""
         ...
 
     def whole(self, name: str) -> Array:
@@ -143,7 +143,7 @@ class Choices:
     """The answers of one side, to be compared with the other's.
 
     Attributes:
-        title: What is compared; of several with one title the first counts.
+        title: Name of the comparison; of several with one title the first counts.
         answers: One for each sample.
         right: The right ones, or none when nobody knows.
     """
@@ -176,7 +176,7 @@ class Trial(ABC, Generic[T]):
         return {}
 
     def mixed(self, component: Component, pool: Pool) -> dict[str, Column]:
-        """Make what a component takes from what those before it gave, and from more."""
+        """Make inputs of a component from outputs of earlier ones and from other tensors."""
         return {}
 
     @abstractmethod
@@ -190,12 +190,12 @@ class Trial(ABC, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a decoder is shown of some samples.
+    """Inputs of a decoder for some samples.
 
     Attributes:
-        soft: What the pictures of each became.
+        soft: The soft prompts made of each sample's pictures.
         texts: The full prompt of each.
-        held: What the decoder is fed throughout, by name, each [samples, ...]; none: nothing.
+        held: Constant inputs of the decoder, by name, each [samples, ...]; none: it has none.
     """
 
     soft: Sequence[Soft]
@@ -213,10 +213,10 @@ class Run:
     """One way to write about the samples.
 
     Attributes:
-        title: What it is called in a report.
+        title: Its name in a report.
         num_beams: As of `Generation`.
         count: How many samples are written about, the first ones; none: all.
-        right: What each text should be, or none when nobody knows.
+        right: The right text for each sample, or none when nobody knows.
     """
 
     title: str

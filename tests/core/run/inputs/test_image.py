@@ -5,7 +5,6 @@ import os
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,6 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlmedge.errors import CheckpointError, InputError
 from vlmedge.export._checkpoint.preprocessor import front_end
+from vlmedge.run.inputs import image_files
 from vlmedge.run.inputs.image import preprocess
 from vlmedge.run.inputs.image_files import SIZE_LIMIT_PIXELS, is_images, load_image
 
@@ -121,8 +121,8 @@ def test_front_end_takes_a_lone_size_without_crop_as_a_square():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"do_resize": False}, "do_resize False: a graph takes one size"),
-        ({"do_pad": True}, "do_pad True: the steps are do_resize, "),
+        ({"do_resize": False}, "do_resize False: it must be true, since a graph takes one size"),
+        ({"do_pad": True}, "do_pad True: the steps that a bundle has are do_resize, "),
         ({"do_center_crop": False}, "size .*: a shortest_edge needs do_center_crop"),
         ({"size": None}, "size None: give height and width, or shortest_edge"),
         ({"size": {"longest_edge": 9}}, "size .*: give height and width, or shortest_edge"),
@@ -133,9 +133,9 @@ def test_front_end_takes_a_lone_size_without_crop_as_a_square():
         ({"resample": 4}, r"resample 4: choose from 0 \(nearest\), 1 \(lanczos\)"),
         ({"resample": [3]}, r"resample \[3\]: choose from"),
         ({"rescale_factor": 0}, "rescale_factor 0: give a number above 0"),
-        ({"image_mean": [0.5]}, r"image_mean \[0.5\]: give three figures"),
-        ({"image_mean": "abc"}, "image_mean 'abc': give three figures"),
-        ({"image_std": [1, 0, 1]}, r"image_std \[1, 0, 1\]: give three figures"),
+        ({"image_mean": [0.5]}, r"image_mean \[0.5\]: give three numbers"),
+        ({"image_mean": "abc"}, "image_mean 'abc': give three numbers"),
+        ({"image_std": [1, 0, 1]}, r"image_std \[1, 0, 1\]: give three numbers"),
     ],
 )
 def test_front_end_refuses_by_field(changes, message):
@@ -258,7 +258,7 @@ def test_load_image_refuses_a_path_below_a_file(tmp_path):
 
 
 def test_load_image_refuses_a_folder(tmp_path):
-    refuse(tmp_path, r"^folder .*: give the path of one image file$")
+    refuse(tmp_path, r"^.* is a folder: give the path of one image file$")
 
 
 def test_load_image_refuses_a_pipe(tmp_path):
@@ -267,8 +267,10 @@ def test_load_image_refuses_a_pipe(tmp_path):
 
 
 def test_load_image_refuses_an_address():
-    refuse("https://a.org/b.png", r"^address https://a.org/b.png: download the image")
-    refuse("data:image/png;base64," + "A" * 5000, r"^address 'data:image.{1,200}: download")
+    refuse("https://a.org/b.png", r"^https://a.org/b.png is a web address: download the image")
+    refuse(
+        "data:image/png;base64," + "A" * 5000, r"^'data:image.{1,200} is a web address: download"
+    )
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "two\nlines"])
@@ -282,20 +284,20 @@ def test_load_image_refuses_a_file_without_permission(tmp_path, monkeypatch):
     def deny(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", deny)
-    refuse(path, r"^file .*a.png may not be read: ask for read permission$")
+    monkeypatch.setattr(image_files.Path, "open", deny)
+    refuse(path, r"^file .*a.png cannot be read: you have no read permission$")
 
 
 def test_load_image_refuses_a_text_file(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("not an image")
-    refuse(path, r"^image .*a.png is in no format that Pillow reads: give JPEG, PNG")
+    refuse(path, r"^image .*a.png is in a format that Pillow cannot read: give JPEG, PNG")
 
 
 def test_load_image_refuses_an_empty_file(tmp_path):
     path = tmp_path / "a.png"
     path.touch()
-    refuse(path, r"^image .*a.png is in no format that Pillow reads: give JPEG, PNG")
+    refuse(path, r"^image .*a.png is in a format that Pillow cannot read: give JPEG, PNG")
 
 
 def test_load_image_refuses_no_bytes():
@@ -306,7 +308,10 @@ def test_load_image_refuses_no_bytes():
 def test_load_image_refuses_a_truncated_file(tmp_path, name):
     data = saved(tmp_path / name, picture(200, 200)).read_bytes()
     for part in (0.1, 0.5, 0.9):
-        refuse(data[: int(len(data) * part)], r"^image of \d+ bytes is (damaged|in no format)")
+        refuse(
+            data[: int(len(data) * part)],
+            r"^image of \d+ bytes is (damaged|in a format that Pillow cannot read)",
+        )
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.tiff"])
@@ -389,7 +394,7 @@ def test_preprocess_refuses_another_mode():
 
 def test_preprocess_refuses_long_sides():
     image = PIL.Image.new("RGB", (30000, 10))
-    message = "^sides of 30000 x 10 pixels: the longer side may be at most 200 times the shorter$"
+    message = "^image of 30000 x 10 pixels: the longer side may be at most 200 times the shorter$"
     with pytest.raises(InputError, match=message):
         preprocess([image], front_end(CLIP))
     assert preprocess([image], front_end(BLIP)).shape == (1, 3, 96, 80)

@@ -251,7 +251,7 @@ def test_encode_refuses_no_texts(opt_file):
 
 
 def test_encode_refuses_one_text(opt_file):
-    with pytest.raises(InputError, match=r"^one text where several are due: give a list of str$"):
+    with pytest.raises(InputError, match=r"^texts is a single str: give a list of str$"):
         Tokenizer(opt_file, front()).encode("a cat")
 
 

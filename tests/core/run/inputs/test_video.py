@@ -72,7 +72,7 @@ def test_frames_of_the_other_rules() -> None:
     assert chosen(3, None, EIGHT) == chosen(3, None, ends) == [0, 1, 2]
     assert chosen(100, 10.0, VideoFrontEnd(FRAME, 8, fps=2.0)) == chosen(100, None, EIGHT)
     assert chosen(100, None, VideoFrontEnd(FRAME, 8, fps=2.0), 2) == [0, 50]
-    with pytest.raises(InputError, match="2 frames a second, and the video has no clock"):
+    with pytest.raises(InputError, match="2 frames a second, and the video has no frame rate"):
         chosen(100, None, VideoFrontEnd(FRAME, 8, fps=2.0))
 
 
@@ -121,9 +121,9 @@ def test_video_is_told_from_image_by_its_path(tmp_path: Path) -> None:
         (np.zeros((0, 4, 4, 3), np.uint8), "video array without frames: give at least one"),
         (np.zeros((4, 4, 3), np.uint8), r"uint8 \[4, 4, 3\]: give uint8 \[frames, height, width"),
         (np.zeros((2, 4, 4, 3), np.float32), "video array of float32"),
-        ("https://example.org/a.mp4", "address .*: download the video"),
+        ("https://example.org/a.mp4", "https:.*a.mp4 is a web address: download the video"),
         ("gone.mp4", "no file gone.mp4: give the path of a video"),
-        (b"no video at all", "video of 15 bytes is no video that FFmpeg reads"),
+        (b"no video at all", "video of 15 bytes is not a video that FFmpeg reads"),
         (7, "video of type int: give a path"),
     ],
 )
@@ -140,15 +140,15 @@ def test_files_without_frames_are_refused(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(InputError, match="sound.mp4 has sound alone"):
+    with pytest.raises(InputError, match="sound.mp4 has only sound"):
         read_frames(Video(silent), EIGHT)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty has no pictures"):
         read_frames(Video(tmp_path / "empty"), EIGHT)
     whole = encoded(tmp_path / "clip.mp4", drawn(12)).read_bytes()
-    with pytest.raises(InputError, match="is no video that FFmpeg reads, or is cut short"):
+    with pytest.raises(InputError, match="is not a video that FFmpeg reads, or is cut short"):
         read_frames(Video(whole[: len(whole) // 2]), EIGHT)
-    with pytest.raises(InputError, match="frames is 0: look at 1 or more"):
+    with pytest.raises(InputError, match="frames is 0: it must be at least 1"):
         read_frames(Video(whole, frames=0), EIGHT)
 
 
@@ -171,7 +171,7 @@ def test_frames_are_shrunk_as_video_chatgpt_does(size: tuple[int, int]) -> None:
     theirs = torch.nn.functional.interpolate(planes, size=(32, 32)).numpy()
     ours = preprocess(read_frames(Video(clip), front), front.frame)
     np.testing.assert_allclose(ours, theirs / 255, atol=1e-6)
-    with pytest.raises(InputError, match="frames is 101: this model looks at 100 at most"):
+    with pytest.raises(InputError, match="frames is 101: this model takes 100 at most"):
         read_frames(Video(clip, frames=101), front)
 
 

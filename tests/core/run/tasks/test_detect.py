@@ -248,9 +248,11 @@ def test_florence_finds_one_thing_after_the_other_or_all(
     assert outlined and all(box.polygons for box in outlined)
     words = {model.caption(pictures[0], task=task) for task in ("caption", "more_detailed_caption")}
     assert len(words) == 2
-    with pytest.raises(InputError, match="'detect_all' finds all that it knows: leave 'cat' out"):
+    with pytest.raises(
+        InputError, match="'detect_all' finds every object that it knows: leave 'cat' out"
+    ):
         model.detect(pictures[0], "cat", task="detect_all")
-    with pytest.raises(InputError, match="nothing to look for: name it"):
+    with pytest.raises(InputError, match="nothing to look for: name one thing or several"):
         model.detect(pictures[0], task="ground")
 
 
@@ -273,7 +275,7 @@ def test_command_writes_masks(
     again = vlmedge(*words)
     assert again.code == 1 and f"{folder} is not an empty folder: name another" in again.err
     boxes = vlmedge("detect", florence, pictures[2], "cat", "--masks", tmp_path / "none", *long)
-    assert boxes.code == 1 and "its boxes have no outlines: leave --masks out" in boxes.err
+    assert boxes.code == 1 and "gives boxes without masks: leave --masks out" in boxes.err
     assert not (tmp_path / "none").exists()
     nowhere = vlmedge("detect", florence, pictures[0], "--masks", tmp_path / "no" / "masks")
     assert nowhere.code == 1 and f"there is no folder {tmp_path / 'no'}: make it" in nowhere.err
@@ -366,7 +368,7 @@ def test_command_writes_masks_of_codes(
     shutil.rmtree(folder)
     boxes = vlmedge(*words)
     assert boxes.code == 1 and not folder.exists()
-    assert "its boxes have no outlines: leave --masks out, or give --task segment" in boxes.err
+    assert "gives boxes without masks: leave --masks out, or give --task segment" in boxes.err
 
 
 def test_command_says_how_to_get_masks(
@@ -409,11 +411,11 @@ def _pickled(arrays: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "refusal"),
     [
-        (_lacks, r"vae-oid.npz has no 'decoder.6.bias': it is no decoder of masks"),
+        (_lacks, r"vae-oid.npz has no 'decoder.6.bias': take the released file"),
         (_narrow, r"'_vq_vae._embedding' is \[128, 32\], PaliGemma's is \[128, 512\]: take the"),
         (_broken, "weight 'mask_decoder.decoder.12.bias' has NaN"),
-        (_pickled, "vae-oid.npz is no file of arrays: download it again"),
-        (None, "vae-oid.npz is no file of arrays: download it again"),
+        (_pickled, "vae-oid.npz cannot be read as arrays: download it again"),
+        (None, "vae-oid.npz cannot be read as arrays: download it again"),
     ],
 )
 def test_wrong_mask_decoders_are_refused(
@@ -435,9 +437,17 @@ def test_wrong_mask_decoders_are_refused(
 @pytest.mark.parametrize(
     ("part", "change", "refusal"),
     [
-        ("vision_config", {"dim_embed": [16, 32]}, "Microsoft's own layout: use the same weights"),
-        ("text_config", {"model_type": "t5"}, "has a language model 't5': allowed: bart"),
-        ("vision_config", {"max_position_embeddings": 3}, "are 4 x 4 places, the model knows 3"),
+        ("vision_config", {"dim_embed": [16, 32]}, "Microsoft's layout: use the same weights"),
+        (
+            "text_config",
+            {"model_type": "t5"},
+            "has the language model 't5': choose a checkpoint with 'bart'",
+        ),
+        (
+            "vision_config",
+            {"max_position_embeddings": 3},
+            "are 4 x 4 positions, and the model has 3",
+        ),
         (None, {"image_token_id": 9999}, "image_token_id is 9999, which its tokenizer does not"),
     ],
 )
@@ -462,5 +472,7 @@ def test_florence_with_two_embedding_tables_is_refused(tmp_path: Path) -> None:
     save_file(same, file, metadata={"format": "pt"})
     FAMILIES["florence2"].open(folder)
     save_file(other, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="differs from .* both sides share one table"):
+    with pytest.raises(
+        CheckpointError, match="differs from .* encoder and decoder share one table"
+    ):
         FAMILIES["florence2"].open(folder)

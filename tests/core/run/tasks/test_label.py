@@ -43,7 +43,11 @@ def test_label_without_a_name_is_refused(checkpoint: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"{", "cannot be read as JSON"), (b'["a", 1]', "is no list of names"), (None, "cannot be")],
+    [
+        (b"{", "cannot be read as JSON"),
+        (b'["a", 1]', "is not a list of names"),
+        (None, "cannot be"),
+    ],
 )
 def test_broken_label_file_is_refused(
     bundle: Path, tmp_path: Path, data: bytes | None, message: str
@@ -69,7 +73,7 @@ def test_labels_are_asked_for_where_there_is_no_head(
     clip_bundle: Path, pictures: list[Path], vlmedge: Callable[..., object]
 ) -> None:
     ran = vlmedge("classify", clip_bundle, pictures[0])
-    assert (ran.code, "has no labels of its own: give some" in ran.err) == (1, True)
+    assert (ran.code, "has no labels of its own: give labels" in ran.err) == (1, True)
 
 
 def test_ensemble_is_the_mean_of_unit_vectors(clip_bundle: Path, pictures: list[Path]) -> None:

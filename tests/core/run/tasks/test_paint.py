@@ -92,10 +92,10 @@ def test_points_are_maps_with_a_top_each(model: vlmedge.Model) -> None:
 @pytest.mark.parametrize(
     ("painting", "options", "match"),
     [
-        (PICTURE, {"task": "depth", "labels": 3}, "labels: what this task paints has none"),
+        (PICTURE, {"task": "depth", "labels": 3}, "labels: this task paints no labels"),
         (PICTURE, {"task": "segment", "labels": 300}, "labels is 300: it must be 1 to 255"),
         (NUMBERS, {"task": "segment", "labels": 6}, "has label 7, labels is 6: number them from 0"),
-        (NUMBERS.astype(np.uint16), {}, "has 16 bits: give 8, only a depth has more"),
+        (NUMBERS.astype(np.uint16), {}, "has 16 bits: give 8, only a depth map may have 16"),
         (NUMBERS.astype(np.float32), {}, "image array of float32: give uint8"),
     ],
 )

@@ -107,7 +107,7 @@ def test_searches_that_make_no_sense_are_refused(
     with pytest.raises(InputError, match="has no pictures"):
         model.index(tmp_path)
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="none of its 1 pictures can be read: mend them"):
+    with pytest.raises(InputError, match="none of its 1 pictures can be read: give other files"):
         model.index(tmp_path)
 
 

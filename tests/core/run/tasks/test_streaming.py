@@ -135,10 +135,10 @@ def test_command_goes_on_after_a_broken_picture(
         str(pictures[0]),
         str(pictures[1]),
     ]
-    assert "broken.png is in no format" in ran.err
+    assert "broken.png is in a format that Pillow cannot read" in ran.err
     assert "1 of 3 pictures have no caption" in ran.err
     found = json.loads(vlmedge("caption", blip2_int8, pictures[0], broken, "--json").out)
-    assert "caption" in found[0] and "in no format" in found[1]["error"]
+    assert "caption" in found[0] and "in a format that Pillow cannot read" in found[1]["error"]
 
 
 def test_low_memory_has_one_component_open(
