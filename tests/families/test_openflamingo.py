@@ -272,5 +272,5 @@ def test_folder_without_the_trained_layers_is_refused(neox: Path) -> None:
 
 def test_part_without_weights_is_refused(folder: Path) -> None:
     (folder / "lm" / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"lm has no weights: model\.safetensors or"):
+    with pytest.raises(CheckpointError, match=r"lm has no weights: add model\.safetensors, or"):
         FAMILY.open(folder)

@@ -219,11 +219,11 @@ def test_parts_without_a_projector_are_refused(parts: Path) -> None:
     with pytest.raises(CheckpointError, match="weight 'projector.weight' is missing"):
         FAMILY.open(parts)
     (parts / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"parts has no weights: model\.safetensors or"):
+    with pytest.raises(CheckpointError, match=r"parts has no weights: add model\.safetensors, or"):
         FAMILY.open(parts)
 
 
 def test_part_without_weights_is_refused(parts: Path) -> None:
     (parts / "mt5" / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"mt5 has no weights: model\.safetensors or"):
+    with pytest.raises(CheckpointError, match=r"mt5 has no weights: add model\.safetensors, or"):
         FAMILY.open(parts)

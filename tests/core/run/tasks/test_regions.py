@@ -128,8 +128,8 @@ def test_regions_are_written_where_the_question_has_their_places() -> None:
 @pytest.mark.parametrize(
     ("question", "regions", "refusal"),
     [
-        ("what?", [(1, 2, 3, 4)], r"0 places \{region\} for 1 regions: put a \{region\}"),
-        ("{region}?", [], r"1 places \{region\} for 0 regions"),
+        ("what?", [(1, 2, 3, 4)], r"0 marks \{region\} for 1 regions: put a \{region\}"),
+        ("{region}?", [], r"1 marks \{region\} for 0 regions"),
         ("{region}?", [(1, 2, 3)], "region 1,2,3: give left, top, right and bottom, or x and y"),
         ("{region}?", [(1, float("nan"))], "region 1,nan: give left"),
         ("{region}?", [(3, 2, 3, 4)], "region 3,2,3,4: left must be below right"),
