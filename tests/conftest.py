@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, cores[number % len(cores) :: workers])
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of one kind of checkpoint on one worker; all others go where there is room."""
     for item in items:
