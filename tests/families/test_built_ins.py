@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 from kit.bundles import bundle_of
-from kit.tiny import schemes
+from kit.tiny import schemes, trained
 
 from vlmedge.bundle import Bundle
-from vlmedge.checkpoints.resolve import built_ins
 from vlmedge.make.check import check
 
 LEAST = 0.95  # of the answers right, whatever the scheme
 
 
 @pytest.mark.parametrize("scheme", schemes("int8", "int4"))
-@pytest.mark.parametrize("name", built_ins())
+@pytest.mark.parametrize("name", trained())
 def test_scheme_keeps_the_answers(name: str, scheme: str, tmp_path: Path) -> None:
     check(bundle_of(name, tmp_path / "b", scheme), name)
     bundle = Bundle.load(tmp_path / "b")
