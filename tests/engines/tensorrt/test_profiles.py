@@ -79,6 +79,7 @@ def test_every_kind_fits_its_profiles(
     writes_the_same(bundle, pictures)
 
 
+@pytest.mark.xdist_group("blip2-flan-t5")  # traced once, on one worker
 def test_encoder_and_decoder_write_what_onnx_runtime_does(
     use: Use, t5: Bundle, pictures: list[Path]
 ) -> None:
@@ -87,6 +88,7 @@ def test_encoder_and_decoder_write_what_onnx_runtime_does(
     writes_the_same(t5, pictures)
 
 
+@pytest.mark.xdist_group("blip2-flan-t5")  # traced once, on one worker
 def test_states_are_what_a_reader_has_read(t5: Bundle) -> None:
     """T5's encoder reads the picture's rows and the text, and the decoder looks at all of it."""
     spec = t5.spec
@@ -103,6 +105,7 @@ def test_states_are_what_a_reader_has_read(t5: Bundle) -> None:
         assert [one["states"] for one in found] == [AxisRange(1, 30, 60)] * len(found)
 
 
+@pytest.mark.xdist_group("blip2-flan-t5")  # traced once, on one worker
 def test_states_beyond_the_profile_are_named(use: Use, t5: Bundle) -> None:
     use("trt103")
     build(t5, only("cross_kv", axes={"states": AxisRange(1, 8, 9)}))
@@ -115,6 +118,7 @@ def test_states_beyond_the_profile_are_named(use: Use, t5: Bundle) -> None:
     graph.close()
 
 
+@pytest.mark.xdist_group("blip2-flan-t5")  # traced once, on one worker
 def test_cross_cache_goes_up_once(use: Use, t5: Bundle, pictures: list[Path]) -> None:
     gpu = use("trt103")
     build(t5)
