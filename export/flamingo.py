@@ -21,7 +21,7 @@ from ._checkpoint.folder import (
     bare,
     read_config,
     read_generation,
-    read_json,
+    read_image_processor,
     read_tokenizer,
 )
 from ._checkpoint.preprocessor import front_end
@@ -259,9 +259,7 @@ class Flamingo:
             open_weights(folder, allow_pickle=allow_pickle), {EMBED_TOKENS: (TABLE, ADDED)}
         )
         tokenizer = bare(read_tokenizer(folder))  # before any work: it may be refused
-        raw = read_json(folder, "preprocessor_config.json")
-        if raw is None:
-            raw = (read_json(folder, "processor_config.json") or {}).get("image_processor") or {}
+        raw = read_image_processor(folder) or {}
         side = config.vision_config.image_size
         front = front_end(
             {

@@ -29,7 +29,7 @@ from ._checkpoint.folder import (
     TOKENIZER,
     read_config,
     read_generation,
-    read_json,
+    read_image_processor,
     read_tokenizer,
     token_text,
 )
@@ -179,9 +179,7 @@ def describe(
 
 def read_tiled_front_end(folder: Path, size: int) -> ImageFrontEnd:
     """Read how pictures are cut; what the file leaves out is transformers' default."""
-    config = read_json(folder, "preprocessor_config.json")
-    if config is None:
-        config = (read_json(folder, "processor_config.json") or {}).get("image_processor") or {}
+    config = read_image_processor(folder) or {}
     longest = (config.get("size") or {}).get("longest_edge", 4 * 364)
     tile = (config.get("max_image_size") or {}).get("longest_edge", 364)
     if tile != size:

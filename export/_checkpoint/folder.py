@@ -76,14 +76,20 @@ def eager_float32(config: Any) -> None:
         part._attn_implementation = "eager"
 
 
-def read_image_front_end(folder: Path, default: ImageFrontEnd) -> ImageFrontEnd:
-    """Read the image processor's config: a file of its own, or inside the processor's.
-
-    Old files leave out what their class had as a default: it comes from `default`.
-    """
+def read_image_processor(folder: Path) -> Any:
+    """Read the image processor's config: a file of its own, or inside the processor's; or none."""
     config = read_json(folder, "preprocessor_config.json")
     if config is None:
         config = (read_json(folder, "processor_config.json") or {}).get("image_processor")
+    return config
+
+
+def read_image_front_end(folder: Path, default: ImageFrontEnd) -> ImageFrontEnd:
+    """Read how a checkpoint's pictures become pixels.
+
+    Old files leave out what their class had as a default: it comes from `default`.
+    """
+    config = read_image_processor(folder)
     if config is None:
         return default
     filled = {

@@ -5,7 +5,7 @@ A family hands one to `read_image_front_end`, which takes from it what old files
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from vlmedge.spec import ImageFrontEnd
 
@@ -32,6 +32,18 @@ def clip(size: Size) -> ImageFrontEnd:
         image_mean=CLIP_MEAN,
         image_std=CLIP_STD,
     )
+
+
+def clip_fields(side: int) -> dict[str, Any]:
+    """Return `clip` of a square as preprocessor_config.json writes it, for files that lack some."""
+    return {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "do_center_crop": True,
+        "resample": 3,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
 
 
 def clip_stretched(size: Size) -> ImageFrontEnd:

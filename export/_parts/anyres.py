@@ -13,7 +13,7 @@ from vlmedge.errors import CheckpointError
 from vlmedge.spec import AnyRes, ImageFrontEnd, TensorSpec
 
 from .._checkpoint import presets
-from .._checkpoint.folder import read_json
+from .._checkpoint.folder import read_image_processor
 from .._checkpoint.preprocessor import front_end
 from .llava import Projector, save_tiny, seen_patches
 
@@ -63,21 +63,11 @@ def check_patches(folder: Path, config: Any) -> None:
 
 def read_anyres_front_end(folder: Path, config: Any) -> ImageFrontEnd:
     """Read how pictures are cut; what the file leaves out is transformers' default."""
-    found = read_json(folder, "preprocessor_config.json")
-    if found is None:
-        found = (read_json(folder, "processor_config.json") or {}).get("image_processor") or {}
+    found = read_image_processor(folder) or {}
     vision = config.vision_config
     side = vision.image_size
-    defaults = {
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "do_center_crop": True,
-        "resample": 3,
-        "image_mean": presets.CLIP_MEAN,
-        "image_std": presets.CLIP_STD,
-    }
     plain = {name: value for name, value in found.items() if name != "do_pad"}
-    front = front_end({**defaults, **plain})
+    front = front_end({**presets.clip_fields(side), **plain})
     pixels = front.crop_size or front.resize_size
     if pixels != (side, side):
         raise CheckpointError(

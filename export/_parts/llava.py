@@ -301,19 +301,11 @@ def read_video_front_end(folder: Path, default: ImageFrontEnd, frames: int) -> V
     if found is None:
         found = read_json(folder, "preprocessor_config.json") or inside.get("image_processor") or {}
     side = default.resize_size[0]
-    filled = {
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "do_center_crop": True,
-        "resample": 3,
-        "image_mean": presets.CLIP_MEAN,
-        "image_std": presets.CLIP_STD,
-    }
     other = ("do_pad", "do_sample_frames")  # how a batch is filled up, and what comes here
     plain = {name: value for name, value in found.items() if name not in other}
     samples = bool(found.get("do_sample_frames"))
     return VideoFrontEnd(
-        frame=front_end({**filled, **plain}),
+        frame=front_end({**presets.clip_fields(side), **plain}),
         frames=(found.get("num_frames") if samples else None) or frames,
         fps=found.get("fps") if samples and not found.get("num_frames") else None,
     )

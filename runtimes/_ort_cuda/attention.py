@@ -215,21 +215,6 @@ def _unrepeated(value: ir.Value) -> ir.Value:
     return found
 
 
-def _asks_for_past(graph: ir.Graph, past: set[str]) -> bool:
-    """Return whether a node needs the length of the past, which the buffer does not have."""
-    for value in graph.inputs:
-        if value.name not in past:
-            continue
-        for use in value.uses():
-            if use.node.op_type == "Shape":
-                start = use.node.attributes.get_int("start", 0)
-                if start <= 2 < use.node.attributes.get_int("end", 4):
-                    return True
-            elif use.node.op_type != "Concat":
-                return True
-    return False
-
-
 def _plain(
     graph: ir.Graph, one: _Attention, name: str, split: dict[ir.Value, list[ir.Value]]
 ) -> None:

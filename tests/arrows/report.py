@@ -27,8 +27,7 @@ def report(root: Path) -> str:
             f"{sum(map(len, arrows.values()))} arrows, {level} not down, "
             f"{len(circles(arrows))} circles"
         )
-    if tree := circles(house.room_arrows()):
-        said += [f"  circle of rooms: {', '.join(group)}" for group in tree]
+    said += [f"  circle of rooms: {', '.join(group)}" for group in circles(house.room_arrows())]
     said.append(f"circles of files: {len(circles(house.file_arrows()))}")
     said += [f"  {', '.join(group)}" for group in circles(house.file_arrows())]
     said.append(f"private names across packages: {len(house.private_names())}")

@@ -16,6 +16,7 @@ from vlmedge.bundle.folder import ENGINES, MANIFEST, Bundle, encode
 from vlmedge.errors import BundleError
 from vlmedge.files import digest
 from vlmedge.spec.manifest import Manifest, StoredFile
+from vlmedge.units import GIB
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def refuse_full_disk(error: OSError, folder: Path, instead: str) -> None:
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if error.errno not in full and not (error.errno is None and "requested and" in str(error)):
         return
-    free_gib = shutil.disk_usage(folder.parent).free / 2**30
+    free_gib = shutil.disk_usage(folder.parent).free / GIB
     raise BundleError(
         f"{folder}: the disk is full ({free_gib:.1f} GiB free, nothing was kept): "
         f"free some space or {instead}"

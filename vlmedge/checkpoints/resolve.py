@@ -13,6 +13,7 @@ from vlmedge.errors import CheckpointError, MissingExtraError
 from vlmedge.progress import Progress
 from vlmedge.shelves.registry import FAMILIES, unknown
 from vlmedge.spec.manifest import CheckpointId
+from vlmedge.units import MIB
 
 BUILT_INS = Path(__file__).parent
 
@@ -55,7 +56,7 @@ class Checkpoint:
             size, name = file.stat().st_size, file.relative_to(self.folder).as_posix()
             total.update(f"\n{name} {size}\n".encode())
             with file.open("rb") as stream:
-                stream.seek(max(0, size - 2**20))
+                stream.seek(max(0, size - MIB))
                 total.update(stream.read())
         return CheckpointId(self.id, self.revision, total.hexdigest())
 

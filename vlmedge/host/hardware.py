@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-RESERVE_BYTES = 256 * 2**20  # of free memory: with less left, the whole machine stalls
+from vlmedge.units import GIB, MIB
+
+RESERVE_BYTES = 256 * MIB  # of free memory: with less left, the whole machine stalls
 
 # What kernels are chosen by, as /proc/cpuinfo names it.
 FEATURES = {
@@ -54,7 +56,7 @@ def this_machine(libraries: Iterable[str]) -> Machine:
         dict(_versions(libraries)),
         platform.platform(),
         platform.python_version(),
-        round(_memory_bytes("MemTotal") / 2**30, 1),
+        round(_memory_bytes("MemTotal") / GIB, 1),
     )
 
 

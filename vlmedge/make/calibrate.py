@@ -34,6 +34,7 @@ from vlmedge.run.tasks.context import TaskContext
 from vlmedge.run.tasks.trial import Samples
 from vlmedge.shelves.contracts import Engine, Graph, Scheme, Stats, Watched
 from vlmedge.spec import Component, Generation, TensorSpec
+from vlmedge.units import GIB
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,9 +43,9 @@ SCRATCH = ".calibration"
 NEW_TOKENS = 8  # that a decoder writes for each picture
 TRIALS = 30
 TRIAL_S = 1.0  # no component is timed for longer, once it ran twice
-LARGE_BYTES = 2**30  # of float weights: above it they are rounded for calibration
-HUGE_BYTES = 16 * 2**30  # of a decoder's: above it, it runs in pieces
-PIECE_BYTES = 2**29  # of float weights in each
+LARGE_BYTES = GIB  # of float weights: above it they are rounded for calibration
+HUGE_BYTES = 16 * GIB  # of a decoder's: above it, it runs in pieces
+PIECE_BYTES = GIB // 2  # of float weights in each
 PROMPT_TOKENS = 2 * ROWS * ROW_STEP  # that go through pieces: twice what ROWS are kept of
 
 

@@ -24,6 +24,7 @@ from vlmedge.shelves.contracts import LayerError, Stats
 from vlmedge.shelves.registry import ENGINES, SCHEMES
 from vlmedge.spec import Component
 from vlmedge.spec.manifest import FLOAT, KeptLayer, Parity
+from vlmedge.units import MIB
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -182,7 +183,7 @@ class MixedPrecision:
                 tensor = part.model.graph.initializers[layer].const_value
                 assert tensor is not None
                 freed = 0.0 if layer in stay else measured.bits / 8
-                cost_mib = tensor.size * (FINER[measured.bits][1] - freed) / 2**20
+                cost_mib = tensor.size * (FINER[measured.bits][1] - freed) / MIB
                 worth = measured.error / cost_mib if by_size else measured.error
                 found.append((worth, part, layer, cost_mib))
         found.sort(key=lambda entry: -entry[0])
@@ -235,7 +236,7 @@ class MixedPrecision:
 
     def _graphs_mib(self) -> float:
         files = (self._bundle.path / "graphs").iterdir()
-        return sum(file.stat().st_size for file in files) / 2**20
+        return sum(file.stat().st_size for file in files) / MIB
 
     def _report(self) -> dict[str, object]:
         return {

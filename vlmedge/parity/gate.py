@@ -25,7 +25,7 @@ from vlmedge.progress import Advance, Progress
 from vlmedge.run.decode import loop
 from vlmedge.run.decode.prompt import Prompt
 from vlmedge.run.tasks.context import IMAGES_PER_BATCH, TaskContext
-from vlmedge.run.tasks.trial import Run, Samples, Shown, Writer
+from vlmedge.run.tasks.trial import Run, Samples, Shown, Writer, trials
 from vlmedge.shelves.checked_graph import CheckedGraph
 from vlmedge.shelves.contracts import Export, Graph
 from vlmedge.shelves.registry import ENGINES
@@ -93,10 +93,9 @@ class _Gate:
         engine, rows = ENGINES["ort"], export.rows()  # PyTorch's side has its own table
         self._theirs = _Side(bundle, export.open, rows)
         self._ours = _Side(bundle, lambda name: engine.open(bundle, name))
+        if not any(isinstance(trial, Writer) for trial in trials(self._theirs.context)):
+            samples = replace(samples, images=samples.singles)
         feeds = Feeds(self._theirs.context, samples, CLIP_FRAMES)
-        if not any(isinstance(trial, Writer) for trial in feeds.trials):
-            pictures = replace(samples, images=samples.singles)
-            feeds = Feeds(self._theirs.context, pictures, CLIP_FRAMES)
         self._theirs.feeds, self._ours.feeds = feeds, feeds.beside(self._ours.context)
 
     def run(self) -> tuple[list[ComponentParity], list[TaskParity]]:

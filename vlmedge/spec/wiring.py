@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vlmedge.spec import Component
 from vlmedge.spec.front_ends import AnyRes, FrontEnd, ImageFrontEnd, VideoFrontEnd
 from vlmedge.spec.model import ModelSpec
 from vlmedge.spec.tasks import GenerateTask
+from vlmedge.spec.tensors import Component
 
 
 def writing(spec: ModelSpec) -> list[GenerateTask]:
